@@ -1,0 +1,315 @@
+"""Frozen descriptions of every part of the model.
+
+All of them are hashable, so a config can be a static argument of `jax.jit`. Files are read and
+written by `hf_config`; `presets` has the published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+ModelType = Literal["base", "custom_voice", "voice_design"]
+
+
+class ConfigError(ValueError):
+    """A configuration that this package cannot run; the message names the key and its value."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shapes of one stack of transformer layers.
+
+    `sliding_window` counts the positions that a query may see, its own included; None sees all.
+    `dtype` is the dtype of activations and products; norms, softmax and RoPE are always float32.
+    """
+
+    num_layers: int
+    width: int
+    mlp_width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    norm_eps: float
+    norm: Literal["rms", "layer"] = "rms"
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    qk_norm: bool = False
+    layer_scale: bool = False
+    final_norm: bool = True
+    sliding_window: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("num_layers", "width", "mlp_width", "num_heads", "num_kv_heads", "head_dim"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"num_attention_heads ({self.num_heads}) must be a multiple of num_key_value_heads ({self.num_kv_heads})",
+        )
+        _require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE, got {self.head_dim}")
+        _require(
+            self.sliding_window is None or self.sliding_window > 0,
+            f"sliding_window must be positive, got {self.sliding_window}",
+        )
+
+
+@dataclass(frozen=True)
+class TalkerConfig:
+    """The Qwen3 language model over code 0, with its text embedding and projection.
+
+    The codec vocabulary is the codes of codebook 0 followed by `num_special_codes` rows for
+    control tokens, languages and speakers.
+    """
+
+    transformer: TransformerConfig
+    codec_vocab_size: int
+    text_vocab_size: int
+    text_width: int
+    num_codebooks: int
+    max_positions: int
+    num_special_codes: int = 1024
+
+    def __post_init__(self) -> None:
+        _require(
+            self.codec_vocab_size > self.num_special_codes,
+            f"talker vocab_size must exceed its {self.num_special_codes} special codes, got {self.codec_vocab_size}",
+        )
+        _require(self.num_codebooks > 1, f"num_code_groups must be at least 2, got {self.num_codebooks}")
+
+
+@dataclass(frozen=True)
+class CodePredictorConfig:
+    """The small transformer that predicts codes 1 … Q−1 of a frame, one after the other."""
+
+    transformer: TransformerConfig
+    codebook_size: int
+    num_codebooks: int
+    talker_width: int
+
+    @property
+    def has_projection(self) -> bool:
+        """True where inputs of the talker's width are projected to the predictor's."""
+        return self.talker_width != self.transformer.width
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Token ids that the prompt is made of: text specials, codec specials, languages, speakers.
+
+    `dialects` maps a speaker to the language (dialect) that replaces Chinese or auto.
+    """
+
+    tts_bos: int
+    tts_eos: int
+    tts_pad: int
+    codec_bos: int
+    codec_eos: int
+    codec_pad: int
+    codec_think: int
+    codec_nothink: int
+    codec_think_bos: int
+    codec_think_eos: int
+    languages: Mapping[str, int] = field(hash=False)
+    speakers: Mapping[str, int] = field(hash=False)
+    dialects: Mapping[str, str] = field(hash=False)
+
+
+@dataclass(frozen=True)
+class SpeakerEncoderConfig:
+    """ECAPA-TDNN that turns a 128-bin mel spectrogram into an x-vector."""
+
+    mel_bins: int = 128
+    x_vector_width: int = 1024
+    channels: tuple[int, ...] = (512, 512, 512, 512, 1536)
+    kernel_sizes: tuple[int, ...] = (5, 3, 3, 3, 1)
+    dilations: tuple[int, ...] = (1, 2, 3, 4, 1)
+    attention_channels: int = 128
+    res2net_scale: int = 8
+    se_channels: int = 128
+    sample_rate: int = 24_000
+
+
+@dataclass(frozen=True)
+class CodecEncoderConfig:
+    """Waveform → codes: strided causal convolutions, a transformer, a split residual quantizer.
+
+    `num_codebooks` is what the file holds; only the first `CodecConfig.num_codebooks` are used.
+    """
+
+    transformer: TransformerConfig
+    filters: int
+    strides: tuple[int, ...]
+    kernel_size: int
+    last_kernel_size: int
+    residual_kernel_size: int
+    num_residual_layers: int
+    dilation_growth: int
+    compress: int
+    downsample_stride: int
+    num_codebooks: int
+    num_semantic_codebooks: int
+    codebook_size: int
+    codebook_dim: int
+
+
+@dataclass(frozen=True)
+class CodecDecoderConfig:
+    """Codes → waveform: split residual quantizer, a transformer, transposed convolutions.
+
+    `latent_upsample_rates` are the ConvNeXt stages, `upsample_rates` the SnakeBeta stages; their
+    product is the number of samples per frame. Stage i of the latter has
+    `decoder_channels // 2**i` input channels.
+    """
+
+    transformer: TransformerConfig
+    num_codebooks: int
+    num_semantic_codebooks: int
+    codebook_size: int
+    codebook_dim: int
+    quantizer_width: int
+    latent_width: int
+    decoder_channels: int
+    upsample_rates: tuple[int, ...]
+    latent_upsample_rates: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        halvings = 2 ** len(self.upsample_rates)
+        _require(
+            self.decoder_channels % halvings == 0,
+            f"decoder_dim ({self.decoder_channels}) must be divisible by {halvings} "
+            f"(it halves in each of {len(self.upsample_rates)} stages)",
+        )
+        _require(
+            self.num_codebooks > self.num_semantic_codebooks,
+            f"num_quantizers ({self.num_codebooks}) must exceed "
+            f"num_semantic_quantizers ({self.num_semantic_codebooks})",
+        )
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples per frame: 1,920 as published (80 ms at 24 kHz)."""
+        total = 1
+        for rate in (*self.latent_upsample_rates, *self.upsample_rates):
+            total *= rate
+        return total
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The 12.5 Hz speech tokenizer."""
+
+    sample_rate: int
+    num_codebooks: int
+    encoder: CodecEncoderConfig
+    decoder: CodecDecoderConfig
+
+    @property
+    def frame_samples(self) -> int:
+        return self.decoder.frame_samples
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second: 12.5 as published."""
+        return self.sample_rate / self.decoder.frame_samples
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How one code is drawn from its logits; see `sampling.sample` for the order of operations.
+
+    `top_k=0` and `top_p=1.0` switch those filters off. `do_sample=False` takes the most likely code
+    and ignores temperature, top-k and top-p, but not the repetition penalty.
+    """
+
+    do_sample: bool = True
+    temperature: float = 0.9
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.do_sample or self.temperature > 0,
+            f"temperature must be above 0, got {self.temperature} (for the most likely codes use do_sample=False)",
+        )
+        _require(self.top_k >= 0, f"top_k must be 0 (off) or positive, got {self.top_k}")
+        _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
+        _require(
+            self.repetition_penalty > 0,
+            f"repetition_penalty must be above 0, got {self.repetition_penalty}",
+        )
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Sampling of code 0 by the talker and of codes 1 … Q−1 by the code predictor."""
+
+    talker: SamplingConfig = SamplingConfig(repetition_penalty=1.05)
+    code_predictor: SamplingConfig = SamplingConfig()
+
+    @classmethod
+    def greedy(cls, repetition_penalty: float = 1.05) -> GenerationConfig:
+        """The most likely code everywhere; the penalty on repeated codes 0 stays."""
+        return cls(
+            talker=SamplingConfig(do_sample=False, repetition_penalty=repetition_penalty),
+            code_predictor=SamplingConfig(do_sample=False),
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole checkpoint. `max_new_tokens` is the published limit of code-0 tokens per utterance."""
+
+    model_type: ModelType
+    model_size: str
+    talker: TalkerConfig
+    code_predictor: CodePredictorConfig
+    prompt: PromptConfig
+    codec: CodecConfig
+    speaker_encoder: SpeakerEncoderConfig | None = None
+    generation: GenerationConfig = GenerationConfig()
+    max_new_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        _require(
+            self.talker.num_codebooks == self.code_predictor.num_codebooks,
+            f"num_code_groups differ: talker {self.talker.num_codebooks}, "
+            f"code predictor {self.code_predictor.num_codebooks}",
+        )
+        _require(
+            self.talker.num_codebooks == self.codec.num_codebooks,
+            f"the talker makes {self.talker.num_codebooks} codes a frame, the codec reads {self.codec.num_codebooks}",
+        )
+        _require(
+            (self.model_type == "base") == (self.speaker_encoder is not None),
+            "a 'base' model has a speaker encoder, and only it has one",
+        )
+
+    @property
+    def supports_instruct(self) -> bool:
+        """The published 0.6B checkpoints were not trained with instructions; the reference drops them."""
+        return self.model_size != "0b6" and self.model_type != "base"
+
+    def with_dtypes(self, dtype: str, codec_dtype: str = "float32") -> ModelConfig:
+        """The same model computing in `dtype` (talker, code predictor) and `codec_dtype` (codec)."""
+
+        def cast(part, to):
+            return replace(part, transformer=replace(part.transformer, dtype=to))
+
+        return replace(
+            self,
+            talker=cast(self.talker, dtype),
+            code_predictor=cast(self.code_predictor, dtype),
+            codec=replace(
+                self.codec,
+                encoder=cast(self.codec.encoder, codec_dtype),
+                decoder=cast(self.codec.decoder, codec_dtype),
+            ),
+        )

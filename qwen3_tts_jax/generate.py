@@ -1,0 +1,243 @@
+"""From a prompt to codes: prefill, one frame, and the scan over frames that is compiled end to end.
+
+Every function here is pure: `params` is the parameter tree (`talker` and `code_predictor`), `config` a
+hashable `ModelConfig`, everything that changes rides in `DecodeState`. `prefill_compiled` and
+`generate_chunk` at the end are the same functions under `jax.jit`, with the state donated; they are
+what `Qwen3TTS` calls. A frame is
+
+    sample code 0  →  code predictor × (Q − 1)  →  sum of the Q embeddings + text track  →  talker step
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from qwen3_tts_jax.cache import KVCache
+from qwen3_tts_jax.code_predictor import CodePredictor
+from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
+from qwen3_tts_jax.prompt import PromptBatch
+from qwen3_tts_jax.sampling import sample
+from qwen3_tts_jax.talker import Talker
+
+Params = dict
+MIN_FRAMES = 2  # The end of speech cannot be drawn before: min_new_tokens of the official package.
+
+
+@flax.struct.dataclass
+class DecodeState:
+    """All that one frame leaves to the next.
+
+    Attributes:
+        cache: the talker's keys and values.
+        hidden: [B, D], the talker's state that predicts the next code 0.
+        logits: float32 [B, V] of the next code 0.
+        seen: bool [B, V], codes 0 drawn so far (for the repetition penalty).
+        text_track: [B, U + 1, D], text added to frame k's embedding; the last one (tts_pad) for ever.
+        keys: PRNG keys [B], one per utterance.
+        frame: int32 [], frames made so far.
+        frame_limit: int32 [B], frames after which a row is cut off.
+        ended: bool [B], True where a row drew the end of speech.
+    """
+
+    cache: KVCache
+    hidden: jax.Array
+    logits: jax.Array
+    seen: jax.Array
+    text_track: jax.Array
+    keys: jax.Array
+    frame: jax.Array
+    frame_limit: jax.Array
+    ended: jax.Array
+
+    @property
+    def active(self) -> jax.Array:
+        """True where a row still speaks, bool [B]."""
+        return ~self.ended & (self.frame < self.frame_limit)
+
+
+def _talker(params: Params, config: ModelConfig, *args, method=None):
+    return Talker(config.talker).apply({"params": params["talker"]}, *args, method=method)
+
+
+def _predictor(params: Params, config: ModelConfig, *args, method=None):
+    variables = {"params": params["code_predictor"]}
+    return CodePredictor(config.code_predictor).apply(variables, *args, method=method)
+
+
+def utterance_keys(seed: int, utterances: jax.Array) -> jax.Array:
+    """PRNG keys [B] of the utterances with these numbers (int32 [B]), independent of their company."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), utterances)
+
+
+def embed_codes(params: Params, config: ModelConfig, codes: jax.Array) -> jax.Array:
+    """The sum of a frame's code embeddings, int32 [..., Q] → [..., D]; −1 adds nothing.
+
+    Summed in the order of the codebooks, as the reference does: another order changes the rounding,
+    and with it, sooner or later, a code.
+    """
+    codebooks = jnp.arange(1, codes.shape[-1])
+    first = _talker(params, config, jnp.maximum(codes[..., :1], 0), method=Talker.embed_code)
+    rest = _predictor(params, config, codebooks, jnp.maximum(codes[..., 1:], 0), method=CodePredictor.embed_code)
+    rows = jnp.concatenate([first.astype(jnp.float32), rest.astype(jnp.float32)], axis=-2)
+    rows = jnp.where(codes[..., None] >= 0, rows, 0.0)
+    total = rows[..., 0, :]
+    for codebook in range(1, codes.shape[-1]):
+        total = total + rows[..., codebook, :]
+    return total.astype(config.talker.transformer.dtype)
+
+
+def embed_prompt(params: Params, config: ModelConfig, prompt: PromptBatch) -> tuple[jax.Array, jax.Array]:
+    """The talker's inputs [B, T, D], and the text track [B, U + 1, D] that later frames add."""
+    with jax.named_scope("embed_prompt"):
+        pad = jnp.full_like(prompt.trailing_text_ids[:, :1], config.prompt.tts_pad, shape=(len(prompt.start), 1))
+        track_ids = jnp.concatenate([prompt.trailing_text_ids, pad], axis=1)
+        ids = jnp.concatenate([jnp.maximum(prompt.text_ids, 0), track_ids], axis=1)
+        text, track = jnp.split(
+            _talker(params, config, ids, method=Talker.embed_text), [prompt.text_ids.shape[1]], axis=1
+        )
+        text = jnp.where(prompt.text_ids[..., None] >= 0, text, 0.0)
+        return text + embed_codes(params, config, prompt.codes), track
+
+
+def prefill(
+    params: Params, config: ModelConfig, prompt: PromptBatch, keys: jax.Array, frame_limit: jax.Array
+) -> DecodeState:
+    """Reads the prompts; the cache that it returns is full and must `grow` before the first frame.
+
+    Args:
+        params: the trees `talker` and `code_predictor`.
+        config: static under jit.
+        prompt: B prompts.
+        keys: PRNG keys [B], see `utterance_keys`.
+        frame_limit: int32 [B], the most frames that each row may make.
+    """
+    embeddings, text_track = embed_prompt(params, config, prompt)
+    batch, steps = prompt.text_ids.shape
+    with jax.named_scope("prefill"):
+        cache = KVCache.zeros(config.talker.transformer, prompt.start, capacity=steps)
+        hidden, cache = _talker(params, config, embeddings, cache)
+        hidden = hidden[:, -1]
+        return DecodeState(
+            cache=cache,
+            hidden=hidden,
+            logits=_talker(params, config, hidden, method=Talker.logits),
+            seen=jnp.zeros((batch, config.talker.codec_vocab_size), bool),
+            text_track=text_track,
+            keys=keys,
+            frame=jnp.zeros((), jnp.int32),
+            frame_limit=frame_limit,
+            ended=jnp.zeros(batch, bool),
+        )
+
+
+def allowed_codes(config: ModelConfig, frame: jax.Array) -> jax.Array:
+    """What code 0 may be at `frame`: the codes themselves and, from frame 2 on, the end of speech; bool [V]."""
+    ids = jnp.arange(config.talker.codec_vocab_size)
+    is_code = ids < config.talker.codec_vocab_size - config.talker.num_special_codes
+    return is_code | ((ids == config.prompt.codec_eos) & (frame >= MIN_FRAMES))
+
+
+def predict_codes(
+    params: Params,
+    config: ModelConfig,
+    sampling: SamplingConfig,
+    hidden: jax.Array,
+    code_0: jax.Array,
+    keys: jax.Array,
+) -> jax.Array:
+    """Codes 1 … Q−1 of a frame, int32 [B, Q − 1].
+
+    Args:
+        params: the trees `talker` and `code_predictor`.
+        config: static under jit.
+        sampling: of these codes; static under jit.
+        hidden: [B, D], the talker's state that predicted code 0.
+        code_0: int32 [B].
+        keys: PRNG keys [B] of the frame; codebook q draws with fold_in(key, q).
+    """
+
+    def draw(hidden: jax.Array, codebook: jax.Array) -> jax.Array:
+        logits = _predictor(params, config, hidden, codebook, method=CodePredictor.logits)
+        return sample(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, codebook), sampling)
+
+    def step(carry: tuple[jax.Array, KVCache], codebook: jax.Array):
+        code, cache = carry
+        x = _predictor(params, config, codebook, code, method=CodePredictor.embed_code)
+        hidden, cache = _predictor(params, config, x[:, None], cache)
+        code = draw(hidden[:, -1], codebook + 1)
+        return (code, cache), code
+
+    with jax.named_scope("code_predictor"):
+        start = jnp.zeros(code_0.shape, jnp.int32)
+        cache = KVCache.zeros(config.code_predictor.transformer, start, config.talker.num_codebooks)
+        embedded = _talker(params, config, code_0, method=Talker.embed_code).astype(hidden.dtype)
+        hidden, cache = _predictor(params, config, jnp.stack([hidden, embedded], axis=1), cache)
+        code_1 = draw(hidden[:, -1], jnp.int32(1))
+        codebooks = jnp.arange(1, config.talker.num_codebooks - 1)
+        _, rest = jax.lax.scan(step, (code_1, cache), codebooks)
+        return jnp.concatenate([code_1[:, None], rest.swapaxes(0, 1)], axis=1)
+
+
+def advance(params: Params, config: ModelConfig, state: DecodeState, codes: jax.Array) -> DecodeState:
+    """Feeds a frame (int32 [B, Q]) and its text to the talker, which then predicts the next code 0."""
+    with jax.named_scope("talker"):
+        last = state.text_track.shape[1] - 1
+        text = jax.lax.dynamic_index_in_dim(state.text_track, jnp.minimum(state.frame, last), 1, keepdims=False)
+        x = embed_codes(params, config, codes) + text
+        hidden, cache = _talker(params, config, x[:, None], state.cache)
+        hidden = hidden[:, -1]
+        rows = jnp.arange(codes.shape[0])
+        return state.replace(
+            cache=cache,
+            hidden=hidden,
+            logits=_talker(params, config, hidden, method=Talker.logits),
+            seen=state.seen.at[rows, codes[:, 0]].set(True),
+            frame=state.frame + 1,
+        )
+
+
+def frame_step(
+    params: Params, config: ModelConfig, generation: GenerationConfig, state: DecodeState
+) -> tuple[DecodeState, jax.Array]:
+    """Makes one frame; returns the state and its codes, int32 [B, Q], −1 in rows that have ended.
+
+    A row ends when it draws the end of speech (`ended`) or reaches its `frame_limit`.
+    """
+    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.frame)
+    code_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
+    allowed = allowed_codes(config, state.frame)
+    code_0 = sample(state.logits, code_keys, generation.talker, state.seen, allowed)
+    ended = state.ended | (state.active & (code_0 == config.prompt.codec_eos))
+    state = state.replace(ended=ended)
+    active = state.active
+    # A row that has ended goes on computing, with a code that every table has.
+    code_0 = jnp.where(active, code_0, 0)
+    rest = predict_codes(params, config, generation.code_predictor, state.hidden, code_0, keys)
+    codes = jnp.concatenate([code_0[:, None], rest], axis=1)
+    return advance(params, config, state, codes), jnp.where(active[:, None], codes, -1)
+
+
+def generate(
+    params: Params,
+    config: ModelConfig,
+    generation: GenerationConfig,
+    state: DecodeState,
+    num_frames: int,
+) -> tuple[DecodeState, jax.Array]:
+    """Makes `num_frames` frames in one scan; the cache must have room for them.
+
+    Returns:
+        The state and the codes, int32 [B, num_frames, Q], −1 in rows that have ended.
+    """
+
+    def step(state: DecodeState, _):
+        return frame_step(params, config, generation, state)
+
+    state, codes = jax.lax.scan(step, state, length=num_frames)
+    return state, codes.swapaxes(0, 1)
+
+
+prefill_compiled = jax.jit(prefill, static_argnames="config")
+generate_chunk = jax.jit(generate, static_argnames=("config", "generation", "num_frames"), donate_argnames="state")

@@ -1,0 +1,116 @@
+"""The transformer stack shared by the talker, the code predictor and both halves of the codec."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qwen3_tts_jax.cache import Cache
+from qwen3_tts_jax.config import TransformerConfig
+from qwen3_tts_jax.layers import (
+    PRECISION,
+    GeluMLP,
+    LayerNorm,
+    LayerScale,
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    apply_rope,
+    rope_tables,
+)
+
+_MASKED = float(jnp.finfo(jnp.float32).min)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and, for Qwen3, RMSNorm on queries and keys."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        cache: Cache,
+        layer: int,
+    ) -> tuple[jax.Array, Cache]:
+        """[B, T, D] → [B, T, D]; `rope` is two [B, T, H/2], `mask` bool [B, T, S] over the cache."""
+        config = self.config
+        batch, steps, width = x.shape
+        groups = config.num_heads // config.num_kv_heads
+
+        def project(name: str, heads: int) -> jax.Array:
+            y = Linear(heads * config.head_dim, dtype=config.dtype, name=name)(x)
+            return y.reshape(batch, steps, heads, config.head_dim)
+
+        queries = project("q", config.num_heads)
+        keys = project("k", config.num_kv_heads)
+        values = project("v", config.num_kv_heads)
+        if config.qk_norm:
+            queries = RMSNorm(config.norm_eps, name="q_norm")(queries)
+            keys = RMSNorm(config.norm_eps, name="k_norm")(keys)
+        cache, keys, values = cache.extend(layer, apply_rope(keys, rope), values)
+
+        queries = apply_rope(queries, rope).reshape(batch, steps, config.num_kv_heads, groups, config.head_dim)
+        scores = jnp.einsum("btkgh,bksh->bkgts", queries, keys, precision=PRECISION, preferred_element_type=jnp.float32)
+        scores = jnp.where(mask[:, None, None], scores * config.head_dim**-0.5, _MASKED)
+        weights = jax.nn.softmax(scores, axis=-1).astype(config.dtype)
+        y = jnp.einsum("bkgts,bksh->btkgh", weights, values, precision=PRECISION)
+        y = y.reshape(batch, steps, config.num_heads * config.head_dim)
+        return Linear(width, dtype=config.dtype, name="o")(y), cache
+
+
+class Block(nn.Module):
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)), each with an optional gain."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        rope: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        cache: Cache,
+        layer: int,
+    ) -> tuple[jax.Array, Cache]:
+        config = self.config
+        norm = RMSNorm if config.norm == "rms" else LayerNorm
+        mlp = SwiGLU if config.mlp == "swiglu" else GeluMLP
+
+        y = norm(config.norm_eps, name="attention_norm")(x)
+        y, cache = Attention(config, name="attention")(y, rope, mask, cache, layer)
+        x = x + (LayerScale(name="attention_layer_scale")(y) if config.layer_scale else y)
+        y = norm(config.norm_eps, name="mlp_norm")(x)
+        y = mlp(config.mlp_width, dtype=config.dtype, name="mlp")(y)
+        return x + (LayerScale(name="mlp_layer_scale")(y) if config.layer_scale else y), cache
+
+
+class Transformer(nn.Module):
+    """`num_layers` blocks and, where the config says so, a last norm; layers are unrolled."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Runs the next T positions.
+
+        Args:
+            x: [B, T, D], their embeddings.
+            cache: what came before; a `KVCache` must have room for T more slots.
+
+        Returns:
+            The hidden states [B, T, D] and the cache T positions on.
+        """
+        config, steps = self.config, x.shape[1]
+        x = x.astype(config.dtype)
+        rope = rope_tables(cache.positions(steps), config.head_dim, config.rope_theta)
+        mask = cache.mask(steps)
+        for layer in range(config.num_layers):
+            x, cache = Block(config, name=f"layers_{layer}")(x, rope, mask, cache, layer)
+        if config.final_norm:
+            x = RMSNorm(config.norm_eps, name="norm")(x)
+        return x, cache.advance(steps)
