@@ -1,0 +1,35 @@
+"""Qwen3-TTS in JAX and Flax: text to speech that is exact, compiled end to end, and differentiable."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig, SamplingConfig
+    from qwen3_tts_jax.pipeline import Qwen3TTS, Speech
+    from qwen3_tts_jax.prompt import Request
+
+_HOMES = {
+    "ConfigError": "config",
+    "GenerationConfig": "config",
+    "ModelConfig": "config",
+    "SamplingConfig": "config",
+    "Qwen3TTS": "pipeline",
+    "Speech": "pipeline",
+    "Request": "prompt",
+}
+__all__ = [
+    "ConfigError",
+    "GenerationConfig",
+    "ModelConfig",
+    "Qwen3TTS",
+    "Request",
+    "SamplingConfig",
+    "Speech",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: the command answers --help without waiting for JAX."""
+    if name in _HOMES:
+        return getattr(import_module(f"qwen3_tts_jax.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,26 @@
+"""Checkpoints ↔ Flax parameter trees: `resolve`, `load_checkpoint`, `export_safetensors`.
+
+`orbax_checkpoint` is not imported here, for the import of Orbax takes a second.
+"""
+
+from qwen3_tts_jax.convert.check import CheckpointError
+from qwen3_tts_jax.convert.export import export_safetensors
+from qwen3_tts_jax.convert.hub import ModelNotFoundError, resolve
+from qwen3_tts_jax.convert.load import load_checkpoint, load_params
+from qwen3_tts_jax.convert.rule import PARTS, Rule
+from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, codec_rules, model_rules, tree_shapes
+
+__all__ = [
+    "PARTS",
+    "SYNTHESIS_PARTS",
+    "CheckpointError",
+    "ModelNotFoundError",
+    "Rule",
+    "codec_rules",
+    "export_safetensors",
+    "load_checkpoint",
+    "load_params",
+    "model_rules",
+    "resolve",
+    "tree_shapes",
+]

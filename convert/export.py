@@ -1,0 +1,92 @@
+"""Flax parameter tree → safetensors in the published layout."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.convert.check import CODEC_FOLDER, WEIGHTS, CheckpointError, check_tree
+from qwen3_tts_jax.convert.rule import PARTS, Rule
+from qwen3_tts_jax.convert.rules import codec_rules, model_rules
+from qwen3_tts_jax.convert.safetensors_file import DTYPES
+
+_log = logging.getLogger(__name__)
+
+
+def export_safetensors(
+    folder: str | Path, params: Mapping[str, Any], config: ModelConfig, dtype: str | None = None
+) -> list[Path]:
+    """Writes `model.safetensors` and `speech_tokenizer/model.safetensors`, as far as `params` has their parts.
+
+    The first takes the talker, the code predictor and, of a base model, the speaker encoder; the second the
+    codec's encoder and decoder. Names, shapes and layouts are the official package's. The JSON files are not
+    written.
+
+    Args:
+        folder: created if needed.
+        params: nested dicts of arrays; all parts of a file or none.
+        config: what the tree is checked against.
+        dtype: of `model.safetensors`, "bfloat16" as published; None keeps the dtype of each leaf. The codec
+            is written as it is.
+
+    Returns:
+        The files written.
+
+    Raises:
+        CheckpointError: missing, surplus or misshapen leaves, or leaves of another dtype; nothing is written.
+        FileExistsError: one of the files is there already.
+    """
+    folder = Path(folder)
+    given = {part for part in PARTS if any(path.startswith(f"{part}/") for path in flatten_dict(params, sep="/"))}
+    files = [
+        (folder / WEIGHTS, model_rules(config), dtype),
+        (folder / CODEC_FOLDER / WEIGHTS, codec_rules(config.codec), None),
+    ]
+    files = [file for file in files if given & {rule.part for rule in file[1]}]
+    leaves = check_tree("params", params, [rule for _, rules, _ in files for rule in rules])
+    if not files:
+        raise CheckpointError("params", [f"no part is there; there are {', '.join(PARTS)}"])
+    odd = [f"{path} has dtype {leaf.dtype}" for path, leaf in leaves.items() if leaf.dtype not in DTYPES.values()]
+    if odd:
+        raise CheckpointError("params", odd)
+    for file, _, _ in files:
+        if file.exists():
+            raise FileExistsError(f"{file} is there already: choose another folder or move it away")
+    for file, rules, file_dtype in files:
+        _write(file, _tensors(leaves, rules, file_dtype))
+        _log.info("wrote %s", file)
+    return [file for file, _, _ in files]
+
+
+def _tensors(leaves: Mapping[str, Any], rules: Iterable[Rule], dtype: str | None) -> dict[str, np.ndarray]:
+    """Views of the leaves wherever neither layout nor dtype changes."""
+    tensors = {}
+    for rule in rules:
+        array = np.asarray(leaves[rule.flax])
+        for name, leaf in zip(rule.torch, array if rule.stacked else [array], strict=True):
+            tensor = np.ascontiguousarray(rule.transform.invert(leaf))
+            tensors[name] = tensor if dtype is None else tensor.astype(jnp.dtype(dtype), copy=False)
+    return tensors
+
+
+def _write(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        # Fixes the file's mode by the user's mask; the library would leave it readable by its owner alone.
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

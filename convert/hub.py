@@ -1,0 +1,148 @@
+"""Where a model lies: a folder, or a repository of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from qwen3_tts_jax.convert.check import CODEC_FOLDER, WEIGHTS, CheckpointError
+from qwen3_tts_jax.hf_config import read_folder
+from qwen3_tts_jax.presets import PRESETS
+
+PREFIX = "Qwen/Qwen3-TTS-12Hz-"
+
+CODEC_SHA256 = "836b7b357f5ea43e889936a3709af68dfe3751881acefe4ecf0dbd30ba571258"
+MODEL_SHA256 = {
+    "0.6B-Base": "180b3b10eb1c9f1b4db7806d5475bae3071c0243c299d49926bab1da3b6946f6",
+    "0.6B-CustomVoice": "bc3c7e785eb961179c25450d1acff03f839e0002f2f3a5aeb67b5735c0fa2adb",
+    "1.7B-Base": "38fc7fc51c5e776e840414b6fd443962e9411b9654888fd7913e4da643cb857c",
+    "1.7B-CustomVoice": "38b1d5971bdbd982b561cccec982669a53b0537c3cf5e9bd4778ed07bb2f5137",
+    "1.7B-VoiceDesign": "391e8db219f292c515297cdceeb43e4eae67cdde35fa57e79a6a8a532fca0522",
+}
+"""SHA-256 of `model.safetensors` as published; the codec's file is the same in all five."""
+
+_FILES = (
+    "*.json",
+    "*.txt",
+    "model*.safetensors",
+    f"{CODEC_FOLDER}/*.json",
+    f"{CODEC_FOLDER}/model*.safetensors",
+)
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+_log = logging.getLogger(__name__)
+
+
+class ModelNotFoundError(FileNotFoundError):
+    """A model that is neither a folder nor to be had from the Hub; the message says what was tried."""
+
+
+def resolve(
+    model: str | Path,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool | None = None,
+    verify: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """The folder of a model, downloaded where necessary.
+
+    Args:
+        model: a folder, in the published layout or converted; a repository id, as
+            `Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice`; or the short name of a published one, `0.6B-CustomVoice`.
+        revision: branch, tag or commit of the repository; its main branch by default.
+        cache_dir: where downloads are kept; Hugging Face's own cache by default.
+        local_files_only: take what was downloaded before. None leaves it to `HF_HUB_OFFLINE`.
+        verify: compare the weights with the published SHA-256 digests.
+        progress: for `verify`, called with the bytes done and the bytes to do.
+
+    Raises:
+        ModelNotFoundError: neither a folder nor to be had from the Hub, with what was tried and why.
+        CheckpointError: `verify` found another digest than the published one.
+    """
+    folder = Path(model).expanduser()
+    # An empty name would be the current folder.
+    if not str(model) or not folder.is_dir():
+        folder = _download(str(model), revision, cache_dir, bool(local_files_only))
+    if verify:
+        verify_digests(folder, progress)
+    return folder
+
+
+def _download(model: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool) -> Path:
+    repository = PREFIX + model if model in PRESETS else model
+    if not _REPOSITORY.fullmatch(repository):
+        raise ModelNotFoundError(
+            f"{model!r} is neither a folder, nor a Hugging Face repository (owner/name), "
+            f"nor one of {', '.join(PRESETS)}"
+        )
+    tried = f"{model!r} is not a folder, and the Hugging Face repository {repository}"
+    if revision is not None:
+        tried += f" at revision {revision!r}"
+    _log.info("looking for %s", repository)
+    try:
+        return Path(
+            snapshot_download(
+                repository,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                allow_patterns=list(_FILES),
+            )
+        )
+    except RevisionNotFoundError:
+        raise ModelNotFoundError(f"{tried} does not exist: there is no such revision") from None
+    except RepositoryNotFoundError:
+        raise ModelNotFoundError(f"{tried} does not exist or is not public") from None
+    except LocalEntryNotFoundError:
+        raise ModelNotFoundError(
+            f"{tried} is not in the cache and cannot be reached: check the network and HF_HUB_OFFLINE, "
+            "or give the folder of a download"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelNotFoundError(f"{tried} could not be downloaded: {reason}") from error
+
+
+def verify_digests(folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Compares both weight files with the digests of the published checkpoint that config.json names.
+
+    Raises:
+        CheckpointError: a file differs or is missing, or no such checkpoint was published.
+    """
+    config = read_folder(folder)
+    size = {"0b6": "0.6B", "1b7": "1.7B"}.get(config.model_size, config.model_size)
+    name = f"{size}-{config.model_type.title().replace('_', '')}"
+    if name not in MODEL_SHA256:
+        raise CheckpointError(folder, [f"{name} was never published: there is no digest to compare with"])
+    expected = {folder / WEIGHTS: MODEL_SHA256[name], folder / CODEC_FOLDER / WEIGHTS: CODEC_SHA256}
+    missing = [f"{file.relative_to(folder)} is missing" for file in expected if not file.exists()]
+    if missing:
+        raise CheckpointError(folder, missing)
+    total, done, problems = sum(file.stat().st_size for file in expected), 0, []
+    for file, digest in expected.items():
+        found = hashlib.sha256()
+        with file.open("rb") as stream:
+            while piece := stream.read(4 << 20):
+                found.update(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, total)
+        if found.hexdigest() != digest:
+            problems.append(
+                f"{file.relative_to(folder)} is not the published file of {name}: "
+                f"sha256 {found.hexdigest()}, published {digest}"
+            )
+    if problems:
+        raise CheckpointError(folder, problems)

@@ -1,0 +1,94 @@
+"""Checkpoint folder → Flax parameter tree."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.convert.check import check_folder, is_converted
+from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
+from qwen3_tts_jax.convert.safetensors_file import DTYPES, read_into
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes to do."""
+
+_log = logging.getLogger(__name__)
+
+
+def load_checkpoint(
+    folder: str | Path,
+    config: ModelConfig,
+    parts: Iterable[str] = SYNTHESIS_PARTS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`load_params`, or `orbax_checkpoint.load` where the folder was converted."""
+    if not is_converted(folder):
+        return load_params(folder, config, parts, progress)
+    # Only here, for the import of Orbax takes a second.
+    from qwen3_tts_jax.convert import orbax_checkpoint
+
+    return orbax_checkpoint.load(folder, config, parts, progress)
+
+
+def load_params(
+    folder: str | Path,
+    config: ModelConfig,
+    parts: Iterable[str] = SYNTHESIS_PARTS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Loads `parts` (of `rule.PARTS`) of a checkpoint onto JAX's default device.
+
+    The folder is in the published layout: `model.safetensors` and `speech_tokenizer/model.safetensors`,
+    each a single file or sharded, in float32, bfloat16 or float16. Every name, shape and dtype of both is
+    checked before any weight is read. Weights come in the config's compute dtypes, gathered tables in the
+    file's dtype. One tensor is in flight at a time, so the peak of memory is little above the tree's size.
+
+    Returns:
+        Nested dicts of arrays, {"talker": {"codec_head": {"weight": …}, …}, …}.
+
+    Raises:
+        CheckpointError: the files do not fit the config; see `check.check_folder`.
+        ValueError: an unknown part.
+    """
+    rules = select(all_rules(config), config, parts)
+    stored = check_folder(Path(folder), config)
+    total = sum(stored[name].nbytes for rule in rules for name in rule.torch)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    leaves = {}
+    with ExitStack() as stack:
+        streams = {
+            file: stack.enter_context(file.open("rb"))
+            for file in {stored[name].file for rule in rules for name in rule.torch}
+        }
+        for rule in rules:
+            dtype = compute_dtype(config, rule) or DTYPES[stored[rule.torch[0]].dtype]
+            array = _aligned_empty(rule.flax_shape, dtype)
+            for name, out in zip(rule.torch, array if rule.stacked else [array], strict=True):
+                read_into(streams[stored[name].file], stored[name], rule.transform, out, advance)
+            # Waiting keeps host copies from piling up in front of an accelerator.
+            leaves[rule.flax] = jax.block_until_ready(jax.device_put(array))
+    _log.info("loaded %d leaves (%.2f GB) from %s", len(leaves), total / 1e9, folder)
+    return unflatten_dict(leaves, sep="/")
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype, alignment: int = 64) -> np.ndarray:
+    """JAX's CPU backend takes over a buffer of this alignment; it would copy any other."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    buffer = np.empty(size + alignment, np.uint8)
+    start = -buffer.ctypes.data % alignment
+    return buffer[start : start + size].view(dtype).reshape(shape)

@@ -1,0 +1,189 @@
+"""Parameter tree ↔ an Orbax checkpoint in a folder that needs no other.
+
+`params/<part>` holds one Orbax checkpoint per part, so that reading one leaves the others alone; the JSON
+and tokenizer files lie where the published layout has them; `qwen3_tts_jax.json` marks the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, WEIGHTS, CheckpointError, check_tree
+from qwen3_tts_jax.convert.load import Progress
+from qwen3_tts_jax.convert.rule import PARTS
+from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
+from qwen3_tts_jax.convert.safetensors_file import DTYPES
+from qwen3_tts_jax.hf_config import read_folder
+
+FORMAT = 1
+_PARAMS = "params"
+# Orbax refuses an array larger than this; the largest published one has 0.6 GB, in float32 1.2.
+_RESTORE_GB = 2
+_log = logging.getLogger(__name__)
+
+
+def save(folder: str | Path, params: Mapping[str, Any], config: ModelConfig, source_folder: str | Path) -> Path:
+    """Writes the parts that `params` has, in their dtypes, with all other files that a model needs.
+
+    Args:
+        folder: must not exist.
+        params: nested dicts of arrays, each of its parts (`rule.PARTS`) complete.
+        config: what the tree is checked against.
+        source_folder: of the same model, from where the JSON and tokenizer files are copied.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        CheckpointError: the tree does not fit the config, or the source folder is of another model.
+    """
+    folder, source_folder = Path(folder), Path(source_folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: choose another folder or move it away")
+    paths = flatten_dict(params, sep="/")
+    parts = [part for part in PARTS if any(path.startswith(f"{part}/") for path in paths)]
+    if not parts:
+        raise CheckpointError("params", [f"no part is there; there are {', '.join(PARTS)}"])
+    leaves = check_tree("params", params, select(all_rules(config), config, parts))
+    if read_folder(source_folder).with_dtypes("float32") != config.with_dtypes("float32"):
+        raise CheckpointError(source_folder, ["its JSON files describe another model than the parameters"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        for directory in (Path(), Path(CODEC_FOLDER)):
+            _copy_small_files(source_folder / directory, temporary / directory)
+        with _checkpointer() as checkpointer:
+            for part in parts:
+                args = ocp.args.PyTreeSave(_subtree(leaves, part))
+                checkpointer.save(_part_folder(temporary, part), args=args)
+        dtypes = {part: sorted({str(leaf.dtype) for leaf in _flat_part(leaves, part).values()}) for part in parts}
+        marker = {"format": FORMAT, "dtypes": dtypes}
+        (temporary / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _log.info("wrote %s", folder)
+    return folder
+
+
+def load(
+    folder: str | Path,
+    config: ModelConfig,
+    parts: Iterable[str] = SYNTHESIS_PARTS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Loads `parts` of a folder that `save` wrote onto JAX's default device.
+
+    Dtypes are those of `load.load_params`: compute dtypes, and gathered tables as they were saved.
+    `progress` is called after every part with the bytes done and the bytes to do.
+
+    Raises:
+        CheckpointError: `folder` was not written by `save`, or by a newer version; it lacks a part; or it
+            has missing, surplus or misshapen leaves or leaves of other dtypes, all of them named.
+        ValueError: an unknown part.
+    """
+    folder, parts = Path(folder), tuple(parts)
+    rules = select(all_rules(config), config, parts)
+    _check_marker(folder, parts)
+    params: dict[str, Any] = {}
+    with _checkpointer() as checkpointer:
+        stored = {}
+        for part in parts:
+            stored |= _stored(checkpointer, folder, part)
+        stored = check_tree(folder, unflatten_dict(stored, sep="/"), rules)
+        odd = [f"{path} has dtype {leaf.dtype}" for path, leaf in stored.items() if leaf.dtype not in DTYPES.values()]
+        if odd:
+            raise CheckpointError(folder, odd)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        wanted = {
+            rule.flax: jax.ShapeDtypeStruct(
+                rule.flax_shape, compute_dtype(config, rule) or stored[rule.flax].dtype, sharding=device
+            )
+            for rule in rules
+        }
+        for part in parts:
+            tree = _subtree(wanted, part)
+            args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+            try:
+                restored = checkpointer.restore(_part_folder(folder, part), args=args)
+            except (ValueError, OSError) as error:
+                raise CheckpointError(folder, [f"{part} cannot be read: {_first_line(error)}"]) from error
+            leaves = flatten_dict(restored, sep="/")
+            params |= {f"{part}/{path}": leaf for path, leaf in leaves.items()}
+            if progress is not None:
+                progress(_nbytes(params.values()), _nbytes(wanted.values()))
+    return unflatten_dict(params, sep="/")
+
+
+def _check_marker(folder: Path, parts: Iterable[str]) -> None:
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        version, there = marker["format"], marker["dtypes"]
+    except FileNotFoundError:
+        raise CheckpointError(folder, [f"{MARKER} is missing: this is no converted checkpoint"]) from None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise CheckpointError(folder, [f"{MARKER} is broken: convert the checkpoint again"]) from None
+    if version != FORMAT:
+        raise CheckpointError(folder, [f"{MARKER} has format {version}, this version reads {FORMAT}: convert again"])
+    missing = [f"{part} was not converted; there are {', '.join(there)}" for part in parts if part not in there]
+    if missing:
+        raise CheckpointError(folder, missing)
+
+
+def _stored(checkpointer: ocp.Checkpointer, folder: Path, part: str) -> dict[str, Any]:
+    """Shape and dtype of the leaves of a part, by path."""
+    try:
+        metadata = checkpointer.metadata(_part_folder(folder, part)).item_metadata
+    except (ValueError, OSError, KeyError) as error:
+        raise CheckpointError(folder, [f"{part} cannot be read: {_first_line(error)}"]) from error
+    if metadata is None:
+        raise CheckpointError(folder, [f"{part} is missing or damaged: convert the checkpoint again"])
+    return {f"{part}/{path}": leaf for path, leaf in flatten_dict(metadata.tree, sep="/").items()}
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # The fastest to load: a file per array, not compressed, and few of them in flight at a time.
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, use_zarr3=True, use_compression=False, restore_concurrent_gb=_RESTORE_GB
+    )
+    return ocp.Checkpointer(handler)
+
+
+def _part_folder(folder: Path, part: str) -> Path:
+    return folder.absolute() / _PARAMS / part
+
+
+def _flat_part(leaves: Mapping[str, Any], part: str) -> dict[str, Any]:
+    prefix = f"{part}/"
+    return {path.removeprefix(prefix): leaf for path, leaf in leaves.items() if path.startswith(prefix)}
+
+
+def _subtree(leaves: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return unflatten_dict(_flat_part(leaves, part), sep="/")
+
+
+def _copy_small_files(source: Path, destination: Path) -> None:
+    destination.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.suffix in (".json", ".txt") and file.name not in (MARKER, f"{WEIGHTS}.index.json"):
+            shutil.copyfile(file, destination / file.name)
+
+
+def _nbytes(leaves: Iterable[Any]) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,200 @@
+"""Causal convolutions over [B, T, C] that carry their own past.
+
+Every convolution takes the inputs that came before and returns those that the next call needs, so a
+whole signal and a stream run through one implementation: a context of zeros is the left padding of
+the reference. Convolutions with channels last are XLA's fastest on CPUs.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen3_tts_jax.layers import PRECISION, LayerNorm, Linear
+
+_kernel_init = nn.initializers.normal(0.02)
+
+# π as a sum whose first two terms have few bits: their products with up to 2^13 half turns are exact
+# (Cody & Waite 1980).
+_PI_TERMS = (np.float32(3.140625), np.float32(9.67502593994140625e-4), np.float32(1.509957990e-7))
+# sin(r) ≈ r + r³ (c₀ + c₁ r² + c₂ r⁴ + c₃ r⁶) on |r| ≤ π/2, minimax: off by 5e-9 before rounding.
+_SINE_TERMS = (-1.66666571e-1, 8.33301729e-3, -1.98066152e-4, 2.60005475e-6)
+
+
+def context_size(kernel_size: int, dilation: int = 1, stride: int = 1) -> int:
+    """How many past inputs a causal convolution needs."""
+    return (kernel_size - 1) * dilation + 1 - stride
+
+
+def _with_context(x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Past and new inputs [B, past + T, C], and the last `past` of them."""
+    x = jnp.concatenate([context.astype(x.dtype), x], axis=1)
+    return x, x[:, x.shape[1] - context.shape[1] :]
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, dilation: int = 1, stride: int = 1) -> jax.Array:
+    """Correlates x [B, T, in] with kernel [k, in, out], without padding."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride,),
+        padding="VALID",
+        rhs_dilation=(dilation,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        precision=PRECISION,
+    )
+
+
+class CausalConv(nn.Module):
+    """A convolution that sees the present and the past, [B, T, in] → [B, T / stride, features]."""
+
+    features: int
+    kernel_size: int
+    dilation: int = 1
+    stride: int = 1
+    use_bias: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Convolves the next T inputs, T a multiple of the stride.
+
+        Args:
+            x: [B, T, in].
+            context: the inputs before, [B, context_size(kernel_size, dilation, stride), in]; zeros at
+                the start.
+
+        Returns:
+            The outputs and the context of the next call.
+        """
+        x, context = _with_context(x.astype(self.dtype), context)
+        shape = (self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", _kernel_init, shape, self.dtype)
+        y = _convolve(x, kernel, self.dilation, self.stride)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.dtype)
+        return y, context
+
+
+class DepthwiseCausalConv(nn.Module):
+    """A causal convolution of every channel by itself, [B, T, C] → [B, T, C].
+
+    Written as a sum over taps, which XLA fuses; its grouped convolutions are slow on CPUs.
+    """
+
+    kernel_size: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Convolves x with the `kernel_size − 1` inputs before it, [B, kernel_size − 1, C]."""
+        steps, channels = x.shape[1:]
+        x, context = _with_context(x.astype(self.dtype), context)
+        kernel = self.param("kernel", _kernel_init, (self.kernel_size, 1, channels), self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.dtype)
+        y = sum(x[:, tap : tap + steps] * kernel[tap] for tap in range(self.kernel_size))
+        return y + bias, context
+
+
+class CausalTransposedConv(nn.Module):
+    """Upsampling by `stride`: y[t·stride + j] += x[t] · kernel[j], [B, T, in] → [B, T·stride, features].
+
+    `kernel_size` is a multiple of the stride, so each output sums kernel_size / stride inputs: the
+    present one and those before it. The tail beyond the last input is never made; the reference makes
+    it and cuts it off.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Upsamples x with the `kernel_size / stride − 1` inputs before it; zeros at the start."""
+        batch, steps, inputs = x.shape
+        x, context = _with_context(x.astype(self.dtype), context)
+        kernel = self.param("kernel", _kernel_init, (self.kernel_size, inputs, self.features), self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.dtype)
+        copied_by_taps = batch * steps * (inputs + self.features)
+        upsample = self._by_taps if copied_by_taps < inputs * self.features else self._by_phases
+        return upsample(x, kernel).reshape(batch, steps * self.stride, self.features) + bias, context
+
+    def _by_phases(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """One convolution to the `stride` outputs of each input; copies the kernel to another layout."""
+        overlap, inputs = self.kernel_size // self.stride, x.shape[-1]
+        kernel = kernel.reshape(overlap, self.stride, inputs, self.features)[::-1].swapaxes(1, 2)
+        return _convolve(x, kernel.reshape(overlap, inputs, self.stride * self.features))
+
+    def _by_taps(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """One product per tap, then the overlapping outputs are added; copies the activations instead.
+
+        For a few frames of a wide stage the kernel is far larger than they are.
+        """
+        overlap = self.kernel_size // self.stride
+        batch, rows, inputs = x.shape
+        steps = rows - overlap + 1
+        x = jnp.broadcast_to(x.reshape(1, batch * rows, inputs), (self.kernel_size, batch * rows, inputs))
+        y = jnp.einsum("kni,kio->kno", x, kernel, precision=PRECISION)
+        y = y.reshape(overlap, self.stride, batch, rows, self.features)
+        newest = overlap - 1
+        y = sum(y[tap, :, :, newest - tap : newest - tap + steps] for tap in range(overlap))
+        return y.transpose(1, 2, 0, 3)
+
+
+def sin_squared(x: jax.Array) -> jax.Array:
+    """sin²(x) of float32, within 3e-7 for |x| ≤ 25,000 and in [0, 1] beyond.
+
+    Several times as fast as XLA's sine on CPUs, where that is most of the codec's time.
+    """
+    half_turns = jnp.round(x * np.float32(1 / np.pi))
+    for term in _PI_TERMS:
+        x = x - half_turns * term
+    # Rounding x/π may leave a little more than π/2, where the series still holds, and, for huge x, anything.
+    x = jnp.clip(x, -1.6, 1.6)
+    square = x * x
+    series = jnp.zeros_like(x)
+    for term in reversed(_SINE_TERMS):
+        series = series * square + np.float32(term)
+    sine = x + x * square * series
+    return sine * sine
+
+
+class SnakeBeta(nn.Module):
+    """x + sin²(α x) / β per channel, in float32; the parameters are log α and log β.
+
+    Ziyin et al. 2020 (arXiv:2006.08195), with a magnitude of its own as in BigVGAN (arXiv:2206.04658).
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        alpha = jnp.exp(self.param("alpha", nn.initializers.zeros, shape, x.dtype).astype(jnp.float32))
+        beta = jnp.exp(self.param("beta", nn.initializers.zeros, shape, x.dtype).astype(jnp.float32))
+        y = x.astype(jnp.float32)
+        y = y + sin_squared(y * alpha) * (1 / (beta + 1e-9))
+        return y.astype(x.dtype)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, norm, a pointwise MLP of four times the width, and a gain, on a residual.
+
+    Liu et al. 2022 (arXiv:2201.03545), made causal.
+    """
+
+    kernel_size: int = 7
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, T, C] → [B, T, C]; `context` is that of the depthwise convolution."""
+        channels = x.shape[-1]
+        y, context = DepthwiseCausalConv(self.kernel_size, dtype=self.dtype, name="depthwise")(x, context)
+        y = LayerNorm(1e-6, name="norm")(y)
+        y = Linear(4 * channels, use_bias=True, dtype=self.dtype, name="expand")(y)
+        y = nn.gelu(y, approximate=False)
+        y = Linear(channels, use_bias=True, dtype=self.dtype, name="contract")(y)
+        gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,), self.dtype)
+        return x + y * gamma, context

@@ -1,0 +1,229 @@
+"""A request → the ids that the talker's prompt is embedded from. NumPy only.
+
+Every position of a prompt is the sum of a text channel (an id of the text vocabulary, embedded and
+projected) and a codec channel (ids of the talker's and the code predictor's embeddings, one column per
+codebook). With a speaker and a language, the text all at once:
+
+    text   instruct …  role ×3  pad    pad         pad       pad         pad      bos  text …  eos  pad
+    codec                       think  think_bos   language  think_eos   speaker  pad  pad …   pad  bos
+
+With "auto" for a language the prefix is [nothink, think_bos, think_eos]; without a speaker there is no
+position for one. As the text comes, only its first token is in the prompt, over codec_bos; the rest
+follows one token per frame.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import numpy as np
+
+from qwen3_tts_jax.config import ModelConfig, PromptConfig
+
+TextMode = Literal["all_at_once", "as_it_comes"]
+
+NONE = -1
+"""The id where a channel adds nothing to a position."""
+
+# What `Tokenizer.assistant` puts around a text. Like the official package, the text is what lies between
+# these positions, whatever the ids are: newlines at its start merge with the one that ends the role.
+_ROLE_IDS = 3
+_CLOSING_IDS = 5
+
+
+class Tokenizer(Protocol):
+    """What a prompt needs of `text.TextTokenizer`."""
+
+    def assistant(self, text: str) -> list[int]: ...
+
+    def instruct(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One utterance to speak.
+
+    Attributes:
+        text: what is said.
+        language: a language or dialect of the model, in any case, or "auto".
+        speaker: a voice of a custom-voice model, in any case.
+        instruct: how to say it (custom voice) or who says it (voice design), in words.
+        text_mode: "all_at_once" puts the whole text into the prompt; "as_it_comes" feeds it to the
+            talker one token per frame, the way the official package simulates a text that streams in.
+        max_frames: the most frames (80 ms each) to generate; None is the model's own limit.
+    """
+
+    text: str
+    language: str = "auto"
+    speaker: str | None = None
+    instruct: str | None = None
+    text_mode: TextMode = "all_at_once"
+    max_frames: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPlan:
+    """The prompt of one utterance, in ids.
+
+    Attributes:
+        text_ids: int32 [T], the text channel; `NONE` where it adds nothing.
+        codes: int32 [T, Q], the codec channel: column 0 are ids of the talker's codec embedding (codes,
+            control tokens, languages, speakers), column q ≥ 1 codes of the code predictor's embedding
+            q − 1; `NONE` where a codebook adds nothing.
+        trailing_text_ids: int32 [Tt]; the talker's input after frame k also gets entry k, and `tts_pad`
+            once they are used up.
+    """
+
+    text_ids: np.ndarray
+    codes: np.ndarray
+    trailing_text_ids: np.ndarray
+
+
+class PromptBatch(NamedTuple):
+    """Prompts of equal length: padded on the left, their trailing text on the right.
+
+    A named tuple, so that it is a JAX tree without this module importing JAX.
+
+    Attributes:
+        text_ids: int32 [B, T]; `NONE` in the padding.
+        codes: int32 [B, T, Q]; `NONE` in the padding.
+        start: int32 [B], the number of padded positions, which is where the prompt starts.
+        trailing_text_ids: int32 [B, Tt], filled up with `tts_pad`.
+    """
+
+    text_ids: np.ndarray
+    codes: np.ndarray
+    start: np.ndarray
+    trailing_text_ids: np.ndarray
+
+
+def validate(request: Request, config: ModelConfig) -> None:
+    """Refuses a request that the model cannot speak.
+
+    Raises:
+        ValueError: an empty text, an unknown language or speaker (the message lists what there is), a
+            speaker missing from or given to the wrong kind of model, an unknown text mode, or a limit of
+            frames below 1.
+    """
+    if not request.text.strip():
+        raise ValueError("the text is empty; give at least one character that can be spoken")
+    if request.text_mode not in get_args(TextMode):
+        raise ValueError(f"unknown text_mode {request.text_mode!r}; there are {', '.join(get_args(TextMode))}")
+    if request.max_frames is not None and request.max_frames < 1:
+        raise ValueError(f"max_frames must be at least 1, got {request.max_frames}")
+    languages = config.prompt.languages
+    if str(request.language).lower() not in ("auto", *languages):
+        raise ValueError(f"unknown language {request.language!r}; there are auto, {', '.join(sorted(languages))}")
+    speakers = config.prompt.speakers
+    if not speakers:
+        if request.speaker:
+            raise ValueError(
+                f"this {config.model_type} model has no speakers, got speaker={request.speaker!r}; "
+                "a custom_voice model has them"
+            )
+    elif not request.speaker:
+        raise ValueError(f"a custom_voice model needs a speaker; there are {', '.join(sorted(speakers))}")
+    elif str(request.speaker).lower() not in speakers:
+        raise ValueError(f"unknown speaker {request.speaker!r}; there are {', '.join(sorted(speakers))}")
+
+
+def plan_prompt(request: Request, tokenizer: Tokenizer, config: ModelConfig) -> PromptPlan:
+    """The prompt of `request`, position by position as the official `generate` builds it.
+
+    Raises:
+        ValueError: as `validate`, or the prompt and one frame do not fit the talker's context.
+
+    Warns:
+        UserWarning: `instruct` was given to a model that was not trained with instructions; it is dropped.
+    """
+    validate(request, config)
+    ids = config.prompt
+    instruct = tokenizer.instruct(request.instruct) if request.instruct else []
+    if instruct and not config.supports_instruct:
+        warnings.warn(
+            f"this model ({config.model_size} {config.model_type}) takes no instruct; it is dropped",
+            UserWarning,
+            stacklevel=2,
+        )
+        instruct = []
+    frame = tokenizer.assistant(request.text)
+    text = frame[_ROLE_IDS:-_CLOSING_IDS]
+
+    # (text id, code in column 0) of each position
+    positions = [(token, NONE) for token in instruct + frame[:_ROLE_IDS]]
+    control = [*_language_codes(request, ids), *_speaker_codes(request, ids), ids.codec_pad]
+    positions += [(ids.tts_pad, code) for code in control[:-1]] + [(ids.tts_bos, control[-1])]
+    if request.text_mode == "all_at_once":
+        positions += [(token, ids.codec_pad) for token in [*text, ids.tts_eos]]
+        positions += [(ids.tts_pad, ids.codec_bos)]
+        trailing = []
+    else:
+        positions += [(frame[_ROLE_IDS], ids.codec_bos)]
+        trailing = [*text[1:], ids.tts_eos]
+
+    if len(positions) + 1 > config.talker.max_positions:
+        raise ValueError(
+            f"the prompt has {len(positions)} tokens (text {len(text)}, instruct {len(instruct)}); with one "
+            f"frame it exceeds the model's context of {config.talker.max_positions}: split the text"
+        )
+    text_ids, first_codes = np.array(positions, np.int32).T
+    codes = np.full((len(positions), config.talker.num_codebooks), NONE, np.int32)
+    codes[:, 0] = first_codes
+    return PromptPlan(np.ascontiguousarray(text_ids), codes, np.array(trailing, np.int32))
+
+
+def _language_codes(request: Request, ids: PromptConfig) -> list[int]:
+    language = str(request.language).lower()
+    if language in ("chinese", "auto") and request.speaker:
+        language = ids.dialects.get(request.speaker.lower(), language)
+    if language == "auto":
+        return [ids.codec_nothink, ids.codec_think_bos, ids.codec_think_eos]
+    return [ids.codec_think, ids.codec_think_bos, ids.languages[language], ids.codec_think_eos]
+
+
+def _speaker_codes(request: Request, ids: PromptConfig) -> list[int]:
+    return [ids.speakers[request.speaker.lower()]] if request.speaker else []
+
+
+def batch_plans(
+    plans: Sequence[PromptPlan],
+    *,
+    tts_pad: int,
+    length: int | None = None,
+    trailing_length: int | None = None,
+) -> PromptBatch:
+    """Pads prompts to one length T, and their trailing texts to one length Tt.
+
+    Args:
+        plans: at least one, all with the same number of codebooks.
+        tts_pad: the text id that fills up the trailing texts (`PromptConfig.tts_pad`).
+        length: T; None takes the longest prompt's.
+        trailing_length: Tt; None takes the longest trailing text's, which may be 0.
+
+    Raises:
+        ValueError: no plans, or one that is longer than `length` or `trailing_length`.
+    """
+    if not plans:
+        raise ValueError("no prompts to batch; give at least one")
+    longest = max(len(plan.text_ids) for plan in plans)
+    longest_trailing = max(len(plan.trailing_text_ids) for plan in plans)
+    length = longest if length is None else length
+    trailing_length = longest_trailing if trailing_length is None else trailing_length
+    if longest > length:
+        raise ValueError(f"a prompt of {longest} tokens does not fit length={length}")
+    if longest_trailing > trailing_length:
+        raise ValueError(f"{longest_trailing} trailing tokens do not fit trailing_length={trailing_length}")
+
+    batch, num_codebooks = len(plans), plans[0].codes.shape[1]
+    text_ids = np.full((batch, length), NONE, np.int32)
+    codes = np.full((batch, length, num_codebooks), NONE, np.int32)
+    trailing_text_ids = np.full((batch, trailing_length), tts_pad, np.int32)
+    start = np.array([length - len(plan.text_ids) for plan in plans], np.int32)
+    for row, plan in enumerate(plans):
+        text_ids[row, start[row] :] = plan.text_ids
+        codes[row, start[row] :] = plan.codes
+        trailing_text_ids[row, : len(plan.trailing_text_ids)] = plan.trailing_text_ids
+    return PromptBatch(text_ids, codes, start, trailing_text_ids)

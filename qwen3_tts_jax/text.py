@@ -1,0 +1,175 @@
+"""Text → token ids: the byte-level BPE of the published checkpoints, and the frames of a prompt.
+
+Built from vocab.json, merges.txt and tokenizer_config.json with the `tokenizers` library alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+Pattern = Literal["official", "qwen2"]
+
+_BYTES = 256
+
+# How text is cut into words before BPE. "qwen2" is the pattern of the Qwen2 family. "official" is the
+# one that the official package ends up with: it loads its tokenizer with `fix_mistral_regex=True`,
+# upon which transformers 4.57.3 puts Mistral's pattern in the place of Qwen2's. Prose in the model's ten
+# languages is cut alike by both; camelCase, Thai and vowelled Arabic are not.
+_PATTERNS: Mapping[str, str] = {
+    "official": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+        r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+
+
+class TokenizerError(ValueError):
+    """A tokenizer file that cannot be used; the message names it and says what is wrong."""
+
+
+class TextTokenizer:
+    """Byte-level BPE after NFC normalization, with the added tokens of tokenizer_config.json.
+
+    An added token that is spelled out in a text (`<|im_end|>`) becomes its one id, as in the official
+    package. Immutable, and safe to share between threads.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, pattern: Pattern = "official") -> TextTokenizer:
+        """Reads vocab.json, merges.txt and tokenizer_config.json of a checkpoint folder.
+
+        Args:
+            folder: where the three files lie.
+            pattern: "official" gives the ids of the official package, "qwen2" those of Qwen2's own
+                pattern.
+
+        Raises:
+            FileNotFoundError: one of the files is missing.
+            TokenizerError: one of them is damaged, or they do not belong together.
+            ValueError: an unknown `pattern`.
+        """
+        if pattern not in _PATTERNS:
+            raise ValueError(f"unknown tokenizer pattern {pattern!r}; there are {', '.join(_PATTERNS)}")
+        folder = Path(folder)
+        vocab = _read_vocab(folder / "vocab.json")
+        added = _read_added_tokens(folder / "tokenizer_config.json")
+        merges = _read_merges(folder / "merges.txt", vocab, added)
+        try:
+            tokenizer = Tokenizer(models.BPE(vocab, merges))
+        except Exception as error:  # what the library raises is a bare Exception
+            raise TokenizerError(f"{folder / 'merges.txt'} does not fit vocab.json: {error}") from None
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PATTERNS[pattern]), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        tokenizer.add_tokens([added[index] for index in sorted(added)])
+        for index, token in added.items():
+            got = tokenizer.token_to_id(token.content)
+            if got != index:
+                raise TokenizerError(
+                    f"{folder / 'tokenizer_config.json'} gives {token.content!r} the id {index}, "
+                    f"but after the {len(vocab)} tokens of vocab.json it is {got}"
+                )
+        return cls(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, with nothing added around it.
+
+        Raises:
+            ValueError: `text` holds half of a surrogate pair, which no UTF-8 text can.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"character {error.start} of the text is a lone surrogate "
+                f"(U+{ord(text[error.start]):04X}); decode the text as UTF-8 first"
+            ) from None
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def assistant(self, text: str) -> list[int]:
+        """The frame of a text to be spoken: 3 ids of role, the text, 5 ids that close it."""
+        return self.encode(f"<|im_start|>assistant\n{text}<|im_end|>\n<|im_start|>assistant\n")
+
+    def reference(self, text: str) -> list[int]:
+        """The frame of a reference's transcript: 3 ids of role, the text, 2 ids that close it."""
+        return self.encode(f"<|im_start|>assistant\n{text}<|im_end|>\n")
+
+    def instruct(self, text: str) -> list[int]:
+        """The frame of an instruction on voice or style; all of it goes into the prompt."""
+        return self.encode(f"<|im_start|>user\n{text}<|im_end|>\n")
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; a checkpoint folder needs it for its text tokenizer")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} is damaged: {error}") from None
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise TokenizerError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_vocab(path: Path) -> dict[str, int]:
+    vocab = _read_json_object(path)
+    if set(map(type, vocab.values())) != {int} or set(vocab.values()) != set(range(len(vocab))):
+        raise TokenizerError(f"{path} is damaged: its ids are not 0 … {len(vocab) - 1}, each once")
+    return vocab
+
+
+def _read_merges(path: Path, vocab: Mapping[str, int], added: Mapping[int, AddedToken]) -> list[tuple[str, str]]:
+    lines = _read(path).split("\n")
+    if lines[0].startswith("#version:"):
+        lines[0] = ""
+    merges = []
+    for number, line in enumerate(lines, start=1):
+        pair = line.split()
+        if len(pair) == 2:
+            merges.append((pair[0], pair[1]))
+        elif pair:
+            raise TokenizerError(f"{path} is damaged: line {number} has {len(pair)} parts, a merge has 2")
+    # A file cut off at the end of a line would go on to give wrong ids: every token of the vocabulary
+    # but the single bytes and the added tokens has a merge that makes it.
+    needed = len(vocab) - _BYTES - sum(token.content in vocab for token in added.values())
+    if len(merges) < needed:
+        raise TokenizerError(f"{path} is cut off: {len(merges)} merges, vocab.json needs {needed}")
+    return merges
+
+
+def _read_added_tokens(path: Path) -> dict[int, AddedToken]:
+    entries = _read_json_object(path).get("added_tokens_decoder")
+    if not isinstance(entries, dict):
+        raise TokenizerError(f"{path} has no 'added_tokens_decoder'")
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    added = {}
+    for index, entry in entries.items():
+        try:
+            added[int(index)] = AddedToken(entry["content"], **{name: entry[name] for name in flags})
+        except (KeyError, TypeError, ValueError) as error:
+            raise TokenizerError(f"{path}: added token {index!r} is damaged: {error!r}") from None
+    return added

@@ -1,0 +1,252 @@
+"""Talker, code predictor and the whole of speech against the official package: float32, every weight re-drawn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from qwen3_tts_jax import generate as g
+from qwen3_tts_jax.cache import KVCache
+from qwen3_tts_jax.code_predictor import CodePredictor
+from qwen3_tts_jax.config import GenerationConfig
+from qwen3_tts_jax.pipeline import Qwen3TTS
+from qwen3_tts_jax.talker import Talker
+from tests.parity.oracle import quiet
+from tests.shapes import SMALL
+
+TEXTS = ["Hello, world.", "这是一个较长的中文句子，用来测试不同的长度。", "Ein kurzer Satz mit Umlauten: äöü!"]
+LANGUAGES = ["english", "chinese", "auto"]
+INSTRUCTS = ["Speak gladly, like an old friend.", "", "langsam und leise"]
+SPEAKERS = ["Ryan", "eric", "serena"]
+GREEDY = {"do_sample": False, "subtalker_dosample": False, "repetition_penalty": 1.05}
+
+
+@pytest.fixture
+def ours(checkpoint):
+    models = {}
+
+    def load(variant, **options):
+        if variant not in models:
+            models[variant] = Qwen3TTS.from_pretrained(checkpoint(variant, **options), dtype="float32")
+        return models[variant]
+
+    return load
+
+
+def official_codes(model, call):
+    """What `call()` returns, and the codes that `model.model.generate` made in it."""
+    generate, captured = model.model.generate, []
+
+    def capture(**options):
+        result = generate(**options)
+        captured.extend(codes.numpy() for codes in result[0])
+        return result
+
+    model.model.generate = capture
+    try:
+        with quiet(), torch.no_grad():
+            return call(), captured
+    finally:
+        model.model.generate = generate
+
+
+def hidden_of(stack, embeddings, mask):
+    with quiet(), torch.no_grad():
+        return stack(
+            inputs_embeds=torch.tensor(embeddings), attention_mask=torch.tensor(mask), output_hidden_states=True,
+            use_cache=True,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", SMALL)
+def test_talker_layers_and_logits(variant, ours, official):
+    """Every layer of a left-padded prefill, then steps over a cache that was padded to a larger capacity."""
+    model, reference = ours(variant), official(variant).model.talker
+    config, params = model.config, model.params
+    rng = np.random.default_rng(0)
+    start, steps = np.array([0, 5, 2]), 11
+    x = rng.normal(size=(3, steps + 3, config.talker.transformer.width)).astype(np.float32)
+    mask = (np.arange(steps) >= start[:, None]).astype(np.int64)
+
+    with quiet(), torch.no_grad():
+        expected = reference(
+            inputs_embeds=torch.tensor(x[:, :steps]), attention_mask=torch.tensor(mask),
+            cache_position=torch.arange(steps), output_hidden_states=True, use_cache=True,
+        )  # fmt: skip
+    cache = KVCache.zeros(config.talker.transformer, jnp.asarray(start, jnp.int32), steps)
+    talker = Talker(config.talker)
+    (hidden, cache), seen = talker.apply(
+        {"params": params["talker"]}, x[:, :steps], cache, capture_intermediates=True, mutable=["intermediates"]
+    )
+    layers = seen["intermediates"]["transformer"]
+    for layer in range(1, config.talker.transformer.num_layers):
+        block = layers[f"layers_{layer - 1}"]["__call__"][0][0]
+        theirs = expected.hidden_states[0][layer].numpy()
+        for row in range(3):
+            np.testing.assert_allclose(block[row, start[row] :], theirs[row, start[row] :], atol=1e-4)
+    for row in range(3):
+        theirs = expected.hidden_states[0][-1].numpy()
+        np.testing.assert_allclose(hidden[row, start[row] :], theirs[row, start[row] :], atol=1e-4)
+    logits = talker.apply({"params": params["talker"]}, hidden, method=Talker.logits)
+    np.testing.assert_allclose(logits[:, -1], expected.logits[:, -1].numpy(), atol=1e-4)
+
+    cache = cache.grow(steps + 9)
+    past = expected.past_key_values
+    for step in range(3):
+        position = steps + step
+        mask = np.concatenate([mask, np.ones((3, 1), np.int64)], axis=1)
+        positions = torch.tensor(position - start)[None, :, None].expand(3, -1, -1)
+        with quiet(), torch.no_grad():
+            expected = reference.model(
+                inputs_embeds=torch.tensor(x[:, position : position + 1]), attention_mask=torch.tensor(mask),
+                position_ids=positions, cache_position=torch.tensor([position]), past_key_values=past, use_cache=True,
+            )  # fmt: skip
+            theirs = reference.codec_head(expected.last_hidden_state).numpy()
+        hidden, cache = talker.apply({"params": params["talker"]}, x[:, position : position + 1], cache)
+        logits = talker.apply({"params": params["talker"]}, hidden, method=Talker.logits)
+        np.testing.assert_allclose(logits, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", SMALL)
+def test_text_projection(variant, ours, official):
+    model, reference = ours(variant), official(variant).model.talker
+    ids = np.random.default_rng(1).integers(0, 151_000, (2, 9))
+    with torch.no_grad():
+        expected = reference.text_projection(reference.get_text_embeddings()(torch.tensor(ids))).numpy()
+    talker = Talker(model.config.talker)
+    embedded = talker.apply({"params": model.params["talker"]}, jnp.asarray(ids), method=Talker.embed_text)
+    np.testing.assert_allclose(embedded, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", SMALL)
+def test_code_predictor_logits_under_forced_codes(variant, ours, official):
+    model, reference = ours(variant), official(variant).model.talker.code_predictor
+    config, variables = model.config, {"params": model.params["code_predictor"]}
+    predictor = CodePredictor(config.code_predictor)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(3, 2, config.talker.transformer.width)).astype(np.float32)
+    codes = rng.integers(0, config.code_predictor.codebook_size, (3, config.talker.num_codebooks))
+    with quiet(), torch.no_grad():
+        expected = reference(inputs_embeds=torch.tensor(x), use_cache=True)
+    cache = KVCache.zeros(config.code_predictor.transformer, jnp.zeros(3, jnp.int32), config.talker.num_codebooks)
+    hidden, cache = predictor.apply(variables, x, cache)
+    for q in range(1, config.talker.num_codebooks):
+        logits = predictor.apply(variables, hidden[:, -1], q, method=CodePredictor.logits)
+        np.testing.assert_allclose(logits, expected.logits[:, -1].numpy(), atol=1e-4)
+        if q == config.talker.num_codebooks - 1:
+            break
+        with quiet(), torch.no_grad():
+            expected = reference(
+                input_ids=torch.tensor(codes[:, q : q + 1]), past_key_values=expected.past_key_values,
+                generation_steps=q, use_cache=True,
+            )  # fmt: skip
+        embedded = predictor.apply(variables, q, jnp.asarray(codes[:, q]), method=CodePredictor.embed_code)
+        hidden, cache = predictor.apply(variables, embedded[:, None], cache)
+
+
+@pytest.mark.filterwarnings("ignore:.*takes no instruct")
+@pytest.mark.parametrize("non_streaming_mode", [True, False], ids=["all_at_once", "as_it_comes"])
+@pytest.mark.parametrize("instruct", [None, INSTRUCTS], ids=["plain", "instruct"])
+@pytest.mark.parametrize("variant", ["0.6B-CustomVoice", "1.7B-CustomVoice"])
+def test_custom_voice_speaks_the_same(variant, instruct, non_streaming_mode, ours, official):
+    model, reference = ours(variant), official(variant)
+    arguments = (TEXTS, SPEAKERS, LANGUAGES, instruct, non_streaming_mode)
+    check_same_speech(model, reference, "generate_custom_voice", arguments)
+
+
+@pytest.mark.parametrize("non_streaming_mode", [True, False], ids=["all_at_once", "as_it_comes"])
+@pytest.mark.parametrize("instruct", ["", INSTRUCTS], ids=["plain", "instruct"])
+def test_voice_design_speaks_the_same(instruct, non_streaming_mode, ours, official):
+    model, reference = ours("1.7B-VoiceDesign"), official("1.7B-VoiceDesign")
+    arguments = (TEXTS, instruct, LANGUAGES, non_streaming_mode)
+    check_same_speech(model, reference, "generate_voice_design", arguments)
+
+
+def check_same_speech(model, reference, method, arguments, max_new_tokens=24):
+    """Greedy codes 0 … Q−1 equal in every frame of every row, samples within 1e-4."""
+    options = GREEDY | {"max_new_tokens": max_new_tokens}
+    (wavs, rate), codes = official_codes(reference, lambda: getattr(reference, method)(*arguments, **options))
+    generate = model._decode
+    ours_codes = []
+
+    def capture(codes, *rest):
+        ours_codes.extend(codes)
+        return generate(codes, *rest)
+
+    model._decode = capture
+    try:
+        our_wavs, our_rate = getattr(model, method)(*arguments, **options)
+    finally:
+        del model._decode
+    assert our_rate == rate
+    assert len({row.tobytes() for row in codes}) == len(codes)
+    for row, (mine, theirs) in enumerate(zip(ours_codes, codes, strict=True)):
+        np.testing.assert_array_equal(mine, theirs, err_msg=f"row {row}")
+    for mine, theirs in zip(our_wavs, wavs, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+def test_rows_that_stop_at_different_frames(ours, official):
+    model = ours("0.6B-CustomVoice", eos_boost=1.0)
+    reference = official("0.6B-CustomVoice", eos_boost=1.0)
+    arguments = (TEXTS, SPEAKERS, LANGUAGES, None, True)
+    check_same_speech(model, reference, "generate_custom_voice", arguments, max_new_tokens=40)
+    speeches = [len(wav) for wav in model.generate_custom_voice(*arguments, **GREEDY, max_new_tokens=40)[0]]
+    assert len(set(speeches)) > 1
+    assert min(speeches) < 39 * model.config.codec.frame_samples
+
+
+def test_long_speech_decoded_the_official_way(ours, official):
+    """Beyond 300 frames the official decode is not exact: ours follows it by option only."""
+    model, reference = ours("1.7B-CustomVoice"), official("1.7B-CustomVoice").model.speech_tokenizer
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 53, (340, 16))
+    with quiet():
+        expected = reference.decode([{"audio_codes": codes}])[0][0]
+    np.testing.assert_allclose(model._decode_official([codes.astype(np.int32)])[0], expected, atol=1e-4)
+    exact = model._decode([codes.astype(np.int32)])[0]
+    assert np.abs(exact[: 300 * 12] - expected[: 300 * 12]).max() < 1e-4
+    assert np.abs(exact - expected).max() > 1e-3
+
+
+def test_bfloat16_logits_keep_their_direction(checkpoint, official):
+    """Under forced codes, at the logits of code 0: cosine of at least 0.9995 to the float32 reference."""
+    folder = checkpoint("1.7B-CustomVoice")
+    half = Qwen3TTS.from_pretrained(folder, dtype="bfloat16")
+    full = Qwen3TTS.from_pretrained(folder, dtype="float32")
+    rng = np.random.default_rng(4)
+    codes = rng.integers(0, 53, (3, 8, 16))
+    from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
+
+    plans = [
+        plan_prompt(Request(text, language, speaker), half.tokenizer, half.config)
+        for text, language, speaker in zip(TEXTS, LANGUAGES, SPEAKERS, strict=True)
+    ]
+    batch = batch_plans(plans, tts_pad=half.config.prompt.tts_pad)
+
+    def forced(model):
+        state = g.prefill_compiled(
+            model.params, model.config, batch, g.utterance_keys(0, jnp.arange(3)), jnp.full(3, 99)
+        )
+        state = state.replace(cache=state.cache.grow(batch.text_ids.shape[1] + 8))
+        logits = [state.logits]
+        step = jax.jit(g.advance, static_argnums=1)
+        for frame in range(8):
+            state = step(model.params, model.config, state, jnp.asarray(codes[:, frame], jnp.int32))
+            logits.append(state.logits)
+        return np.stack(logits)
+
+    a, b = forced(half), forced(full)
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    assert cosine.min() >= 0.9995, cosine.min()
+
+
+def test_greedy_is_what_the_official_options_say():
+    from qwen3_tts_jax.pipeline import merge_sampling
+
+    generation, frames = merge_sampling(SMALL["0.6B-CustomVoice"], GREEDY | {"max_new_tokens": 9})
+    assert not generation.talker.do_sample
+    assert not generation.code_predictor.do_sample
+    assert generation.talker.repetition_penalty == GenerationConfig.greedy().talker.repetition_penalty
+    assert frames == 8

@@ -1,0 +1,134 @@
+"""Configs: what is read, what is refused by name, and that writing and reading agree."""
+
+import copy
+import json
+
+import pytest
+
+from qwen3_tts_jax import hf_config
+from qwen3_tts_jax.config import ConfigError, GenerationConfig
+from qwen3_tts_jax.presets import PRESETS, preset
+from tests.shapes import SMALL
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_published_configs_survive_writing_and_reading(name):
+    config = preset(name)
+    assert hf_config.from_hf(*json.loads(json.dumps(hf_config.to_hf(config)))) == config
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_configs_survive_writing_and_reading(name):
+    assert hf_config.from_hf(*hf_config.to_hf(SMALL[name])) == SMALL[name]
+
+
+def test_published_facts():
+    small, large = preset("0.6B-CustomVoice"), preset("1.7B-VoiceDesign")
+    assert small.codec.frame_samples == 1920
+    assert small.codec.frame_rate == 12.5
+    assert not small.code_predictor.has_projection
+    assert large.code_predictor.has_projection
+    assert not small.supports_instruct
+    assert large.supports_instruct
+    assert preset("0.6B-Base").speaker_encoder.x_vector_width == 1024
+    assert preset("1.7B-Base").speaker_encoder.x_vector_width == 2048
+    assert len(small.prompt.speakers) == 9
+    assert small.prompt.dialects == {"eric": "sichuan_dialect", "dylan": "beijing_dialect"}
+
+
+def test_configs_are_static_arguments():
+    config = preset("1.7B-Base")
+    assert hash(config) == hash(preset("1.7B-Base"))
+    assert config == preset("1.7B-Base")
+    assert config != preset("1.7B-CustomVoice")
+    assert config != config.with_dtypes("bfloat16")
+    assert hash(GenerationConfig()) == hash(GenerationConfig())
+
+
+def test_with_dtypes_keeps_the_codec_apart():
+    config = preset("0.6B-Base").with_dtypes("bfloat16", "float32")
+    assert config.talker.transformer.dtype == config.code_predictor.transformer.dtype == "bfloat16"
+    assert config.codec.decoder.transformer.dtype == config.codec.encoder.transformer.dtype == "float32"
+
+
+def test_generation_defaults_are_the_official_ones_where_the_file_is_silent():
+    config, codec, _ = hf_config.to_hf(preset("0.6B-CustomVoice"))
+    model = hf_config.from_hf(config, codec, {"temperature": 0.5, "subtalker_top_k": 3, "max_new_tokens": 70})
+    assert model.generation.talker.temperature == 0.5
+    assert model.generation.talker.top_k == 50
+    assert model.generation.talker.repetition_penalty == 1.05
+    assert model.generation.code_predictor.top_k == 3
+    assert model.generation.code_predictor.temperature == 0.9
+    assert model.generation.code_predictor.repetition_penalty == 1.0
+    assert model.max_new_tokens == 70
+    assert hf_config.from_hf(config, codec, {}).max_new_tokens == 2048
+
+
+def changed(name, path, value):
+    """The three dicts of a preset with one key set to `value`, or removed where that is None."""
+    dicts = copy.deepcopy(hf_config.to_hf(preset(name)))
+    *parents, key = path
+    target = dicts
+    for parent in parents:
+        target = target[parent]
+    if value is None:
+        del target[key]
+    else:
+        target[key] = value
+    return dicts
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ((0, "model_type"), "qwen2_audio", "config.json: model_type='qwen2_audio' is not supported"),
+        ((0, "tokenizer_type"), "qwen3_tts_tokenizer_25hz", "tokenizer_type='qwen3_tts_tokenizer_25hz'"),
+        ((0, "tts_model_type"), "singing", "tts_model_type='singing' is not one of base, custom_voice"),
+        ((0, "talker_config"), None, "config.json has no 'talker_config'"),
+        ((0, "talker_config", "hidden_size"), None, "config.json: talker_config has no 'hidden_size'"),
+        ((0, "talker_config", "hidden_size"), 0, "talker_config: width must be positive, got 0"),
+        ((0, "talker_config", "num_key_value_heads"), 5, r"num_attention_heads \(16\) must be a multiple of"),
+        ((0, "talker_config", "head_dim"), 7, "head_dim must be even for RoPE, got 7"),
+        ((0, "talker_config", "hidden_act"), "gelu", "hidden_act='gelu' is not supported"),
+        ((0, "talker_config", "attention_bias"), True, "attention_bias=True is not supported"),
+        ((0, "talker_config", "use_sliding_window"), True, "use_sliding_window=True is not supported"),
+        ((0, "talker_config", "vocab_size"), 1024, "talker vocab_size must exceed its 1024 special codes"),
+        ((0, "talker_config", "num_code_groups"), 8, "num_code_groups differ: talker 8, code predictor 16"),
+        (
+            (0, "talker_config", "rope_scaling"),
+            {"rope_type": "yarn"},
+            "rope_scaling 'yarn' is not supported",
+        ),
+        (
+            (0, "talker_config", "code_predictor_config", "rope_scaling"),
+            {"rope_type": "linear"},
+            "code_predictor_config: rope_scaling=.* is not supported",
+        ),
+        ((1, "model_type"), "encodec", "speech_tokenizer/config.json: model_type='encodec'"),
+        ((1, "decode_upsample_rate"), 960, "decode_upsample_rate=960 but the decoder makes 1920 samples"),
+        ((1, "output_sample_rate"), 16000, "sample rates differ"),
+        ((1, "encoder_valid_num_quantizers"), 8, "encoder_valid_num_quantizers=8 but the decoder reads 16"),
+        ((1, "decoder_config", "decoder_dim"), 1000, r"decoder_dim \(1000\) must be divisible by 16"),
+        ((1, "encoder_config", "use_causal_conv"), False, "use_causal_conv=False is not supported"),
+        ((2, "temperature"), 0, "temperature must be above 0, got 0"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name(path, value, message):
+    with pytest.raises(ConfigError, match=message):
+        hf_config.from_hf(*changed("1.7B-CustomVoice", path, value))
+
+
+def test_base_needs_a_speaker_encoder():
+    with pytest.raises(ConfigError, match="config.json has no 'speaker_encoder_config'"):
+        hf_config.from_hf(*changed("0.6B-Base", (0, "speaker_encoder_config"), None))
+
+
+def test_unknown_preset_lists_what_exists():
+    with pytest.raises(ConfigError, match="unknown preset '0.6B-VoiceDesign'; there are 0.6B-Base"):
+        preset("0.6B-VoiceDesign")
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.json is not valid JSON"):
+        hf_config.read_folder(tmp_path)
