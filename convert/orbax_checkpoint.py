@@ -118,8 +118,9 @@ def load(
             args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
             try:
                 restored = checkpointer.restore(_part_folder(folder, part), args=args)
-            except (ValueError, OSError) as error:
-                raise CheckpointError(folder, [f"{part} cannot be read: {_first_line(error)}"]) from error
+            except Exception as error:  # Orbax itself raises bare exceptions.
+                reason = _first_line(error.__cause__ or error)
+                raise CheckpointError(folder, [f"{part} cannot be read: {reason}"]) from error
             leaves = flatten_dict(restored, sep="/")
             params |= {f"{part}/{path}": leaf for path, leaf in leaves.items()}
             if progress is not None:
@@ -185,5 +186,5 @@ def _nbytes(leaves: Iterable[Any]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -66,9 +66,7 @@ class Qwen3TTS:
         tokenizer: its text tokenizer.
     """
 
-    def __init__(
-        self, config: ModelConfig, params: dict[str, Any], tokenizer: TextTokenizer, *, chunk_frames: int = 8
-    ):
+    def __init__(self, config: ModelConfig, params: dict[str, Any], tokenizer: TextTokenizer, *, chunk_frames: int = 8):
         """`chunk_frames` is how many frames are made between two looks at whether all rows have ended."""
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.chunk_frames = chunk_frames
@@ -160,9 +158,7 @@ class Qwen3TTS:
             ValueError: a bad argument, or a model of another kind.
         """
         self._require_type("custom_voice", "generate_custom_voice")
-        requests = _requests(
-            non_streaming_mode, text=text, speaker=speaker, language=language, instruct=instruct
-        )
+        requests = _requests(non_streaming_mode, text=text, speaker=speaker, language=language, instruct=instruct)
         return self._generate(requests, seed, sampling)
 
     def generate_voice_design(
@@ -189,9 +185,7 @@ class Qwen3TTS:
             }[self.config.model_type]
             raise ValueError(f"{method} needs a {model_type} model; this is a {self.config.model_type} model: {other}")
 
-    def _generate(
-        self, requests: list[Request], seed: int, sampling: dict[str, Any]
-    ) -> tuple[list[np.ndarray], int]:
+    def _generate(self, requests: list[Request], seed: int, sampling: dict[str, Any]) -> tuple[list[np.ndarray], int]:
         generation, max_frames = merge_sampling(self.config, sampling)
         requests = [replace(request, max_frames=max_frames) for request in requests]
         speeches = self.synthesize(requests, generation, seed)
@@ -372,8 +366,7 @@ def _requests(non_streaming_mode: bool, **columns: str | list[str] | None) -> li
     rows["language"] = [language or "auto" for language in rows["language"]]
     mode = "all_at_once" if non_streaming_mode else "as_it_comes"
     return [
-        Request(**dict(zip(rows, values, strict=True)), text_mode=mode)
-        for values in zip(*rows.values(), strict=True)
+        Request(**dict(zip(rows, values, strict=True)), text_mode=mode) for values in zip(*rows.values(), strict=True)
     ]
 
 

@@ -177,9 +177,7 @@ def test_a_second_call_with_the_same_shapes_compiles_nothing():
 
 def test_the_frame_is_traced_once_for_any_number_of_chunks():
     chex.clear_trace_counter()
-    traced = jax.jit(
-        chex.assert_max_traces(g.generate, n=1), static_argnames=("config", "generation", "num_frames")
-    )
+    traced = jax.jit(chex.assert_max_traces(g.generate, n=1), static_argnames=("config", "generation", "num_frames"))
     batch = batch_plans(PLANS, tts_pad=CONFIG.prompt.tts_pad)
     state = g.prefill(params(), CONFIG, batch, g.utterance_keys(0, jnp.arange(3)), jnp.full(3, 9))
     state = state.replace(cache=state.cache.grow(40))

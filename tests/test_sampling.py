@@ -37,9 +37,7 @@ def test_greedy_keeps_the_penalty_and_the_forbidden_codes_but_no_temperature():
 
 def test_top_k_keeps_the_k_largest_and_ties():
     config = SamplingConfig(temperature=1.0, top_k=2)
-    np.testing.assert_array_equal(
-        process_logits(LOGITS, config), [[2.0, -np.inf, -np.inf, 1.5, -np.inf]]
-    )
+    np.testing.assert_array_equal(process_logits(LOGITS, config), [[2.0, -np.inf, -np.inf, 1.5, -np.inf]])
     tied = jnp.array([[1.0, 1.0, 1.0, 0.0]])
     assert np.isfinite(process_logits(tied, config)).sum() == 3
 

@@ -1,0 +1,169 @@
+"""The class: official names and errors, batches of any size, what compiles, what a seed means."""
+
+import numpy as np
+import pytest
+
+from qwen3_tts_jax import Qwen3TTS, Request
+from qwen3_tts_jax import pipeline as p
+from qwen3_tts_jax.generate import generate_chunk, prefill_compiled
+from tests.shapes import SMALL
+from tests.small_checkpoint import write_small_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer_folder):
+    return write_small_checkpoint(tmp_path_factory.mktemp("model"), SMALL["1.7B-CustomVoice"], tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return Qwen3TTS.from_pretrained(folder, dtype="float32", chunk_frames=4)
+
+
+def requests(count, frames=6):
+    texts = ["Good morning.", "A second sentence, longer than the first.", "Three!", "Four and no more."]
+    speakers = ["ryan", "serena", "dylan"]
+    return [Request(f"{texts[i % 4]} {i}", "english", speakers[i % 3], max_frames=frames + i % 3) for i in range(count)]
+
+
+def test_voices_and_languages_are_those_of_the_official_package(model):
+    assert model.get_supported_speakers() == [
+        "aiden", "dylan", "eric", "ono_anna", "ryan", "serena", "sohee", "uncle_fu", "vivian"
+    ]  # fmt: skip
+    assert model.get_supported_languages() == [
+        "auto", "chinese", "english", "french", "german", "italian", "japanese", "korean", "portuguese", "russian",
+        "spanish",
+    ]  # fmt: skip
+
+
+def test_one_value_serves_all_texts_and_seeds_repeat(model):
+    texts = ["One.", "Two, a little longer."]
+    options = {"max_new_tokens": 7}
+    wavs, rate = model.generate_custom_voice(texts, "ryan", "english", **options)
+    listed, _ = model.generate_custom_voice(texts, ["ryan", "RYAN"], ["english", "English"], **options)
+    other, _ = model.generate_custom_voice(texts, "ryan", "english", seed=1, **options)
+    assert rate == 24_000
+    for wav, again, different in zip(wavs, listed, other, strict=True):
+        assert wav.dtype == np.float32
+        assert len(wav) == 6 * model.config.codec.frame_samples
+        np.testing.assert_array_equal(wav, again)
+        assert np.abs(wav - different).max() > 1e-3
+    single, _ = model.generate_custom_voice(texts[0], "ryan", "english", **options)
+    np.testing.assert_allclose(single[0], wavs[0], atol=1e-5)
+
+
+def test_batch_size_and_chunks_change_nothing(model, folder):
+    speeches = model.synthesize(requests(7), seed=3)
+    assert [len(speech.codes) for speech in speeches] == [6, 7, 8, 6, 7, 8, 6]
+    assert {speech.finish_reason for speech in speeches} == {"length"}
+    assert speeches[0].seconds == pytest.approx(6 * model.config.codec.frame_samples / 24_000)
+    other = Qwen3TTS.from_pretrained(folder, dtype="float32", chunk_frames=3)
+    for again in (model.synthesize(requests(7), seed=3, batch_size=2), other.synthesize(requests(7), seed=3)):
+        for speech, expected in zip(again, speeches, strict=True):
+            np.testing.assert_array_equal(speech.codes, expected.codes)
+            np.testing.assert_allclose(speech.samples, expected.samples, atol=1e-5)
+
+
+def test_a_second_call_with_the_same_shapes_compiles_nothing(model):
+    sizes = []
+    for seed in range(2):
+        model.synthesize(requests(3), seed=seed)
+        sizes.append([f._cache_size() for f in (prefill_compiled, generate_chunk, p._codec_step)])
+    assert sizes[0] == sizes[1]
+
+
+def test_speech_longer_than_the_first_cache_goes_on(tmp_path, tokenizer_folder):
+    """The cache grows between chunks, which must not show in the codes."""
+    folder = write_small_checkpoint(tmp_path / "endless", SMALL["1.7B-CustomVoice"], tokenizer_folder, eos_boost=-1.0)
+    request = Request("Hi.", "english", "ryan", max_frames=90)
+    grown, at_once = (
+        Qwen3TTS.from_pretrained(folder, dtype="float32", chunk_frames=frames).synthesize([request])[0]
+        for frames in (9, 90)
+    )
+    assert grown.codes.shape == (90, 16)
+    assert grown.samples.shape == (90 * SMALL["1.7B-CustomVoice"].codec.frame_samples,)
+    np.testing.assert_array_equal(grown.codes, at_once.codes)
+
+
+def test_the_official_decode_is_the_same_below_300_frames(model):
+    exact = model.synthesize(requests(2))
+    official = model.synthesize(requests(2), official_codec_chunks=True)
+    for a, b in zip(exact, official, strict=True):
+        np.testing.assert_allclose(a.samples, b.samples, atol=1e-5)
+
+
+def test_progress_counts_every_stage_to_its_end(model):
+    seen = []
+    model.synthesize(requests(3), batch_size=2, progress=lambda *event: seen.append(event))
+    assert seen == [
+        ("prefill", 0, 2), ("prefill", 2, 2), ("speak", 4, 7), ("speak", 7, 7), ("decode", 2, 2),
+        ("prefill", 0, 1), ("prefill", 1, 1), ("speak", 4, 8), ("speak", 8, 8), ("decode", 1, 1),
+    ]  # fmt: skip
+
+
+def test_loading_reports_every_byte(folder):
+    seen = []
+    Qwen3TTS.from_pretrained(folder, progress=lambda *event: seen.append(event))
+    assert {stage for stage, _, _ in seen} == {"load"}
+    done = [done for _, done, _ in seen]
+    assert done == sorted(done)
+    assert done[-1] == seen[-1][2] > 0
+
+
+def test_dtypes_of_weights_and_of_tables(folder):
+    half = Qwen3TTS.from_pretrained(folder, dtype="bfloat16")
+    full = Qwen3TTS.from_pretrained(folder, dtype="float32")
+    for model, dtype in ((half, "bfloat16"), (full, "float32")):
+        assert model.params["talker"]["codec_head"]["weight"].dtype == dtype
+        assert model.params["talker"]["text_embedding"]["embedding"].dtype == "bfloat16"
+        assert model.params["codec"]["decoder"]["conv_in"]["kernel"].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": ""}, "the text is empty"),
+        ({"text": ["Hi.", "  "]}, "the text is empty"),
+        ({"speaker": "nobody"}, "unknown speaker 'nobody'; there are aiden, dylan"),
+        ({"language": "klingon"}, "unknown language 'klingon'; there are auto, beijing_dialect, chinese"),
+        ({"text": ["a", "b"], "speaker": ["ryan"] * 3}, "batch lengths differ: text=2, speaker=3"),
+        ({"text": "a", "language": ["english"] * 2}, "batch lengths differ: text=1, speaker=1, language=2"),
+        ({"max_new_tokens": 1}, "max_new_tokens must be at least 2"),
+        ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
+        ({"text": "word " * 40_000}, "exceeds the model's context of 32768"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(model, monkeypatch, arguments, message):
+    monkeypatch.setattr(p, "prefill_compiled", None)
+    with pytest.raises(ValueError, match=message):
+        model.generate_custom_voice(**({"text": "Hi.", "speaker": "ryan"} | arguments))
+
+
+def test_unknown_options_are_refused_by_name(model):
+    with pytest.raises(TypeError, match="unknown option 'tempreature'; there are do_sample, temperature"):
+        model.generate_custom_voice("Hi.", "ryan", tempreature=1.0)
+
+
+def test_the_wrong_method_names_the_right_one(model):
+    with pytest.raises(ValueError, match="needs a voice_design model; this is a custom_voice model: use generate_cus"):
+        model.generate_voice_design("Hi.", "An old man.")
+
+
+def test_a_batch_holds_at_least_one(model):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model.synthesize(requests(1), batch_size=0)
+    assert model.synthesize([]) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "smallest", "bucket"),
+    [(0, 32, 0), (1, 32, 32), (32, 32, 32), (33, 32, 64), (97, 32, 128), (129, 32, 192), (193, 32, 256), (5, 1, 6)],
+)
+def test_buckets(size, smallest, bucket):
+    assert p._bucket(size, smallest) == bucket
+
+
+def test_few_buckets_and_little_waste():
+    buckets = [p._bucket(size, 32) for size in range(1, 10_000)]
+    assert all(size <= bucket <= max(32, 2 * size) for size, bucket in enumerate(buckets, 1))
+    assert len(set(buckets)) < 22
