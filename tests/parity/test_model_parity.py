@@ -10,9 +10,11 @@ from qwen3_tts_jax import generate as g
 from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig
-from qwen3_tts_jax.pipeline import Qwen3TTS
+from qwen3_tts_jax.convert import PARTS, export_safetensors, load_params
+from qwen3_tts_jax.pipeline import Qwen3TTS, merge_sampling
+from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
 from qwen3_tts_jax.talker import Talker
-from tests.parity.oracle import quiet
+from tests.parity.oracle import load_official, quiet
 from tests.shapes import SMALL
 
 TEXTS = ["Hello, world.", "这是一个较长的中文句子，用来测试不同的长度。", "Ein kurzer Satz mit Umlauten: äöü!"]
@@ -49,14 +51,6 @@ def official_codes(model, call):
             return call(), captured
     finally:
         model.model.generate = generate
-
-
-def hidden_of(stack, embeddings, mask):
-    with quiet(), torch.no_grad():
-        return stack(
-            inputs_embeds=torch.tensor(embeddings), attention_mask=torch.tensor(mask), output_hidden_states=True,
-            use_cache=True,
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", SMALL)
@@ -163,9 +157,55 @@ def test_voice_design_speaks_the_same(instruct, non_streaming_mode, ours, offici
     check_same_speech(model, reference, "generate_voice_design", arguments)
 
 
-def check_same_speech(model, reference, method, arguments, max_new_tokens=24):
+@pytest.mark.parametrize("text_mode", ["all_at_once", "as_it_comes"])
+@pytest.mark.parametrize("variant", ["0.6B-Base", "1.7B-Base"])
+def test_base_without_a_reference_speaks_the_same(variant, text_mode, ours, official):
+    """The official class offers no such call, its model does."""
+    model, reference = ours(variant), official(variant)
+    with quiet(), torch.no_grad():
+        ids = reference._tokenize_texts([reference._build_assistant_text(text) for text in TEXTS])
+        codes, _ = reference.model.generate(
+            input_ids=ids, languages=LANGUAGES, non_streaming_mode=text_mode == "all_at_once",
+            max_new_tokens=19, **GREEDY,
+        )  # fmt: skip
+        wavs, _ = reference.model.speech_tokenizer.decode([{"audio_codes": row} for row in codes])
+    requests = [
+        Request(text, language, text_mode=text_mode, max_frames=18)
+        for text, language in zip(TEXTS, LANGUAGES, strict=True)
+    ]
+    for speech, row, wav in zip(model.synthesize(requests, GenerationConfig.greedy()), codes, wavs, strict=True):
+        np.testing.assert_array_equal(speech.codes, row.numpy())
+        np.testing.assert_allclose(speech.samples, wav, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*takes no instruct")
+@pytest.mark.parametrize("variant", ["0.6B-CustomVoice", "1.7B-VoiceDesign"])
+def test_exported_weights_speak_the_same_in_the_official_package(variant, checkpoint, ours, tmp_path):
+    """Flax → safetensors: a changed model says the same changed thing on both sides."""
+    source, config = checkpoint(variant, dtype="float32"), SMALL[variant]
+    params = load_params(source, config, [part for part in PARTS if part != "speaker_encoder"])
+    rng = np.random.default_rng(5)
+    changed = jax.tree.map(lambda leaf: leaf * jnp.asarray(1 + 0.1 * rng.normal(size=leaf.shape), leaf.dtype), params)
+    export_safetensors(tmp_path, changed, config)
+    for file in (file for file in source.rglob("*") if file.suffix in (".json", ".txt")):
+        (tmp_path / file.relative_to(source)).write_bytes(file.read_bytes())
+    voices = {"speaker": SPEAKERS} if variant.endswith("CustomVoice") else {"instruct": INSTRUCTS}
+    method = "generate_custom_voice" if variant.endswith("CustomVoice") else "generate_voice_design"
+    arguments = {"text": TEXTS, "language": LANGUAGES, **voices}
+    tokenizer = ours(variant).tokenizer
+    check_same_speech(Qwen3TTS(config, changed, tokenizer), load_official(tmp_path), method, (), 14, keywords=arguments)
+    before = Qwen3TTS(config, params, tokenizer).synthesize([Request(TEXTS[0], max_frames=13, **_first(voices))])
+    after = Qwen3TTS(config, changed, tokenizer).synthesize([Request(TEXTS[0], max_frames=13, **_first(voices))])
+    assert not np.array_equal(before[0].codes, after[0].codes)
+
+
+def _first(columns):
+    return {name: values[0] for name, values in columns.items()}
+
+
+def check_same_speech(model, reference, method, arguments, max_new_tokens=24, keywords=None):
     """Greedy codes 0 … Q−1 equal in every frame of every row, samples within 1e-4."""
-    options = GREEDY | {"max_new_tokens": max_new_tokens}
+    options = GREEDY | {"max_new_tokens": max_new_tokens} | (keywords or {})
     (wavs, rate), codes = official_codes(reference, lambda: getattr(reference, method)(*arguments, **options))
     generate = model._decode
     ours_codes = []
@@ -217,8 +257,6 @@ def test_bfloat16_logits_keep_their_direction(checkpoint, official):
     full = Qwen3TTS.from_pretrained(folder, dtype="float32")
     rng = np.random.default_rng(4)
     codes = rng.integers(0, 53, (3, 8, 16))
-    from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
-
     plans = [
         plan_prompt(Request(text, language, speaker), half.tokenizer, half.config)
         for text, language, speaker in zip(TEXTS, LANGUAGES, SPEAKERS, strict=True)
@@ -243,8 +281,6 @@ def test_bfloat16_logits_keep_their_direction(checkpoint, official):
 
 
 def test_greedy_is_what_the_official_options_say():
-    from qwen3_tts_jax.pipeline import merge_sampling
-
     generation, frames = merge_sampling(SMALL["0.6B-CustomVoice"], GREEDY | {"max_new_tokens": 9})
     assert not generation.talker.do_sample
     assert not generation.code_predictor.do_sample

@@ -1,0 +1,144 @@
+"""One utterance, start to end, next to the official PyTorch package on the same machine in the same run.
+
+    python benchmarks/bench_speak.py CHECKPOINT [--frames 24] [--repeats 3]
+
+Each measurement runs in a fresh process, ours and theirs in turn, both in float32, so that load, compile
+and peak memory are those of a first use. Any checkpoint will do, a random one too
+(tests/parity/random_checkpoint.py). Needs the extra `parity` and qwen-tts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds."
+
+
+def measure_ours(checkpoint: str, frames: int) -> dict[str, float]:
+    """Seconds of each stage of the second call, and what the first call took beyond it."""
+    from qwen3_tts_jax import Qwen3TTS, Request
+
+    began = time.perf_counter()
+    model = Qwen3TTS.from_pretrained(checkpoint, dtype="float32")
+    loaded = time.perf_counter() - began
+    request = Request(TEXT, "english", max_frames=frames, **_voice(model.config.model_type))
+
+    def speak() -> dict[str, float]:
+        marks = {"start": time.perf_counter()}
+        speech = model.synthesize([request], progress=lambda stage, *_: marks.update({stage: time.perf_counter()}))[0]
+        if len(speech.codes) != frames:
+            raise SystemExit(f"the speech ended after {len(speech.codes)} frames: choose fewer")
+        return {
+            "prefill": marks["prefill"] - marks["start"],
+            "frame": (marks["speak"] - marks["prefill"]) / frames,
+            "codec": (marks["decode"] - marks["speak"]) / speech.seconds,
+            "total": marks["decode"] - marks["start"],
+        }
+
+    first, second = speak(), speak()
+    return {"load": loaded, "compile": first["total"] - second["total"], **second}
+
+
+def measure_official(checkpoint: str, frames: int) -> dict[str, float]:
+    """The same for the official package; its prefill cannot be told from its first frame."""
+    from qwen3_tts_jax.convert.reference import import_official
+
+    official = import_official()
+    import torch
+
+    torch.manual_seed(0)
+    began = time.perf_counter()
+    model = official.Qwen3TTSModel.from_pretrained(checkpoint, dtype=torch.float32)
+    loaded = time.perf_counter() - began
+    voice = _voice(model.model.tts_model_type)
+    speak = model.generate_custom_voice if "speaker" in voice else model.generate_voice_design
+    generate, times = model.model.generate, {}
+
+    def timed(**options):
+        start = time.perf_counter()
+        result = generate(**options)
+        times["generate"] = time.perf_counter() - start
+        return result
+
+    model.model.generate = timed
+
+    def run() -> dict[str, float]:
+        start = time.perf_counter()
+        wavs, rate = speak(text=TEXT, language="english", **voice, max_new_tokens=frames + 1)
+        total = time.perf_counter() - start
+        seconds = len(wavs[0]) / rate
+        return {"frame": times["generate"] / frames, "codec": (total - times["generate"]) / seconds, "total": total}
+
+    first, second = run(), run()
+    return {"load": loaded, "compile": first["total"] - second["total"], **second}
+
+
+def _voice(model_type: str) -> dict[str, str]:
+    return {"speaker": "ryan"} if model_type == "custom_voice" else {"instruct": "An old man who speaks slowly."}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="a folder in the published layout")
+    parser.add_argument("--frames", type=int, default=24, help="frames of 80 ms per utterance (default 24)")
+    parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each kind (default 3)")
+    parser.add_argument("--output", type=Path, help="append the raw figures to this file of JSON lines")
+    parser.add_argument("--worker", choices=("ours", "official"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        measure = measure_ours if arguments.worker == "ours" else measure_official
+        figures = measure(arguments.checkpoint, arguments.frames)
+        figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps(figures))
+        return
+
+    results: dict[str, list[dict[str, float]]] = {"ours": [], "official": []}
+    for repeat in range(arguments.repeats):
+        for kind, figures in results.items():
+            print(f"run {repeat + 1} of {arguments.repeats}: {kind}", file=sys.stderr)
+            command = [sys.executable, __file__, arguments.checkpoint, "--frames", str(arguments.frames)]
+            output = subprocess.run([*command, "--worker", kind], capture_output=True, text=True, check=False)
+            if output.returncode:
+                raise SystemExit(output.stderr)
+            figures.append(json.loads(output.stdout.splitlines()[-1]))
+    machine = {
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "torch", "qwen-tts")},
+    }
+    if arguments.output:
+        with arguments.output.open("a", encoding="utf-8") as file:
+            for kind, figures in results.items():
+                for row in figures:
+                    file.write(json.dumps({"kind": kind, "frames": arguments.frames, **row, "machine": machine}) + "\n")
+
+    rows = [
+        ("load", "load, s"), ("compile", "first call beyond the second, s"), ("frame", "seconds per frame"),
+        ("codec", "codec, s per s of audio"), ("total", "second call, s"), ("peak_gb", "peak memory, GB"),
+    ]  # fmt: skip
+    print(
+        f"\n{json.dumps(machine)}\n\n| median (min to max) of {arguments.repeats} | ours | official | official / ours |"
+    )
+    print("|---|---|---|---|")
+    for key, label in rows:
+        cells, medians = [], []
+        for figures in results.values():
+            values = [row[key] for row in figures]
+            medians.append(statistics.median(values))
+            cells.append(f"{medians[-1]:.3g} ({min(values):.3g} to {max(values):.3g})")
+        print(f"| {label} | {' | '.join(cells)} | {medians[1] / medians[0]:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The differences between two implementations in one stage, and how large they may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["ids", "embeddings", "hidden", "logits", "codes", "codec", "samples", "speech"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a stage must keep in every frame.
+
+    "absolute" and "relative" bound the largest error from above, the latter in units of the largest
+    magnitude of the reference; "cosine" bounds the lowest cosine from below; "equal" allows no other token.
+    """
+
+    measure: Literal["absolute", "relative", "cosine", "equal"]
+    limit: float = 0.0
+
+    def __str__(self) -> str:
+        if self.measure == "equal":
+            return "equal"
+        return f"{self.measure} {'≥' if self.measure == 'cosine' else '≤'} {self.limit:g}"
+
+
+_EQUAL = Tolerance("equal")
+_CODEC: Mapping[Kind, Tolerance] = {"codec": Tolerance("relative", 1e-4), "samples": Tolerance("absolute", 1e-4)}
+
+TOLERANCES: Mapping[str, Mapping[Kind, Tolerance]] = {
+    "float32": {
+        "ids": _EQUAL,
+        "embeddings": Tolerance("relative", 1e-5),
+        "hidden": Tolerance("relative", 1e-4),
+        "logits": Tolerance("relative", 1e-4),
+        "codes": _EQUAL,
+        **_CODEC,
+        "speech": Tolerance("absolute", 1e-4),
+    },
+    # In bfloat16 two codes may be equally likely, and the first one that differs changes all that follow.
+    "bfloat16": {"ids": _EQUAL, "logits": Tolerance("cosine", 0.9995), **_CODEC},
+}
+"""By dtype and kind of stage; a kind that is not named must only be finite. "samples" are those of the
+same codes, "speech" those of each side's own."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The differences in one stage, over all utterances.
+
+    Attributes:
+        name: of the stage.
+        shape: of the reference, "B × F × …".
+        max_abs: largest absolute error.
+        max_rel: the same over the largest magnitude of the reference.
+        cosine: lowest cosine of a frame (or prompt position), all its values taken as one vector.
+        agreement: part of equal tokens in [0, 1]; for logits, of the most likely ones.
+        first_difference: first frame (or prompt position) beyond the tolerance or, where there is none,
+            with another token.
+        tolerance: None where the values must only be finite.
+        passed: whether the tolerance is kept.
+        kind: what its values are.
+        errors: largest relative error of each frame, absolute for samples.
+    """
+
+    name: str
+    shape: str
+    max_abs: float | None
+    max_rel: float | None
+    cosine: float | None
+    agreement: float | None
+    first_difference: int | None
+    tolerance: Tolerance | None
+    passed: bool
+    kind: Kind
+    errors: tuple[float, ...] = field(repr=False, default=())
+
+
+def compare(name: str, kind: Kind, dtype: str, reference: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> Stage:
+    """Compares one stage of each utterance.
+
+    Args:
+        name: of the stage.
+        kind: what its values are: decides the tolerance, and whether they are tokens.
+        dtype: a key of `TOLERANCES`.
+        reference: [T, …] of each utterance; T counts frames or prompt positions.
+        ours: the same. Where T differs, the part that both have is compared and a stage that has a
+            tolerance fails.
+    """
+    tolerance = TOLERANCES[dtype].get(kind)
+    longest = max(len(row) for row in reference)
+    shape = " × ".join(map(str, (len(reference), longest, *reference[0].shape[1:])))
+    pairs = [(a[: len(b)], b[: len(a)]) for a, b in zip(reference, ours, strict=True)]
+    same_length = all(len(a) == len(b) for a, b in zip(reference, ours, strict=True))
+    if not same_length:
+        shape += f" (ours {max(len(row) for row in ours)})"
+    # Where one side ends first, the first frame that only the other has differs.
+    ends = [len(a) for (a, _), r, o in zip(pairs, reference, ours, strict=True) if len(r) != len(o)]
+    if kind in ("ids", "codes"):
+        equal = [_over_frames(np.all, a == b) for a, b in pairs]
+        compared = sum(max(np.size(a), np.size(b)) for a, b in zip(reference, ours, strict=True))
+        agreement = sum(np.count_nonzero(a == b) for a, b in pairs) / compared
+        first = min([*_first([~row for row in equal]), *ends], default=None)
+        passed = tolerance is None or first is None
+        return Stage(name, shape, None, None, None, agreement, first, tolerance, passed, kind)
+
+    pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs]
+    scale = max((float(np.abs(a).max(initial=0)) for a, _ in pairs), default=0.0) or 1.0
+    errors = [_over_frames(np.max, np.abs(a - b)) for a, b in pairs]
+    cosines = [_cosines(a, b) for a, b in pairs]
+    max_abs = float(np.concatenate(errors).max(initial=0))
+    agreement, other_token = None, []
+    if kind == "logits":
+        equal = [a.argmax(-1) == b.argmax(-1) for a, b in pairs]
+        agreement = float(np.concatenate([row.ravel() for row in equal]).mean())
+        other_token = [~_over_frames(np.all, row) for row in equal]
+    # Written so that a NaN is beyond every tolerance.
+    match tolerance:
+        case Tolerance("absolute", limit):
+            beyond = [~(row <= limit) for row in errors]
+        case Tolerance("relative", limit):
+            beyond = [~(row <= limit * scale) for row in errors]
+        case Tolerance("cosine", limit):
+            beyond = [~(row >= limit) for row in cosines]
+        case _:
+            beyond = [~np.isfinite(row) for row in errors]
+    outside = [*_first(beyond), *ends] if tolerance else _first(beyond)
+    unit = 1.0 if kind in ("samples", "speech") else scale
+    return Stage(
+        name=name,
+        shape=shape,
+        max_abs=max_abs,
+        max_rel=max_abs / scale,
+        cosine=float(np.concatenate(cosines).min(initial=1)),
+        agreement=agreement,
+        first_difference=min(outside or _first(other_token), default=None),
+        tolerance=tolerance,
+        passed=not outside,
+        kind=kind,
+        errors=tuple(_largest_by_frame([row / unit for row in errors])),
+    )
+
+
+def _over_frames(reduce, values: np.ndarray) -> np.ndarray:
+    """[T, …] → [T]."""
+    return reduce(values.reshape(len(values), -1), axis=1) if values.size else np.zeros(len(values), values.dtype)
+
+
+def _first(rows: Sequence[np.ndarray]) -> list[int]:
+    """The first frame of each row [T] that is True, of rows that have one."""
+    return [int(np.argmax(row)) for row in rows if row.any()]
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of each frame, [T, …] → [T]; 1 where both are zero."""
+    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    return np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(norms == 0, 1.0, norms))
+
+
+def _largest_by_frame(rows: Sequence[np.ndarray]) -> list[float]:
+    longest = max(len(row) for row in rows)
+    return [float(max(row[t] for row in rows if t < len(row))) for t in range(longest)]
