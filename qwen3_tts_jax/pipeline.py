@@ -1,38 +1,20 @@
-"""`Qwen3TTS`: text in, speech out. The only stateful object of the package.
-
-It holds a checkpoint on the device, and turns requests into batches whose shapes come from a few
-buckets, so that the compiled programs are few and are used again.
-"""
+"""`Qwen3TTS`: text in, speech out. The only stateful object of the package: it holds a checkpoint."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qwen3_tts_jax import convert, hf_config
-from qwen3_tts_jax.codec import decoder as codec
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
-from qwen3_tts_jax.generate import DecodeState, generate_chunk, prefill_compiled, utterance_keys
-from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, plan_prompt
+from qwen3_tts_jax.prompt import PromptPlan, Request, plan_prompt
+from qwen3_tts_jax.synthesis import Progress, decode_codes, make_codes
 from qwen3_tts_jax.text import TextTokenizer
-
-logger = logging.getLogger(__name__)
-
-Progress = Callable[[Literal["load", "prefill", "speak", "decode"], int, int], None]
-
-_PROMPT_BUCKET = 32
-_CODEC_CHUNK_FRAMES = 16
-_CODEC_ROWS = 8
-
-_codec_step = jax.jit(codec.decode_step, static_argnames="config", donate_argnames="state")
-_codec_chunked = jax.jit(codec.decode_chunked, static_argnames="config")
 
 
 @dataclass(frozen=True)
@@ -214,8 +196,7 @@ class Qwen3TTS:
             batch_size: the most utterances in one batch.
             official_codec_chunks: decode as the official package does, in chunks of 300 frames that see 25
                 frames before them, which differs from the exact decode beyond 24 s.
-            progress: called as progress(stage, done, total): prompts read, frames made (of the limit),
-                utterances decoded.
+            progress: see `synthesis.Progress`.
 
         Raises:
             ValueError: a bad request, before anything is computed.
@@ -227,97 +208,32 @@ class Qwen3TTS:
         speeches: list[Speech] = []
         for first in range(0, len(plans), batch_size):
             rows = slice(first, first + batch_size)
-            codes, ended = self._speak(
-                plans[rows], limits[rows], first, sampling or self.config.generation, seed, progress
+            codes, ended = make_codes(
+                self.params,
+                self.config,
+                sampling or self.config.generation,
+                plans[rows],
+                frame_limits=limits[rows],
+                seed=seed,
+                first_utterance=first,
+                chunk_frames=self.chunk_frames,
+                progress=progress,
             )
-            decode = self._decode_official if official_codec_chunks else self._decode
-            for row_codes, row_ended, samples in zip(codes, ended, decode(codes, progress), strict=True):
-                reason = "stop" if row_ended else "length"
-                speeches.append(Speech(samples, self.config.codec.sample_rate, row_codes, reason))
+            samples = decode_codes(
+                self.params["codec"]["decoder"],
+                self.config.codec,
+                codes,
+                official_chunks=official_codec_chunks,
+                progress=progress,
+            )
+            reasons = ["stop" if row else "length" for row in ended]
+            rate = self.config.codec.sample_rate
+            speeches += [Speech(*row) for row in zip(samples, [rate] * len(codes), codes, reasons, strict=True)]
         return speeches
 
     def _frame_limit(self, request: Request, plan: PromptPlan) -> int:
         limit = self.config.max_new_tokens - 1 if request.max_frames is None else request.max_frames
         return min(limit, self.config.talker.max_positions - len(plan.text_ids))
-
-    def _speak(
-        self,
-        plans: list[PromptPlan],
-        limits: list[int],
-        first_utterance: int,
-        generation: GenerationConfig,
-        seed: int,
-        progress: Progress | None,
-    ) -> tuple[list[np.ndarray], list[bool]]:
-        """Codes [T, Q] of each plan, and whether the model itself ended it."""
-        # Rows that fill up the batch bucket repeat a plan and may make no frame.
-        rows = _bucket(len(plans), 1)
-        filler = rows - len(plans)
-        batch = batch_plans(
-            plans + plans[:1] * filler,
-            length=_bucket(max(len(plan.text_ids) for plan in plans), _PROMPT_BUCKET),
-            trailing_length=_bucket(max(len(plan.trailing_text_ids) for plan in plans), _PROMPT_BUCKET),
-            tts_pad=self.config.prompt.tts_pad,
-        )
-        keys = utterance_keys(seed, jnp.arange(first_utterance, first_utterance + rows))
-        frame_limit = jnp.asarray(limits + [0] * filler, jnp.int32)
-        if progress is not None:
-            progress("prefill", 0, len(plans))
-        state = prefill_compiled(self.params, self.config, batch, keys, frame_limit)
-        if progress is not None:
-            progress("prefill", len(plans), len(plans))
-
-        chunks: list[np.ndarray] = []
-        frames, most = 0, max(limits)
-        while frames < most and bool(jnp.any(state.active)):
-            state, codes = self._make_chunk(state, batch.text_ids.shape[1] + frames, generation)
-            chunks.append(np.asarray(codes))
-            frames += self.chunk_frames
-            if progress is not None:
-                progress("speak", min(frames, most), most)
-        ended = np.asarray(state.ended)[: len(plans)].tolist()
-        empty = np.zeros((rows, 0, self.config.talker.num_codebooks), np.int32)
-        codes = np.concatenate([empty, *chunks], axis=1)
-        return [row[row[:, 0] >= 0] for row in codes[: len(plans)]], ended
-
-    def _make_chunk(
-        self, state: DecodeState, length: int, generation: GenerationConfig
-    ) -> tuple[DecodeState, jax.Array]:
-        needed = length + self.chunk_frames
-        if needed > state.cache.capacity:
-            state = state.replace(cache=state.cache.grow(_bucket(needed, _PROMPT_BUCKET)))
-        return generate_chunk(self.params, self.config, generation, state, self.chunk_frames)
-
-    def _decode(self, codes: list[np.ndarray], progress: Progress | None = None) -> list[np.ndarray]:
-        """Samples of each utterance, exactly those of a whole decode, in chunks with carried state."""
-        config, params = self.config.codec, self.params["codec"]["decoder"]
-        samples: list[np.ndarray] = []
-        for first in range(0, len(codes), _CODEC_ROWS):
-            group = codes[first : first + _CODEC_ROWS]
-            frames = -(-max(map(len, group)) // _CODEC_CHUNK_FRAMES) * _CODEC_CHUNK_FRAMES
-            padded = _pad_codes(group, _bucket(len(group), 1), frames)
-            state = codec.initial_state(config.decoder, padded.shape[0])
-            chunks = [np.zeros((padded.shape[0], 0), np.float32)]
-            for frame in range(0, frames, _CODEC_CHUNK_FRAMES):
-                state, chunk = _codec_step(
-                    params, config.decoder, state, padded[:, frame : frame + _CODEC_CHUNK_FRAMES]
-                )
-                chunks.append(np.asarray(chunk, np.float32))
-            whole = np.concatenate(chunks, axis=1)
-            samples += [whole[row, : len(c) * config.frame_samples] for row, c in enumerate(group)]
-            if progress is not None:
-                progress("decode", len(samples), len(codes))
-        return samples
-
-    def _decode_official(self, codes: list[np.ndarray], progress: Progress | None = None) -> list[np.ndarray]:
-        config, params = self.config.codec, self.params["codec"]["decoder"]
-        samples = []
-        for row in codes:
-            whole = _codec_chunked(params, config.decoder, row[None])
-            samples.append(np.asarray(whole[0], np.float32))
-            if progress is not None:
-                progress("decode", len(samples), len(codes))
-        return samples
 
 
 def merge_sampling(config: ModelConfig, options: dict[str, Any]) -> tuple[GenerationConfig, int | None]:
@@ -368,21 +284,3 @@ def _requests(non_streaming_mode: bool, **columns: str | list[str] | None) -> li
     return [
         Request(**dict(zip(rows, values, strict=True)), text_mode=mode) for values in zip(*rows.values(), strict=True)
     ]
-
-
-def _bucket(size: int, smallest: int) -> int:
-    """The next of smallest × (1, 2, 3, 4, 6, 8, 12, 16, …), 0 for 0: few shapes, at most half wasted."""
-    if size == 0:
-        return 0
-    step = smallest
-    while size > 4 * step:
-        step *= 2
-    return min(n * step for n in (1, 2, 3, 4) if n * step >= size)
-
-
-def _pad_codes(codes: list[np.ndarray], rows: int, frames: int) -> np.ndarray:
-    """int32 [rows, frames, Q], padded on the right and below with code 0."""
-    padded = np.zeros((rows, frames, codes[0].shape[1]), np.int32)
-    for row, c in enumerate(codes):
-        padded[row, : len(c)] = c
-    return padded

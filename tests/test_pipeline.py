@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request
-from qwen3_tts_jax import pipeline as p
+from qwen3_tts_jax import Qwen3TTS, Request, synthesis
 from qwen3_tts_jax.generate import generate_chunk, prefill_compiled
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
@@ -68,7 +67,7 @@ def test_a_second_call_with_the_same_shapes_compiles_nothing(model):
     sizes = []
     for seed in range(2):
         model.synthesize(requests(3), seed=seed)
-        sizes.append([f._cache_size() for f in (prefill_compiled, generate_chunk, p._codec_step)])
+        sizes.append([f._cache_size() for f in (prefill_compiled, generate_chunk, synthesis.codec_step)])
     assert sizes[0] == sizes[1]
 
 
@@ -134,7 +133,7 @@ def test_dtypes_of_weights_and_of_tables(folder):
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(model, monkeypatch, arguments, message):
-    monkeypatch.setattr(p, "prefill_compiled", None)
+    monkeypatch.setattr(synthesis, "prefill_compiled", None)
     with pytest.raises(ValueError, match=message):
         model.generate_custom_voice(**({"text": "Hi.", "speaker": "ryan"} | arguments))
 
@@ -160,10 +159,10 @@ def test_a_batch_holds_at_least_one(model):
     [(0, 32, 0), (1, 32, 32), (32, 32, 32), (33, 32, 64), (97, 32, 128), (129, 32, 192), (193, 32, 256), (5, 1, 6)],
 )
 def test_buckets(size, smallest, bucket):
-    assert p._bucket(size, smallest) == bucket
+    assert synthesis.bucket(size, smallest) == bucket
 
 
 def test_few_buckets_and_little_waste():
-    buckets = [p._bucket(size, 32) for size in range(1, 10_000)]
+    buckets = [synthesis.bucket(size, 32) for size in range(1, 10_000)]
     assert all(size <= bucket <= max(32, 2 * size) for size, bucket in enumerate(buckets, 1))
     assert len(set(buckets)) < 22

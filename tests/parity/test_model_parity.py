@@ -1,5 +1,7 @@
 """Talker, code predictor and the whole of speech against the official package: float32, every weight re-drawn."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 import torch
 
 from qwen3_tts_jax import generate as g
+from qwen3_tts_jax import pipeline
 from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig
 from qwen3_tts_jax.convert import PARTS, export_safetensors, load_params
 from qwen3_tts_jax.pipeline import Qwen3TTS, merge_sampling
 from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
+from qwen3_tts_jax.synthesis import decode_codes
 from qwen3_tts_jax.talker import Talker
 from tests.parity.oracle import load_official, quiet
 from tests.shapes import SMALL
@@ -207,18 +211,15 @@ def check_same_speech(model, reference, method, arguments, max_new_tokens=24, ke
     """Greedy codes 0 … Q−1 equal in every frame of every row, samples within 1e-4."""
     options = GREEDY | {"max_new_tokens": max_new_tokens} | (keywords or {})
     (wavs, rate), codes = official_codes(reference, lambda: getattr(reference, method)(*arguments, **options))
-    generate = model._decode
     ours_codes = []
 
-    def capture(codes, *rest):
-        ours_codes.extend(codes)
-        return generate(codes, *rest)
+    def capture(*decode_arguments, **decode_options):
+        ours_codes.extend(decode_arguments[2])
+        return decode_codes(*decode_arguments, **decode_options)
 
-    model._decode = capture
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "decode_codes", capture)
         our_wavs, our_rate = getattr(model, method)(*arguments, **options)
-    finally:
-        del model._decode
     assert our_rate == rate
     assert len({row.tobytes() for row in codes}) == len(codes)
     for row, (mine, theirs) in enumerate(zip(ours_codes, codes, strict=True)):
@@ -244,8 +245,9 @@ def test_long_speech_decoded_the_official_way(ours, official):
     codes = rng.integers(0, 53, (340, 16))
     with quiet():
         expected = reference.decode([{"audio_codes": codes}])[0][0]
-    np.testing.assert_allclose(model._decode_official([codes.astype(np.int32)])[0], expected, atol=1e-4)
-    exact = model._decode([codes.astype(np.int32)])[0]
+    decode = partial(decode_codes, model.params["codec"]["decoder"], model.config.codec, [codes.astype(np.int32)])
+    np.testing.assert_allclose(decode(official_chunks=True)[0], expected, atol=1e-4)
+    exact = decode()[0]
     assert np.abs(exact[: 300 * 12] - expected[: 300 * 12]).max() < 1e-4
     assert np.abs(exact - expected).max() > 1e-3
 

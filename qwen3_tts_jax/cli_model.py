@@ -1,0 +1,262 @@
+"""The commands about a model itself: where it lies, its voices, languages, sizes, and its conversion."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from qwen3_tts_jax import hf_config
+from qwen3_tts_jax.config import ConfigError, ModelConfig, TransformerConfig
+from qwen3_tts_jax.console import ProgressLine, refuse, refusing
+from qwen3_tts_jax.presets import PRESETS, preset
+
+_RANDOM_WEIGHTS = "python tests/parity/random_checkpoint.py FOLDER --preset 0.6B-CustomVoice --small"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is to be had from: the options that the commands share."""
+
+    model: str
+    revision: str | None = None
+    cache_dir: Path | None = None
+    offline: bool = False
+    verify: bool = False
+
+    def folder(self) -> Path:
+        """Its folder, downloaded where necessary; refuses a model that is not to be had."""
+        from qwen3_tts_jax.convert import CheckpointError, ModelNotFoundError, resolve
+
+        try:
+            with refusing(CheckpointError):
+                return resolve(
+                    self.model,
+                    revision=self.revision,
+                    cache_dir=self.cache_dir,
+                    # None lets the environment variable HF_HUB_OFFLINE decide.
+                    local_files_only=self.offline or None,
+                    verify=self.verify,
+                )
+        except ModelNotFoundError as error:
+            hint = f"; to try without it, write random weights: {_RANDOM_WEIGHTS}" if self.published() else ""
+            refuse(f"{error}{hint}")
+
+    def published(self) -> str | None:
+        """Its short name where it is one of the published models, also by its repository."""
+        if "/" in self.model:
+            from qwen3_tts_jax.convert.hub import PREFIX
+
+            name = self.model.removeprefix(PREFIX)
+        else:
+            name = self.model
+        return name if name in PRESETS and not Path(self.model).is_dir() else None
+
+    def config_at_hand(self) -> ModelConfig | None:
+        """Its config where no download is needed: of a folder, or of a published model."""
+        folder = Path(self.model).expanduser()
+        if folder.is_dir():
+            return read_config(folder)
+        name = self.published()
+        return None if name is None else preset(name)
+
+    def config(self) -> ModelConfig:
+        """Its config, downloaded where necessary."""
+        return self.config_at_hand() or read_config(self.folder())
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a folder; refuses one that is missing or that this package cannot run."""
+    try:
+        with refusing(ConfigError):
+            return hf_config.read_folder(folder)
+    except FileNotFoundError as error:
+        refuse(f"{folder} is no model: {Path(error.filename).relative_to(folder)} is missing")
+
+
+def print_voices(source: Source) -> None:
+    """A line per voice, with the dialect that it speaks instead of Chinese."""
+    config = source.config()
+    speakers = config.prompt.speakers
+    if not speakers:
+        other = {"base": "it clones voices from recordings", "voice_design": "it speaks with voices that you describe"}
+        refuse(
+            f"{source.model} is a {config.model_type} model and has no voices of its own: {other[config.model_type]}"
+        )
+    width = max(map(len, speakers))
+    for name in sorted(speakers):
+        typer.echo(f"{name:{width}}  {config.prompt.dialects.get(name, '')}".rstrip())
+
+
+def print_languages(source: Source) -> None:
+    """A line per language, the dialects after the languages."""
+    names = sorted(source.config().prompt.languages, key=lambda name: ("dialect" in name, name))
+    for name in ["auto", *names]:
+        typer.echo(name)
+
+
+def print_info(source: Source) -> None:
+    """What a model is, what it can do, and its parts. Reads headers only, and downloads no published model."""
+    from qwen3_tts_jax.convert import CheckpointError, ModelNotFoundError, resolve
+
+    folder: Path | None = None
+    if source.published():
+        try:
+            folder = resolve(source.model, source.revision, source.cache_dir, local_files_only=True)
+        except ModelNotFoundError:
+            typer.echo(f"{source.model} is not on this machine: its published config follows", err=True)
+        config = source.config_at_hand() if folder is None else read_config(folder)
+    else:
+        folder = source.folder()
+        config = read_config(folder)
+    sizes: dict[str, tuple[str, int]] = {}
+    problems: tuple[str, ...] = ()
+    if folder is not None:
+        try:
+            sizes = _stored_sizes(folder, config)
+        except CheckpointError as error:
+            problems = error.problems
+    for name, value in _abilities(config):
+        typer.echo(f"{name:13}{value}")
+    if folder is not None:
+        typer.echo(f"{'folder':13}{folder}")
+    typer.echo()
+    for line in _parts(config, sizes):
+        typer.echo(line)
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise typer.Exit(2)
+
+
+def _stored_sizes(folder: Path, config: ModelConfig) -> dict[str, tuple[str, int]]:
+    """Dtypes and bytes of the parts that a folder holds, whatever its layout."""
+    from qwen3_tts_jax.convert.check import MARKER, check_folder, is_converted
+    from qwen3_tts_jax.convert.rules import all_rules
+    from qwen3_tts_jax.convert.safetensors_file import DTYPES
+
+    sizes = {}
+    if is_converted(folder):
+        for part, dtypes in json.loads((folder / MARKER).read_text(encoding="utf-8"))["dtypes"].items():
+            files = [file for file in (folder / "params" / part).rglob("*") if file.is_file()]
+            sizes[part] = "/".join(dtypes), sum(file.stat().st_size for file in files)
+        return sizes
+    stored = check_folder(folder, config)
+    rules = all_rules(config)
+    for part in dict.fromkeys(rule.part for rule in rules):
+        tensors = [stored[name] for rule in rules if rule.part == part for name in rule.torch]
+        dtypes = sorted({str(DTYPES[tensor.dtype]) for tensor in tensors})
+        sizes[part] = "/".join(dtypes), sum(tensor.nbytes for tensor in tensors)
+    return sizes
+
+
+def _abilities(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    languages = list(config.prompt.languages)
+    dialects = [name for name in languages if "dialect" in name]
+    seconds = (config.max_new_tokens - 1) / config.codec.frame_rate
+    yield "model", f"{config.model_type}, size {config.model_size}"
+    yield (
+        "voices",
+        {
+            "custom_voice": f"its own: {', '.join(sorted(config.prompt.speakers))}",
+            "voice_design": "designed from a description",
+            "base": "cloned from recordings",
+        }[config.model_type],
+    )
+    yield "languages", f"{len(languages) - len(dialects)}" + f" and {len(dialects)} dialects" * bool(dialects)
+    yield "instruct", "yes" if config.supports_instruct else "no"
+    yield (
+        "speech",
+        f"{config.codec.sample_rate} Hz, {config.codec.frame_rate:g} frames a second of "
+        f"{config.codec.num_codebooks} codes, at most {seconds:.0f} s",
+    )
+
+
+def _parts(config: ModelConfig, sizes: Mapping[str, tuple[str, int]]) -> Iterator[str]:
+    """A table of the parts, with dtypes and bytes of those that are stored."""
+    from qwen3_tts_jax.convert.rules import all_rules
+
+    stacks = {
+        "talker": config.talker.transformer,
+        "code_predictor": config.code_predictor.transformer,
+        "codec/encoder": config.codec.encoder.transformer,
+        "codec/decoder": config.codec.decoder.transformer,
+    }
+    parameters: Counter[str] = Counter()
+    for rule in all_rules(config):
+        parameters[rule.part] += math.prod(rule.shape) * len(rule.torch)
+    yield f"{'part':17}{'parameters':>15}{'dtype':>18}{'MB':>9}  layers"
+    for part, count in parameters.items():
+        dtype, size = sizes.get(part, ("", None))
+        megabytes = "" if size is None else f"{size / 1e6:.1f}"
+        layers = _layers(stacks[part]) if part in stacks else ""
+        yield f"{part:17}{count:>15,}{dtype:>18}{megabytes:>9}  {layers}".rstrip()
+    total = f"{sum(size for _, size in sizes.values()) / 1e6:.1f}" if sizes else ""
+    yield f"{'all':17}{parameters.total():>15,}{'':>18}{total:>9}".rstrip()
+
+
+def _layers(stack: TransformerConfig) -> str:
+    heads = f"{stack.num_heads} heads"
+    if stack.num_kv_heads != stack.num_heads:
+        heads += f" ({stack.num_kv_heads} kv)"
+    return f"{stack.num_layers} of width {stack.width}, mlp {stack.mlp_width}, {heads} of {stack.head_dim}"
+
+
+def convert_model(source: Source, destination: Path, dtype: str, quiet: bool) -> None:
+    """All parts of a published checkpoint → an Orbax checkpoint in `destination`."""
+    if destination.exists():
+        refuse(f"{destination} is there already: choose another folder or move it away")
+    from qwen3_tts_jax.convert import PARTS, CheckpointError, load_params
+    from qwen3_tts_jax.convert.check import check_folder, is_converted
+
+    folder = source.folder()
+    if is_converted(folder):
+        refuse(f"{folder} is converted already")
+    config = read_config(folder)
+    with refusing(CheckpointError):
+        stored = check_folder(folder, config)
+        if dtype == "auto":
+            talker = {tensor.dtype for name, tensor in stored.items() if name.startswith("talker.")}
+            dtype = "bfloat16" if talker == {"BF16"} else "float32"
+        config = config.with_dtypes(dtype)
+        parts = [part for part in PARTS if part != "speaker_encoder" or config.speaker_encoder is not None]
+        with ProgressLine(1 / config.codec.frame_rate, quiet) as progress:
+            params = load_params(folder, config, parts, partial(progress, "load"))
+            progress("save", 0, 1)
+            # Orbax warns that a checkpoint of one process has no parts of others to merge.
+            logging.getLogger("absl").setLevel(logging.ERROR)
+            from qwen3_tts_jax.convert import orbax_checkpoint
+
+            with refusing(OSError):
+                orbax_checkpoint.save(destination, params, config, folder)
+    written = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
+    typer.echo(f"{destination}: {written / 1e6:,.1f} MB, {', '.join(parts)}; talker in {dtype}")
+
+
+def compare_with_official(source: Source, texts: list[str], report: Path | None, quiet: bool, **options: Any) -> None:
+    """The numbers of `verify.run_parity` as a table; exit status 1 where a stage is beyond its tolerance."""
+    from rich.console import Console
+
+    from qwen3_tts_jax.convert.reference import OracleMissingError
+    from qwen3_tts_jax.convert.verify import run_parity
+
+    folder = source.folder()
+    read_config(folder)
+    with refusing(OracleMissingError, ValueError, FileNotFoundError):
+        result = run_parity(
+            folder, texts, report=report, progress=None if quiet else partial(typer.echo, err=True), **options
+        )
+    # A pipe has no width, and in 80 columns the table would be squeezed.
+    Console(width=None if sys.stdout.isatty() else 140).print(result.to_table())
+    typer.echo(result.verdict)
+    if not result.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,576 @@
+"""The command line: what it refuses and how, what it hands on, and one utterance from end to end."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from huggingface_hub.errors import LocalEntryNotFoundError
+from typer.testing import CliRunner
+
+from qwen3_tts_jax import hf_config
+from qwen3_tts_jax.cli import app
+from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
+from qwen3_tts_jax.console import ProgressLine, plain_messages
+from qwen3_tts_jax.convert.compare import Stage, Tolerance
+from qwen3_tts_jax.convert.report import Report
+from qwen3_tts_jax.pipeline import Qwen3TTS, Speech
+from qwen3_tts_jax.prompt import plan_prompt
+from qwen3_tts_jax.text import TextTokenizer
+from tests.shapes import SMALL
+from tests.small_checkpoint import write_small_checkpoint
+
+COMMANDS = ("say", "design", "voices", "languages", "info", "convert", "parity")
+
+
+def _one_layer(config: ModelConfig) -> ModelConfig:
+    def cut(part):
+        return replace(part, transformer=replace(part.transformer, num_layers=1))
+
+    codec = replace(config.codec, decoder=cut(config.codec.decoder))
+    return replace(config, talker=cut(config.talker), code_predictor=cut(config.code_predictor), codec=codec)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A folder with a checkpoint per name of `SMALL`."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, config in SMALL.items():
+        write_small_checkpoint(folder / name, _one_layer(config), tokenizer_folder)
+    return folder
+
+
+@pytest.fixture
+def model(models: Path) -> str:
+    return str(models / "1.7B-CustomVoice")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs a command in an empty folder, without a network."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str, text: bytes = b""):
+        return CliRunner().invoke(app, list(map(str, arguments)), input=text)
+
+    return invoke
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """In the place of the model, one that speaks two frames of silence and notes what it was asked."""
+    noted: list[dict] = []
+
+    class Silence:
+        def __init__(self, folder, dtype, codec_dtype, progress):
+            self.loaded = {"folder": Path(folder), "dtype": dtype, "codec_dtype": codec_dtype}
+            self.config = hf_config.read_folder(folder)
+
+        def synthesize(self, requests, sampling, seed, progress):
+            (request,) = requests
+            if request.instruct:
+                # Warns like the pipeline, where the model takes no instruction.
+                plan_prompt(request, TextTokenizer.from_folder(self.loaded["folder"]), self.config)
+            noted.append(self.loaded | {"request": request, "sampling": sampling, "seed": seed})
+            reason = "length" if request.max_frames == 2 else "stop"
+            samples = np.zeros(2 * self.config.codec.frame_samples, np.float32)
+            codes = np.zeros((2, self.config.talker.num_codebooks), np.int32)
+            return [Speech(samples, self.config.codec.sample_rate, codes, reason)]
+
+    monkeypatch.setattr(Qwen3TTS, "from_pretrained", Silence)
+    return noted
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes it an error of the program to load weights."""
+
+    def load(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(Qwen3TTS, "from_pretrained", load)
+
+
+def _assert_refused(result, *parts: str) -> None:
+    assert result.exit_code == 2, (result.exception, result.stderr)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+# Help.
+
+
+def test_help_lists_the_commands_and_every_command_has_an_example(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in COMMANDS:
+        assert f"\n  {command} " in result.stdout
+        help_text = run(command, "--help").stdout
+        assert "Examples:\n" in help_text
+        assert f"\n    qwen3-tts-jax {command} " in help_text
+
+
+def test_version(run):
+    assert run("--version").stdout == "qwen3-tts-jax 0.1.0\n"
+
+
+def test_help_and_lists_do_not_import_jax(models: Path):
+    program = (
+        "import sys\n"
+        "from qwen3_tts_jax.cli import app\n"
+        "for arguments in (['say', '--help'], ['voices', '--model', sys.argv[1]], ['languages']):\n"
+        "    app(arguments, standalone_mode=False)\n"
+        "print(sorted({'jax', 'flax', 'rich', 'soundfile'} & set(sys.modules)))\n"
+    )
+    command = [sys.executable, "-c", program, str(models / "1.7B-CustomVoice")]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[-1] == "[]"
+    assert "beijing_dialect" in lines
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["hello", "--speaker", "nobody"], ["unknown speaker 'nobody'", "aiden", "vivian"]),
+        (["hello", "--language", "klingon"], ["unknown language 'klingon'", "auto", "english"]),
+        ([" \n"], ["the text is empty"]),
+        (["hello", "-o", "absent/x.wav"], ["the folder absent does not exist"]),
+        (["hello", "-o", "x.mp3"], [".mp3", ".wav, .flac, .ogg"]),
+        (["hello", "-o", "."], ["not supported"]),
+        (["hello", "--max-seconds", "0"], ["--max-seconds must be a number above 0, got 0"]),
+        (["hello", "--max-seconds", "-1.5"], ["--max-seconds must be a number above 0, got -1.5"]),
+        (["hello", "--max-seconds", "nan"], ["--max-seconds"]),
+        (["hello", "--max-seconds", "inf"], ["--max-seconds"]),
+        (["hello", "--seed", "-1"], ["--seed must be 0"]),
+        (["hello", "--seed", str(2**31)], ["--seed must be 0"]),
+        (["hello", "--temperature", "0"], ["--temperature must be above 0", "--greedy"]),
+        (["hello", "--top-p", "1.5"], ["top_p", "1.5"]),
+        (["hello", "--top-k", "-1"], ["top_k", "-1"]),
+        (["hello", "--repetition-penalty", "0"], ["repetition_penalty"]),
+        (["hello", "--greedy", "--top-k", "5", "--temperature", "1"], ["--greedy", "--temperature or --top-k"]),
+        (["hello", "--file", "text.txt"], ["not both"]),
+        (["--file", "absent.txt"], ["cannot read absent.txt: No such file"]),
+        (["--file", "."], ["cannot read .: Is a directory"]),
+        (["hello", "--verify"], ["sha256"]),
+        (["word " * 33_000], ["context of 32768", "split the text"]),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
+)
+def test_say_refuses_in_one_line_before_loading(run, model, no_weights, arguments, parts):
+    _assert_refused(run("say", *arguments, "--model", model), *parts)
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [(b"", "is empty"), (b" \r\n\t", "is empty"), (b"gr\xfc\xdfe", "is not UTF-8 text: byte 2 is 0xfc")],
+)
+def test_unusable_texts(run, model, no_weights, content, part):
+    _assert_refused(run("say", "--model", model, text=content), f"standard input {part}")
+    Path("text.txt").write_bytes(content)
+    _assert_refused(run("say", "--model", model, "--file", "text.txt"), f"text.txt {part}")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "parts"),
+    [
+        ("say", "1.7B-VoiceDesign", ["voice_design model: use `design`"]),
+        ("say", "0.6B-Base", ["base model: it clones voices", "`say` needs a custom_voice model"]),
+        ("design", "1.7B-CustomVoice", ["custom_voice model: use `say`"]),
+        ("design", "1.7B-Base", ["base model: it clones voices", "`design` needs a voice_design model"]),
+    ],
+)
+def test_models_of_the_wrong_type(run, models, no_weights, command, name, parts):
+    _assert_refused(run(command, "hello", "--model", models / name, "--instruct", "a man"), *parts)
+    # The type of a published model is known without a download.
+    _assert_refused(run(command, "hello", "--model", name, "--offline", "--instruct", "a man"), *parts)
+    repository = f"Qwen/Qwen3-TTS-12Hz-{name}"
+    _assert_refused(run(command, "hello", "--model", repository, "--offline", "--instruct", "a man"), *parts)
+
+
+def test_design_needs_an_instruction(run, models, no_weights):
+    _assert_refused(run("design", "hello", "--model", models / "1.7B-VoiceDesign"), "--instruct is missing")
+
+
+def test_models_that_are_not_there(run, no_weights, tmp_path):
+    _assert_refused(run("say", "hello", "--model", "no/such/folder"), "no/such/folder", "neither a folder")
+    hint = "python tests/parity/random_checkpoint.py FOLDER"
+    for command in ("say", "parity", "convert"):
+        given = {"say": ["hello", "--model", "0.6B-CustomVoice"], "parity": ["0.6B-CustomVoice"]}
+        arguments = given.get(command, ["0.6B-CustomVoice", "out"])
+        _assert_refused(run(command, *arguments, "--offline", "--cache-dir", tmp_path), hint, "0.6B-CustomVoice")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    _assert_refused(run("say", "hello", "--model", empty), "is no model: config.json is missing")
+
+
+def test_options_of_the_download(run, monkeypatch, tmp_path):
+    asked = {}
+
+    def snapshot_download(repository, **options):
+        asked.update(options, repository=repository)
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("qwen3_tts_jax.convert.hub.snapshot_download", snapshot_download)
+    options = ["--offline", "--revision", "v1", "--cache-dir", tmp_path]
+    _assert_refused(run("say", "hello", "--model", "someone/tuned", *options), "someone/tuned", "'v1'")
+    assert (asked["repository"], asked["revision"], asked["cache_dir"]) == ("someone/tuned", "v1", tmp_path)
+    assert asked["local_files_only"]
+    _assert_refused(run("say", "hello"), "Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice")
+    assert not asked["local_files_only"]
+
+
+@pytest.fixture
+def broken(models: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(models / "1.7B-CustomVoice", tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "speech_tokenizer/model.safetensors"])
+def test_absent_and_half_downloaded_weights(run, broken, name):
+    weights = broken / name
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    _assert_refused(run("say", "hello", "--model", broken), name, "download it again")
+    weights.unlink()
+    _assert_refused(run("say", "hello", "--model", broken), f"{name} is missing")
+    assert not Path("speech.wav").exists()
+
+
+def test_of_many_problems_the_first_is_named_and_info_lists_all(run, broken):
+    (broken / "model.safetensors").unlink()
+    (broken / "speech_tokenizer" / "model.safetensors").unlink()
+    _assert_refused(
+        run("say", "hello", "--model", broken), "broken: model.safetensors is missing", "first of 2 problems", "info"
+    )
+    result = run("info", broken)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: model.safetensors is missing\nerror: speech_tokenizer/model.safetensors is missing\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "speech_tokenizer/config.json", "vocab.json"])
+def test_broken_small_files(run, broken, no_weights, name):
+    (broken / name).write_text("{")
+    _assert_refused(run("say", "hello", "--model", broken), name)
+    (broken / name).unlink()
+    _assert_refused(run("say", "hello", "--model", broken), f"{name} is missing")
+
+
+def test_errors_of_the_program_are_not_swallowed(run, model, monkeypatch, calls):
+    def fail(*_, **__):
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr("qwen3_tts_jax.pipeline.merge_sampling", fail)
+    result = run("say", "hello", "--model", model)
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception) == "a mistake of ours"
+
+
+# What is handed to the pipeline.
+
+
+def test_options_reach_the_pipeline(run, model, calls):
+    result = run(
+        "say", "Hi.", "-m", model, "-s", "Ryan", "-l", "German", "-i", "sadly", "--seed", "5", "-o", "a.flac",
+        "--temperature", "0.5", "--top-k", "7", "--top-p", "0.8", "--repetition-penalty", "1.5",
+        "--text-mode", "as-it-comes", "--max-seconds", "0.01", "--dtype", "bfloat16", "--codec-dtype", "bfloat16",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (call,) = calls
+    assert (call["folder"], call["dtype"], call["codec_dtype"]) == (Path(model), "bfloat16", "bfloat16")
+    assert call["seed"] == 5
+    request = call["request"]
+    assert (request.text, request.speaker, request.language) == ("Hi.", "Ryan", "German")
+    assert (request.instruct, request.text_mode) == ("sadly", "as_it_comes")
+    # 12 samples a frame at 24 kHz
+    assert request.max_frames == 20
+    assert call["sampling"] == GenerationConfig(
+        talker=SamplingConfig(True, 0.5, 7, 0.8, 1.5), code_predictor=SamplingConfig()
+    )
+    assert Path("a.flac").is_file()
+    assert result.stderr == ""
+
+
+def test_greedy(run, model, calls):
+    assert run("say", "Hi.", "-m", model, "--greedy", "--repetition-penalty", "1.2").exit_code == 0
+    sampling = calls[0]["sampling"]
+    assert not sampling.talker.do_sample
+    assert not sampling.code_predictor.do_sample
+    assert sampling.talker.repetition_penalty == 1.2
+
+
+def test_design_hands_on_the_description(run, models, calls):
+    result = run("design", "Hi.", "-m", models / "1.7B-VoiceDesign", "-i", "an old man", "-o", "b.wav")
+    assert result.exit_code == 0, result.stderr
+    request = calls[0]["request"]
+    assert (request.speaker, request.instruct, request.max_frames) == (None, "an old man", None)
+    assert result.stdout.startswith("b.wav: 0.00 s of audio in ")
+
+
+def test_the_shortest_limit_is_one_frame(run, models, calls):
+    assert run("say", "Hi.", "-m", models / "0.6B-CustomVoice", "--max-seconds", "0.03").exit_code == 0
+    assert calls[0]["request"].max_frames == 1
+
+
+def test_the_first_voice_of_the_config_is_the_default_and_is_named(run, model, calls):
+    result = run("say", "Hi.", "-m", model)
+    assert calls[0]["request"].speaker == "serena"
+    assert result.stderr.startswith("voice: serena (")
+    assert result.stderr.count("\n") == 1
+    assert run("say", "Hi.", "-m", model, "--quiet").stderr == ""
+
+
+def test_an_instruction_that_the_model_cannot_take_is_one_warning(run, models, calls):
+    result = run("say", "Hi.", "-m", models / "0.6B-CustomVoice", "-s", "ryan", "-i", "sadly", "--quiet")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: ")
+    assert "takes no instruct" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_messages_of_libraries_are_a_line_each(capsys):
+    with plain_messages():
+        warnings.warn("first\n  second", UserWarning, stacklevel=1)
+        logging.getLogger("a.library").warning("third\nfourth %d", 5)
+        logging.getLogger("a.library").info("sixth")
+    assert capsys.readouterr().err == "warning: first second\nwarning: third fourth 5\n"
+
+
+@pytest.mark.parametrize("way", ["dash", "no argument", "file"])
+def test_texts_from_standard_input_and_files(run, model, calls, way):
+    content = "\ufeff Grüße,\r\n你好。\n".encode()
+    Path("text.txt").write_bytes(content)
+    arguments = {"dash": ["-"], "no argument": [], "file": ["--file", "text.txt"]}[way]
+    result = run("say", *arguments, "-m", model, text=b"" if way == "file" else content)
+    assert result.exit_code == 0, result.stderr
+    assert calls[0]["request"].text == "Grüße,\r\n你好。"
+
+
+def test_what_is_said_of_the_speech(run, model, calls):
+    ended = run("say", "Hi.", "-m", model).stdout
+    assert ended.startswith("speech.wav: 0.00 s of audio in 0.")
+    assert "x real time" in ended
+    assert "cut" not in ended
+    assert ended.count("\n") == 1
+    cut = run("say", "Hi.", "-m", model, "--max-seconds", "0.001").stdout
+    assert cut.endswith("; cut at the limit of 0.00 s: raise --max-seconds\n")
+    assert soundfile.info("speech.wav").frames == 24
+
+
+def test_a_speech_that_fills_the_context(run, models, calls, broken):
+    config = hf_config.read_folder(broken)
+    text = "one two three"
+    positions = 3 + 4 + 2 + 3 + 2  # role, language, speaker and pad, text, its end and the first frame's place
+    talker = replace(config.talker, max_positions=positions + 2)
+    top, _, _ = hf_config.to_hf(replace(config, talker=talker))
+    (broken / "config.json").write_text(json.dumps(top))
+    result = run("say", text, "-m", broken, "-l", "english", "--max-seconds", "0.001")
+    assert "; cut at the model's context of " in result.stdout, (result.stdout, result.stderr)
+
+
+# The progress line.
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stderr", "quiet"), [(_Terminal(), False), (_Terminal(), True), (io.StringIO(), False)])
+def test_progress_is_shown_on_terminals_only(monkeypatch, stderr, quiet):
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with ProgressLine(0.08, quiet) as progress:
+        for stage, done, total in (("load", 5e8, 2e9), ("prefill", 0, 1), ("speak", 8, 90), ("speak", 16, 90)):
+            progress(stage, int(done), int(total))
+            progress._progress.refresh()
+        assert progress.until_speech > 0
+        progress("decode", 1, 1)
+        progress._progress.refresh()
+    shown = stderr.getvalue()
+    if quiet or not stderr.isatty():
+        assert shown == ""
+        return
+    for part in (
+        "0.50 of 2.00 GB",
+        "compiling",
+        "speaking 0.6 s of audio",
+        "1.3 s of audio, ",
+        "x real time",
+        "decoding",
+    ):
+        assert part in shown
+
+
+# Other commands.
+
+
+def test_voices_with_dialects(run, model, models, no_weights):
+    lines = run("voices", "--model", model).stdout.splitlines()
+    assert len(lines) == 9
+    assert lines[:2] == ["aiden", "dylan     beijing_dialect"]
+    assert run("voices", "--offline").stdout.splitlines() == lines
+    _assert_refused(run("voices", "--model", models / "0.6B-Base"), "base model", "clones")
+    _assert_refused(run("voices", "--model", models / "1.7B-VoiceDesign"), "voice_design", "describe")
+
+
+def test_languages(run, model, models):
+    lines = run("languages", "--model", model).stdout.splitlines()
+    assert lines[:2] == ["auto", "chinese"]
+    assert lines[-2:] == ["beijing_dialect", "sichuan_dialect"]
+    assert len(lines) == 13
+    assert len(run("languages", "--model", models / "0.6B-Base").stdout.splitlines()) == 11
+
+
+def test_info_of_a_folder(run, models):
+    result = run("info", models / "1.7B-Base")
+    assert result.exit_code == 0, result.stderr
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line}
+    assert rows["voices"][1:3] == ["cloned", "from"]
+    config = SMALL["1.7B-Base"]
+    assert rows["talker"][2] == "bfloat16"
+    assert rows["codec/decoder"][2] == "float32"
+    assert f"1 of width {config.talker.transformer.width}, mlp 80, 6 heads (2 kv) of 16" in result.stdout
+    stored = sum(
+        (models / "1.7B-Base" / part / "model.safetensors").stat().st_size for part in ("", "speech_tokenizer")
+    )
+    assert float(rows["all"][2]) == pytest.approx(stored / 1e6, abs=0.1)
+    assert "speaker_encoder" in rows
+
+
+def test_info_of_a_published_model_that_is_not_here(run, tmp_path):
+    result = run("info", "0.6B-CustomVoice", "--cache-dir", tmp_path, "--offline")
+    assert result.exit_code == 0, result.stderr
+    assert "is not on this machine" in result.stderr
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line}
+    parameters = {part: int(rows[part][1].replace(",", "")) for part in ("talker", "code_predictor")}
+    assert sum(parameters.values()) == 905_788_672
+    assert rows["instruct"] == ["instruct", "no"]
+
+
+def test_convert_and_use_the_result(run, model, calls, caplog):
+    result = run("convert", model, "converted", "--dtype", "float32")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("converted: ")
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+    assert caplog.records == []
+    rows = {line.split()[0]: line.split() for line in run("info", "converted").stdout.splitlines() if line}
+    # Tables that are only looked up stay as they are in the file.
+    assert rows["talker"][2] == "bfloat16/float32"
+    assert rows["codec/encoder"][2] == "float32"
+    assert run("say", "Hi.", "-m", "converted").exit_code == 0
+    assert calls[0]["folder"] == Path("converted")
+
+
+def test_convert_keeps_the_dtype_and_refuses(run, model, monkeypatch):
+    assert run("convert", model, "converted").exit_code == 0
+    info = run("info", "converted").stdout
+    assert "talker" in info
+    assert "bfloat16/float32" not in info
+    monkeypatch.setattr("qwen3_tts_jax.convert.load_params", None)  # refused before any weight is read
+    _assert_refused(run("convert", model, "converted"), "converted is there already")
+    _assert_refused(run("convert", "converted", "again"), "is converted already")
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["converted"]
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_parity_shows_the_numbers_and_exits_by_them(run, model, monkeypatch, passed):
+    asked = {}
+
+    def run_parity(folder, texts, **options):
+        asked.update(options, folder=folder, texts=texts)
+        stage = Stage(
+            name="talker logits", kind="logits", shape="1 × 3", max_abs=1e-3, max_rel=1e-4, cosine=1.0, agreement=1.0,
+            first_difference=None, tolerance=Tolerance("relative", 1e-4), passed=passed,
+        )  # fmt: skip
+        return Report({"model": "m", "dtype": "float32"}, [stage])
+
+    monkeypatch.setattr("qwen3_tts_jax.convert.verify.run_parity", run_parity)
+    result = run("parity", model, "--text", "One.", "--text", "Two.", "--frames", "3", "--report", "r.md", "--layers")
+    assert result.exit_code == (0 if passed else 1), result.stderr
+    assert any("talker logits" in line and "1.00e-04" in line for line in result.stdout.splitlines())
+    assert result.stdout.splitlines()[-1].startswith("passed" if passed else "FAILED")
+    assert asked["texts"] == ["One.", "Two."]
+    assert (asked["frames"], asked["dtype"], asked["report"], asked["layers"]) == (3, "float32", Path("r.md"), True)
+    assert asked["text_mode"] == "all_at_once"
+
+
+def test_parity_refuses_a_base_model(run, models):
+    _assert_refused(run("parity", models / "0.6B-Base"), "base model")
+
+
+# From end to end.
+
+
+def test_the_sound_is_that_of_the_library(run, model):
+    sampling = {"temperature": 0.7, "top_k": 9}
+    tts = Qwen3TTS.from_pretrained(model)
+    (samples,), rate = tts.generate_custom_voice("Hello.", "vivian", "english", seed=3, max_new_tokens=21, **sampling)
+    arguments = ["-m", model, "-s", "vivian", "-l", "english", "--temperature", "0.7", "--top-k", "9"]
+    result = run("say", *arguments, "--seed", "3", "--max-seconds", "0.01", "-o", "a.wav", text=b"Hello.\n")
+    assert result.exit_code == 0, result.stderr
+    written, written_rate = soundfile.read("a.wav", dtype="float32")
+    assert written_rate == rate
+    assert 0 < len(samples) <= 20 * 12
+    np.testing.assert_allclose(written, samples, atol=2 / 32768)
+    assert np.abs(samples).max() > 0.01
+    assert run("say", "Hello.", *arguments, "--seed", "4", "--max-seconds", "0.01", "-o", "b.wav").exit_code == 0
+    other = soundfile.read("b.wav")[0]
+    common = min(len(other), len(written))
+    assert np.abs(other[:common] - written[:common]).max() > 0.01
+
+
+def _process(*arguments: object, **options) -> subprocess.Popen:
+    command = [sys.executable, "-c", "from qwen3_tts_jax.cli import main; main()", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_refusal_of_the_process(model, tmp_path):
+    process = _process("say", "-", "-m", model, "-s", "nobody", stdin=subprocess.PIPE, cwd=tmp_path)
+    stdout, stderr = process.communicate("Hello.")
+    assert (process.returncode, stdout) == (2, "")
+    assert stderr.startswith("error: unknown speaker 'nobody'")
+    assert stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+def test_a_terminal_is_no_text(model, tmp_path):
+    terminal, stdin = os.openpty()
+    process = _process("say", "-m", model, stdin=stdin, cwd=tmp_path)
+    stderr = process.communicate(timeout=60)[1]
+    os.close(stdin)
+    os.close(terminal)
+    assert process.returncode == 2
+    assert stderr.startswith("error: no text: ")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_an_interrupted_command_leaves_nothing(model, tmp_path):
+    process = _process("say", "Hello.", "-m", model, cwd=tmp_path)
+    assert process.stderr.readline().startswith("voice: ")
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout, stderr) == (130, "", "")
+    assert list(tmp_path.iterdir()) == []
