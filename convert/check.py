@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.rule import Rule
 from qwen3_tts_jax.convert.rules import codec_rules, model_rules
-from qwen3_tts_jax.convert.safetensors_file import DTYPES, StoredTensor, TruncatedFileError, read_header
+from qwen3_tts_jax.convert.safetensors_file import DTYPES, BrokenFileError, StoredTensor, read_header
 
 WEIGHTS = "model.safetensors"
 CODEC_FOLDER = "speech_tokenizer"
@@ -76,11 +76,18 @@ def check_tree(where: str | Path, tree: Mapping[str, Any], rules: Iterable[Rule]
         The leaves by path, in the order of the rules.
 
     Raises:
-        CheckpointError: with every missing, surplus or misshapen leaf.
+        CheckpointError: with every leaf that is missing, surplus, misshapen or of another dtype than
+            float32, bfloat16 and float16.
     """
     leaves = flatten_dict(tree, sep="/")
     expected = {rule.flax: rule.flax_shape for rule in rules}
     problems = _compare({path: tuple(leaf.shape) for path, leaf in leaves.items()}, expected)
+    allowed = tuple(DTYPES.values())
+    problems += [
+        f"{path} has dtype {leaf.dtype}, expected one of {', '.join(map(str, allowed))}"
+        for path, leaf in leaves.items()
+        if path in expected and leaf.dtype not in allowed
+    ]
     if problems:
         raise CheckpointError(where, problems)
     return {path: leaves[path] for path in expected}
@@ -115,7 +122,9 @@ def _index(folder: Path, top: Path, problems: list[str]) -> dict[str, StoredTens
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files = sorted(set(weight_map.values()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            if any(Path(name).name != name for name in files):
+                raise ValueError("shards lie beside their index")
+        except (ValueError, KeyError, TypeError, AttributeError):
             problems.append(f"{index.relative_to(top)} is not the index of a sharded checkpoint")
             return {}
     else:
@@ -128,7 +137,7 @@ def _index(folder: Path, top: Path, problems: list[str]) -> dict[str, StoredTens
             continue
         try:
             header = read_header(folder / name)
-        except TruncatedFileError as error:
+        except BrokenFileError as error:
             problems.append(f"{label} {error}")
             continue
         problems += [f"{label}: {tensor} is in another shard too" for tensor in header if tensor in tensors]

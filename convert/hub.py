@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from qwen3_tts_jax.convert.check import CODEC_FOLDER, WEIGHTS, CheckpointError
+from qwen3_tts_jax.convert.check import CODEC_FOLDER, WEIGHTS, CheckpointError, is_converted
 from qwen3_tts_jax.hf_config import read_folder
 from qwen3_tts_jax.presets import PRESETS
 
@@ -119,8 +119,10 @@ def verify_digests(folder: Path, progress: Callable[[int, int], None] | None = N
     """Compares both weight files with the digests of the published checkpoint that config.json names.
 
     Raises:
-        CheckpointError: a file differs or is missing, or no such checkpoint was published.
+        CheckpointError: a file differs or is missing, no such checkpoint was published, or it is converted.
     """
+    if is_converted(folder):
+        raise CheckpointError(folder, ["it is converted: only a published checkpoint can be verified"])
     config = read_folder(folder)
     size = {"0b6": "0.6B", "1b7": "1.7B"}.get(config.model_size, config.model_size)
     name = f"{size}-{config.model_type.title().replace('_', '')}"

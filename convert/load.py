@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
@@ -76,7 +77,9 @@ def load_params(
             for file in {stored[name].file for rule in rules for name in rule.torch}
         }
         for rule in rules:
-            dtype = compute_dtype(config, rule) or DTYPES[stored[rule.torch[0]].dtype]
+            dtype = compute_dtype(config, rule)
+            if dtype is None:
+                dtype = jnp.result_type(*(DTYPES[stored[name].dtype] for name in rule.torch))
             array = _aligned_empty(rule.flax_shape, dtype)
             for name, out in zip(rule.torch, array if rule.stacked else [array], strict=True):
                 read_into(streams[stored[name].file], stored[name], rule.transform, out, advance)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from safetensors.numpy import save_file
 
-from qwen3_tts_jax import hf_config
+from qwen3_tts_jax import hf_export
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.rule import Rule
 from qwen3_tts_jax.convert.rules import codec_rules, model_rules
@@ -47,7 +47,7 @@ def write_small_checkpoint(
     codec_folder.mkdir(parents=True, exist_ok=True)
     for path, content in zip(
         (folder / "config.json", codec_folder / "config.json", folder / "generation_config.json"),
-        hf_config.to_hf(config),
+        hf_export.to_hf(config),
         strict=True,
     ):
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

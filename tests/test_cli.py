@@ -20,7 +20,7 @@ import soundfile
 from huggingface_hub.errors import LocalEntryNotFoundError
 from typer.testing import CliRunner
 
-from qwen3_tts_jax import hf_config
+from qwen3_tts_jax import hf_config, hf_export
 from qwen3_tts_jax.cli import app
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.console import ProgressLine, plain_messages
@@ -381,7 +381,7 @@ def test_a_speech_that_fills_the_context(run, models, calls, broken):
     text = "one two three"
     positions = 3 + 4 + 2 + 3 + 2  # role, language, speaker and pad, text, its end and the first frame's place
     talker = replace(config.talker, max_positions=positions + 2)
-    top, _, _ = hf_config.to_hf(replace(config, talker=talker))
+    top, _, _ = hf_export.to_hf(replace(config, talker=talker))
     (broken / "config.json").write_text(json.dumps(top))
     result = run("say", text, "-m", broken, "-l", "english", "--max-seconds", "0.001")
     assert "; cut at the model's context of " in result.stdout, (result.stdout, result.stderr)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from qwen3_tts_jax import hf_config
+from qwen3_tts_jax import hf_config, hf_export
 from qwen3_tts_jax.config import ConfigError, GenerationConfig
 from qwen3_tts_jax.presets import PRESETS, preset
 from tests.shapes import SMALL
@@ -14,12 +14,12 @@ from tests.shapes import SMALL
 @pytest.mark.parametrize("name", PRESETS)
 def test_published_configs_survive_writing_and_reading(name):
     config = preset(name)
-    assert hf_config.from_hf(*json.loads(json.dumps(hf_config.to_hf(config)))) == config
+    assert hf_config.from_hf(*json.loads(json.dumps(hf_export.to_hf(config)))) == config
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_configs_survive_writing_and_reading(name):
-    assert hf_config.from_hf(*hf_config.to_hf(SMALL[name])) == SMALL[name]
+    assert hf_config.from_hf(*hf_export.to_hf(SMALL[name])) == SMALL[name]
 
 
 def test_published_facts():
@@ -52,7 +52,7 @@ def test_with_dtypes_keeps_the_codec_apart():
 
 
 def test_generation_defaults_are_the_official_ones_where_the_file_is_silent():
-    config, codec, _ = hf_config.to_hf(preset("0.6B-CustomVoice"))
+    config, codec, _ = hf_export.to_hf(preset("0.6B-CustomVoice"))
     model = hf_config.from_hf(config, codec, {"temperature": 0.5, "subtalker_top_k": 3, "max_new_tokens": 70})
     assert model.generation.talker.temperature == 0.5
     assert model.generation.talker.top_k == 50
@@ -66,7 +66,7 @@ def test_generation_defaults_are_the_official_ones_where_the_file_is_silent():
 
 def changed(name, path, value):
     """The three dicts of a preset with one key set to `value`, or removed where that is None."""
-    dicts = copy.deepcopy(hf_config.to_hf(preset(name)))
+    dicts = copy.deepcopy(hf_export.to_hf(preset(name)))
     *parents, key = path
     target = dicts
     for parent in parents:

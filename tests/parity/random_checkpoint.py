@@ -14,7 +14,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from qwen3_tts_jax import hf_config
+from qwen3_tts_jax import hf_export
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.presets import PRESETS, preset
 from tests import tokenizer_files as text_tokenizer
@@ -70,7 +70,7 @@ def write_random_checkpoint(
         raise FileExistsError(f"{folder} is not empty: choose another folder or empty it")
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"dtype must be 'bfloat16' or 'float32', got {dtype!r}")
-    top, codec, generation = hf_config.to_hf(config)
+    top, codec, generation = hf_export.to_hf(config)
     model_class, config_class, codec_class, codec_config_class = model_classes()
 
     with quiet():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import hf_config
+from qwen3_tts_jax import hf_export
 from qwen3_tts_jax.codec.conv import CausalConv, CausalTransposedConv, ConvNeXtBlock, SnakeBeta, context_size
 from qwen3_tts_jax.codec.decoder import (
     LatentUpsample,
@@ -51,7 +51,7 @@ def _official(model):
     import torch
 
     module = _module()
-    _, codec, _ = hf_config.to_hf(model)
+    _, codec, _ = hf_export.to_hf(model)
     with quiet():
         config = module.Qwen3TTSTokenizerV2DecoderConfig(**codec["decoder_config"])
         with torch.device("meta"):
