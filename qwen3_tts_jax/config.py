@@ -58,6 +58,10 @@ class TransformerConfig:
             self.sliding_window is None or self.sliding_window > 0,
             f"sliding_window must be positive, got {self.sliding_window}",
         )
+        _require(
+            self.dtype in ("float32", "bfloat16"),
+            f"dtype must be float32 or bfloat16, got {self.dtype!r}",
+        )
 
 
 @dataclass(frozen=True)

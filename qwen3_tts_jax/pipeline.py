@@ -62,7 +62,7 @@ class Qwen3TTS:
         *,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        local_files_only: bool | None = None,
         verify: bool = False,
         chunk_frames: int = 8,
         progress: Progress | None = None,
@@ -77,7 +77,7 @@ class Qwen3TTS:
             codec_dtype: of the codec.
             revision: branch, tag or commit on Hugging Face.
             cache_dir: where downloads are kept; Hugging Face's own cache by default.
-            local_files_only: never ask the network.
+            local_files_only: never ask the network; None lets the environment variable HF_HUB_OFFLINE decide.
             verify: compare the files' sha256 with the published ones first.
             chunk_frames: see `__init__`.
             progress: called as progress("load", bytes_done, bytes_total).

@@ -51,6 +51,11 @@ def test_with_dtypes_keeps_the_codec_apart():
     assert config.codec.decoder.transformer.dtype == config.codec.encoder.transformer.dtype == "float32"
 
 
+def test_unknown_dtypes_are_refused():
+    with pytest.raises(ConfigError, match="dtype must be float32 or bfloat16, got 'float16'"):
+        preset("0.6B-Base").with_dtypes("float16")
+
+
 def test_generation_defaults_are_the_official_ones_where_the_file_is_silent():
     config, codec, _ = hf_export.to_hf(preset("0.6B-CustomVoice"))
     model = hf_config.from_hf(config, codec, {"temperature": 0.5, "subtalker_top_k": 3, "max_new_tokens": 70})
