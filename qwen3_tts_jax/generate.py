@@ -212,8 +212,7 @@ def frame_step(
     ended = state.ended | (state.active & (code_0 == config.prompt.codec_eos))
     state = state.replace(ended=ended)
     active = state.active
-    # A row that has ended goes on computing, with a code that every table has.
-    code_0 = jnp.where(active, code_0, 0)
+    # Rows that have ended go on computing: what they make is masked, and no other row sees it.
     rest = predict_codes(params, config, generation.code_predictor, state.hidden, code_0, keys)
     codes = jnp.concatenate([code_0[:, None], rest], axis=1)
     return advance(params, config, state, codes), jnp.where(active[:, None], codes, -1)

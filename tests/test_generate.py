@@ -81,6 +81,23 @@ def test_draws_depend_on_seed_and_utterance():
     assert (first != other_utterance).any()
 
 
+def test_every_draw_has_its_own_key():
+    """With flat logits a draw shows its key: fold_in(fold_in(utterance, frame), codebook)."""
+    tree = jax.tree.map(lambda x: x, params())
+    for part, head in (("talker", "codec_head"), ("code_predictor", "codec_heads")):
+        tree[part][head]["weight"] = jnp.zeros_like(tree[part][head]["weight"])
+    flat = SamplingConfig(temperature=1.0, top_k=0)
+    codes, _ = speak(PLANS[:1], GenerationConfig(talker=flat, code_predictor=flat), 2, tree=tree, utterances=[4])
+    utterance = jax.random.fold_in(jax.random.key(5), 4)
+    for frame in range(2):
+        for codebook in range(Q):
+            key = jax.random.fold_in(jax.random.fold_in(utterance, frame), codebook)
+            size = CONFIG.talker.codec_vocab_size if codebook == 0 else CONFIG.code_predictor.codebook_size
+            allowed = jnp.arange(size) < CONFIG.code_predictor.codebook_size
+            expected = jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf))
+            assert codes[0, frame, codebook] == expected, (frame, codebook)
+
+
 def test_codes_stay_in_range_and_use_all_codebooks():
     codes, _ = speak(PLANS, SAMPLED, 24)
     spoken = codes[codes[..., 0] >= 0]
@@ -118,7 +135,7 @@ def test_the_end_cannot_be_drawn_before_the_third_code():
     tree["talker"]["codec_head"]["weight"] = head.at[CONFIG.prompt.codec_eos].set(20 * state.hidden.sum(axis=0))
     codes, state = speak(PLANS, GREEDY, 6, tree=tree)
     lengths = (codes[..., 0] >= 0).sum(axis=1)
-    assert lengths.min() == g.MIN_FRAMES
+    assert lengths.min() == 2
     assert state.ended[lengths.argmin()]
 
 

@@ -1,5 +1,7 @@
 """The class: official names and errors, batches of any size, what compiles, what a seed means."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -82,6 +84,13 @@ def test_speech_longer_than_the_first_cache_goes_on(tmp_path, tokenizer_folder):
     assert grown.codes.shape == (90, 16)
     assert grown.samples.shape == (90 * SMALL["1.7B-CustomVoice"].codec.frame_samples,)
     np.testing.assert_array_equal(grown.codes, at_once.codes)
+
+
+def test_the_checkpoint_limits_what_no_request_limits(model):
+    """As in the official package, max_new_tokens=N makes N − 1 frames."""
+    short = Qwen3TTS(replace(model.config, max_new_tokens=6), model.params, model.tokenizer)
+    speech = short.synthesize([Request("Hi.", "english", "ryan")])[0]
+    assert (len(speech.codes), speech.finish_reason) == (5, "length")
 
 
 def test_the_official_decode_is_the_same_below_300_frames(model):
