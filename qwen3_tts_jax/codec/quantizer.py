@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qwen3_tts_jax.config import CodecDecoderConfig
-from qwen3_tts_jax.layers import Linear
+from qwen3_tts_jax.config import CodecDecoderConfig, CodecEncoderConfig
+from qwen3_tts_jax.layers import PRECISION, Linear
 
 # Rows that hardly any training frame fell on are divided by this, as in the reference.
 _MIN_USAGE = 1e-5
@@ -17,6 +17,7 @@ class ResidualQuantizer(nn.Module):
     """`num_codebooks` codebooks whose entries are added up, between two projections.
 
     An entry is the sum of the vectors that fell on it in training over their number; both are kept.
+    The encoder's files hold a flag per codebook too, `initialized`, which only its training used.
     """
 
     num_codebooks: int
@@ -24,6 +25,7 @@ class ResidualQuantizer(nn.Module):
     codebook_dim: int
     width: int
     dtype: str = "float32"
+    has_initialized: bool = False
 
     def setup(self) -> None:
         entries = (self.num_codebooks, self.codebook_size)
@@ -31,8 +33,31 @@ class ResidualQuantizer(nn.Module):
             "embedding_sum", nn.initializers.normal(1.0), (*entries, self.codebook_dim), jnp.float32
         )
         self.cluster_usage = self.param("cluster_usage", nn.initializers.ones, entries, jnp.float32)
+        if self.has_initialized:
+            self.param("initialized", nn.initializers.ones, (self.num_codebooks, 1), jnp.float32)
         self.input_projection = Linear(self.codebook_dim, dtype=self.dtype)
         self.output_projection = Linear(self.width, dtype=self.dtype)
+
+    def encode(self, x: jax.Array, num_codebooks: int) -> jax.Array:
+        """Latents [B, T, width] → codes int32 [B, T, Q] of the first Q = `num_codebooks` codebooks.
+
+        Each codebook gives its entry nearest to what the ones before it left over; of equally near
+        entries the first.
+        """
+        if self.is_initializing():  # encoding needs no output projection, but the files hold one
+            self.output_projection(jnp.zeros((self.codebook_dim,), self.dtype))
+
+        def nearest(residual: jax.Array, table: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            entries, usage = (leaf.astype(jnp.float32) for leaf in table)
+            entries = entries / jnp.maximum(usage, _MIN_USAGE)[:, None]
+            # |x − e|² less |x|², which is the same for every entry.
+            products = jnp.einsum("btc,vc->btv", residual, entries, precision=PRECISION)
+            codes = jnp.argmin(jnp.sum(entries * entries, axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
+            return residual - entries[codes], codes
+
+        tables = (self.embedding_sum[:num_codebooks], self.cluster_usage[:num_codebooks])
+        _, codes = jax.lax.scan(nearest, self.input_projection(x).astype(jnp.float32), tables)
+        return jnp.moveaxis(codes, 0, -1)
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Codes [B, T, Q] of these codebooks → [B, T, width]; negative codes count as 0."""
@@ -52,15 +77,34 @@ class ResidualQuantizer(nn.Module):
 
 
 class SplitResidualQuantizer(nn.Module):
-    """The sum of a semantic quantizer over the first codebooks and an acoustic one over the rest."""
+    """The sum of a semantic quantizer over the first codebooks and an acoustic one over the rest.
 
-    config: CodecDecoderConfig
+    The decoder and the encoder have one each, with tables of their own.
+    """
+
+    config: CodecDecoderConfig | CodecEncoderConfig
 
     def setup(self) -> None:
         config = self.config
-        shapes = (config.codebook_size, config.codebook_dim, config.quantizer_width, config.transformer.dtype)
+        of_encoder = isinstance(config, CodecEncoderConfig)
+        width = config.transformer.width if of_encoder else config.quantizer_width
+        shapes = (config.codebook_size, config.codebook_dim, width, config.transformer.dtype, of_encoder)
         self.semantic = ResidualQuantizer(config.num_semantic_codebooks, *shapes)
         self.acoustic = ResidualQuantizer(config.num_codebooks - config.num_semantic_codebooks, *shapes)
+
+    def encode(self, x: jax.Array, num_codebooks: int) -> jax.Array:
+        """Latents [B, T, width] → codes int32 [B, T, Q] of the first Q = `num_codebooks` codebooks.
+
+        Both quantizers start from the latents: the acoustic one does not see what the semantic one left.
+
+        Raises:
+            ValueError: fewer codebooks than the semantic ones, or more than there are.
+        """
+        semantic, total = self.config.num_semantic_codebooks, self.config.num_codebooks
+        if not semantic <= num_codebooks <= total:
+            raise ValueError(f"num_codebooks must be in {semantic} … {total}, got {num_codebooks}")
+        codes = [self.semantic.encode(x, semantic), self.acoustic.encode(x, num_codebooks - semantic)]
+        return jnp.concatenate(codes, axis=-1)
 
     def decode(self, codes: jax.Array) -> jax.Array:
         """Codes [B, T, Q] → [B, T, quantizer_width]; negative codes count as 0."""
