@@ -10,16 +10,10 @@ and peak memory are those of a first use. Any checkpoint will do, a random one t
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+import side_by_side
 
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds."
 
@@ -93,51 +87,19 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=24, help="frames of 80 ms per utterance (default 24)")
     parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each kind (default 3)")
     parser.add_argument("--output", type=Path, help="append the raw figures to this file of JSON lines")
-    parser.add_argument("--worker", choices=("ours", "official"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=side_by_side.KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         measure = measure_ours if arguments.worker == "ours" else measure_official
-        figures = measure(arguments.checkpoint, arguments.frames)
-        figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps(figures))
+        side_by_side.report_worker(lambda: measure(arguments.checkpoint, arguments.frames))
         return
-
-    results: dict[str, list[dict[str, float]]] = {"ours": [], "official": []}
-    for repeat in range(arguments.repeats):
-        for kind, figures in results.items():
-            print(f"run {repeat + 1} of {arguments.repeats}: {kind}", file=sys.stderr)
-            command = [sys.executable, __file__, arguments.checkpoint, "--frames", str(arguments.frames)]
-            output = subprocess.run([*command, "--worker", kind], capture_output=True, text=True, check=False)
-            if output.returncode:
-                raise SystemExit(output.stderr)
-            figures.append(json.loads(output.stdout.splitlines()[-1]))
-    machine = {
-        "cpus": os.cpu_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "torch", "qwen-tts")},
-    }
-    if arguments.output:
-        with arguments.output.open("a", encoding="utf-8") as file:
-            for kind, figures in results.items():
-                for row in figures:
-                    file.write(json.dumps({"kind": kind, "frames": arguments.frames, **row, "machine": machine}) + "\n")
-
-    rows = [
+    options = [arguments.checkpoint, "--frames", str(arguments.frames)]
+    results = side_by_side.in_turn(__file__, options, arguments.repeats)
+    side_by_side.save(arguments.output, results, frames=arguments.frames)
+    side_by_side.print_table(results, [
         ("load", "load, s"), ("compile", "first call beyond the second, s"), ("frame", "seconds per frame"),
         ("codec", "codec, s per s of audio"), ("total", "second call, s"), ("peak_gb", "peak memory, GB"),
-    ]  # fmt: skip
-    print(
-        f"\n{json.dumps(machine)}\n\n| median (min to max) of {arguments.repeats} | ours | official | official / ours |"
-    )
-    print("|---|---|---|---|")
-    for key, label in rows:
-        cells, medians = [], []
-        for figures in results.values():
-            values = [row[key] for row in figures]
-            medians.append(statistics.median(values))
-            cells.append(f"{medians[-1]:.3g} ({min(values):.3g} to {max(values):.3g})")
-        print(f"| {label} | {' | '.join(cells)} | {medians[1] / medians[0]:.2f} |")
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

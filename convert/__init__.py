@@ -5,8 +5,8 @@
 
 from qwen3_tts_jax.convert.check import CheckpointError
 from qwen3_tts_jax.convert.export import export_safetensors
-from qwen3_tts_jax.convert.hub import ModelNotFoundError, resolve
-from qwen3_tts_jax.convert.load import load_checkpoint, load_params
+from qwen3_tts_jax.convert.hub import ModelNotFoundError, resolve, resolve_codec
+from qwen3_tts_jax.convert.load import load_checkpoint, load_codec, load_params
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, codec_rules, model_rules, tree_shapes
 
@@ -19,8 +19,10 @@ __all__ = [
     "codec_rules",
     "export_safetensors",
     "load_checkpoint",
+    "load_codec",
     "load_params",
     "model_rules",
     "resolve",
+    "resolve_codec",
     "tree_shapes",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.config import CodecConfig, ModelConfig
 from qwen3_tts_jax.convert.rule import Rule
 from qwen3_tts_jax.convert.rules import codec_rules, model_rules
 from qwen3_tts_jax.convert.safetensors_file import DTYPES, BrokenFileError, StoredTensor, read_header
@@ -53,11 +53,20 @@ def check_folder(folder: Path, config: ModelConfig) -> dict[str, StoredTensor]:
         CheckpointError: with every problem of both files: absent, unfinished or truncated files, and
             missing, surplus or misshapen tensors or dtypes other than F32, BF16 and F16.
     """
+    return _check(folder, {folder: model_rules(config), folder / CODEC_FOLDER: codec_rules(config.codec)})
+
+
+def check_codec(folder: Path, config: CodecConfig) -> dict[str, StoredTensor]:
+    """`check_folder` for the codec's own folder."""
+    return _check(folder, {folder: codec_rules(config)})
+
+
+def _check(folder: Path, parts: Mapping[Path, Iterable[Rule]]) -> dict[str, StoredTensor]:
     if not folder.is_dir():
         raise CheckpointError(folder, ["there is no such folder"])
     problems: list[str] = []
     found: dict[str, StoredTensor] = {}
-    for part, rules in ((folder, model_rules(config)), (folder / CODEC_FOLDER, codec_rules(config.codec))):
+    for part, rules in parts.items():
         before = len(problems)
         tensors = _index(part, folder, problems)
         if len(problems) == before:

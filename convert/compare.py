@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-Kind = Literal["ids", "embeddings", "hidden", "logits", "codes", "codec", "samples", "speech"]
+Kind = Literal[
+    "mel", "x-vector", "encoded", "ids", "embeddings", "hidden", "logits", "codes", "codec", "samples", "speech"
+]
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,35 @@ class Tolerance:
 
 
 _EQUAL = Tolerance("equal")
-_CODEC: Mapping[Kind, Tolerance] = {"codec": Tolerance("relative", 1e-4), "samples": Tolerance("absolute", 1e-4)}
+# The mel spectrogram and the codec are computed in float32 whatever the model's dtype.
+_IN_FLOAT32: Mapping[Kind, Tolerance] = {
+    "mel": Tolerance("relative", 1e-5),
+    "codec": Tolerance("relative", 1e-4),
+    "encoded": Tolerance("relative", 1e-4),
+    "samples": Tolerance("absolute", 1e-4),
+}
 
 TOLERANCES: Mapping[str, Mapping[Kind, Tolerance]] = {
     "float32": {
+        **_IN_FLOAT32,
+        "x-vector": Tolerance("relative", 1e-4),
         "ids": _EQUAL,
         "embeddings": Tolerance("relative", 1e-5),
         "hidden": Tolerance("relative", 1e-4),
         "logits": Tolerance("relative", 1e-4),
         "codes": _EQUAL,
-        **_CODEC,
         "speech": Tolerance("absolute", 1e-4),
     },
     # In bfloat16 two codes may be equally likely, and the first one that differs changes all that follow.
-    "bfloat16": {"ids": _EQUAL, "logits": Tolerance("cosine", 0.9995), **_CODEC},
+    "bfloat16": {
+        **_IN_FLOAT32,
+        "x-vector": Tolerance("cosine", 0.999),
+        "ids": _EQUAL,
+        "logits": Tolerance("cosine", 0.9995),
+    },
 }
 """By dtype and kind of stage; a kind that is not named must only be finite. "samples" are those of the
-same codes, "speech" those of each side's own."""
+same codes, "speech" those of each side's own; "encoded" are codes of a recording, see `compare_encoded`."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,76 @@ def compare(name: str, kind: Kind, dtype: str, reference: Sequence[np.ndarray], 
         passed=not outside,
         kind=kind,
         errors=tuple(_largest_by_frame([row / unit for row in errors])),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Quantization:
+    """How a residual quantizer came to its codes.
+
+    Attributes:
+        residuals: [T, Q, C], what each codebook was given.
+        entries: [Q, V, C], of which each gave the nearest.
+    """
+
+    residuals: np.ndarray
+    entries: np.ndarray
+
+    def distances(self, codes: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """How far each residual is from where its codebook would have given the other code, [T, Q].
+
+        That is the distance to the plane between the two entries. It is 0 where the codes [T, Q] are equal, and
+        after the first that differs in a frame: with another code before it, the residual is another.
+        """
+        codebooks = np.arange(len(self.entries))
+        own, other = (self.entries[codebooks, rows].astype(np.float64) for rows in (codes, others))
+        apart = np.linalg.norm(other - own, axis=-1)
+        middle = (own + other) / 2
+        beyond = np.abs(np.sum((self.residuals - middle) * (other - own), axis=-1)) / np.where(apart == 0, 1, apart)
+        differs = codes != others
+        return np.where(differs & (np.cumsum(differs, axis=1) == 1), beyond, 0.0)
+
+
+def compare_encoded(
+    name: str, dtype: str, reference: np.ndarray, ours: np.ndarray, quantizations: Sequence[Quantization]
+) -> Stage:
+    """Compares the codes int [T, Q] of one recording.
+
+    Where a latent lies between two entries, rounding decides which is nearer, and the codes may differ. So a
+    code's error is how far the latent would have to move (`Quantization.distances`), and the magnitude that
+    it is measured by is the largest length of a latent.
+
+    Args:
+        name: of the stage.
+        dtype: a key of `TOLERANCES`.
+        reference: codes.
+        ours: the same; see `compare` for another T.
+        quantizations: of the reference, by quantizer; together they have Q codebooks.
+    """
+    shared = min(len(reference), len(ours))
+    splits = np.cumsum([len(part.entries) for part in quantizations])[:-1]
+    codes, others = (np.split(rows[:shared], splits, axis=1) for rows in (reference, ours))
+    parts = [replace(part, residuals=part.residuals[:shared]) for part in quantizations]
+    distances = [part.distances(*pair) for part, *pair in zip(parts, codes, others, strict=True)]
+    scale = max(float(np.linalg.norm(part.residuals, axis=-1).max()) for part in quantizations)
+    equal = np.count_nonzero(reference[:shared] == ours[:shared])
+    errors = np.concatenate(distances, axis=1).max(axis=1)
+    tolerance = TOLERANCES[dtype]["encoded"]
+    beyond = np.flatnonzero(~(errors <= tolerance.limit * scale)).tolist()
+    same_length = len(reference) == len(ours)
+    first = [*beyond, *([] if same_length else [shared])]
+    return Stage(
+        name=name,
+        shape=" × ".join(map(str, (1, *reference.shape))) + ("" if same_length else f" (ours {len(ours)})"),
+        max_abs=float(errors.max()),
+        max_rel=float(errors.max()) / scale,
+        cosine=None,
+        agreement=equal / max(reference.size, ours.size),
+        first_difference=min(first or np.flatnonzero(errors).tolist(), default=None),
+        tolerance=tolerance,
+        passed=not first,
+        kind="encoded",
+        errors=tuple((errors / scale).tolist()),
     )
 
 

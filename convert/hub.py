@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from qwen3_tts_jax.convert.check import CODEC_FOLDER, WEIGHTS, CheckpointError, is_converted
-from qwen3_tts_jax.hf_config import read_folder
+from qwen3_tts_jax.hf_config import read_codec, read_folder
 from qwen3_tts_jax.presets import PRESETS
 
 PREFIX = "Qwen/Qwen3-TTS-12Hz-"
@@ -39,6 +39,7 @@ _FILES = (
     f"{CODEC_FOLDER}/*.json",
     f"{CODEC_FOLDER}/model*.safetensors",
 )
+_CODEC_FILES = ("config.json", f"{CODEC_FOLDER}/*.json", f"{CODEC_FOLDER}/model*.safetensors")
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 _log = logging.getLogger(__name__)
@@ -74,13 +75,48 @@ def resolve(
     folder = Path(model).expanduser()
     # An empty name would be the current folder.
     if not str(model) or not folder.is_dir():
-        folder = _download(str(model), revision, cache_dir, bool(local_files_only))
+        folder = _download(str(model), revision, cache_dir, bool(local_files_only), _FILES)
     if verify:
         verify_digests(folder, progress)
     return folder
 
 
-def _download(model: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool) -> Path:
+def resolve_codec(
+    model: str | Path,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool | None = None,
+) -> Path:
+    """The codec's own folder, with its config.json and weights; nothing else is downloaded.
+
+    Args:
+        model: as in `resolve`, or a folder or repository that holds the codec alone, as
+            `Qwen/Qwen3-TTS-Tokenizer-12Hz`.
+        revision: as in `resolve`.
+        cache_dir: as in `resolve`.
+        local_files_only: as in `resolve`.
+
+    Raises:
+        ModelNotFoundError: as `resolve`.
+        FileNotFoundError: a folder or repository without config.json.
+        qwen3_tts_jax.config.ConfigError: it holds no codec that this package can run.
+    """
+    folder, downloaded = Path(model).expanduser(), False
+    if not str(model) or not folder.is_dir():
+        folder = _download(str(model), revision, cache_dir, bool(local_files_only), _CODEC_FILES)
+        downloaded = True
+    if (folder / CODEC_FOLDER).is_dir():
+        return folder / CODEC_FOLDER
+    # Before its weights are downloaded: a checkpoint without a codec is gigabytes of something else.
+    read_codec(folder)
+    if downloaded:
+        folder = _download(str(model), revision, cache_dir, bool(local_files_only), _FILES)
+    return folder
+
+
+def _download(
+    model: str, revision: str | None, cache_dir: str | Path | None, local_files_only: bool, files: Iterable[str]
+) -> Path:
     repository = PREFIX + model if model in PRESETS else model
     if not _REPOSITORY.fullmatch(repository):
         raise ModelNotFoundError(
@@ -98,7 +134,7 @@ def _download(model: str, revision: str | None, cache_dir: str | Path | None, lo
                 revision=revision,
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
-                allow_patterns=list(_FILES),
+                allow_patterns=list(files),
             )
         )
     except RevisionNotFoundError:

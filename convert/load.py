@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from qwen3_tts_jax.config import ModelConfig
-from qwen3_tts_jax.convert.check import check_folder, is_converted
-from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
-from qwen3_tts_jax.convert.safetensors_file import DTYPES, read_into
+from qwen3_tts_jax.config import CodecConfig, ModelConfig
+from qwen3_tts_jax.convert.check import check_codec, check_folder, is_converted
+from qwen3_tts_jax.convert.rule import Rule
+from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, codec_rules, compute_dtype, select
+from qwen3_tts_jax.convert.safetensors_file import DTYPES, StoredTensor, read_into
+from qwen3_tts_jax.hf_config import read_folder
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes to do."""
@@ -61,6 +64,36 @@ def load_params(
     """
     rules = select(all_rules(config), config, parts)
     stored = check_folder(Path(folder), config)
+    return _load(folder, rules, stored, lambda rule: compute_dtype(config, rule), progress)
+
+
+def load_codec(folder: str | Path, config: CodecConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Loads both halves of the codec, and nothing else, from its own folder.
+
+    That is the `speech_tokenizer` folder of a checkpoint, converted or not, or a download of the codec alone.
+
+    Returns:
+        {"encoder": …, "decoder": …}, in the config's dtype as `load_params`.
+
+    Raises:
+        CheckpointError: the file does not fit the config; see `check.check_codec`.
+    """
+    folder = Path(folder)
+    if is_converted(folder.parent):
+        model = replace(read_folder(folder.parent), codec=config)
+        return load_checkpoint(folder.parent, model, ("codec/encoder", "codec/decoder"), progress)["codec"]
+    rules, dtype = codec_rules(config), jnp.dtype(config.encoder.transformer.dtype)
+    stored = check_codec(folder, config)
+    return _load(folder, rules, stored, lambda rule: None if rule.gathered else dtype, progress)["codec"]
+
+
+def _load(
+    folder: str | Path,
+    rules: Iterable[Rule],
+    stored: Mapping[str, StoredTensor],
+    dtype_of: Callable[[Rule], jnp.dtype | None],
+    progress: Progress | None,
+) -> dict[str, Any]:
     total = sum(stored[name].nbytes for rule in rules for name in rule.torch)
     done = 0
 
@@ -77,7 +110,7 @@ def load_params(
             for file in {stored[name].file for rule in rules for name in rule.torch}
         }
         for rule in rules:
-            dtype = compute_dtype(config, rule)
+            dtype = dtype_of(rule)
             if dtype is None:
                 dtype = jnp.result_type(*(DTYPES[stored[name].dtype] for name in rule.torch))
             array = _aligned_empty(rule.flax_shape, dtype)

@@ -53,7 +53,8 @@ class Report:
         lines += ["", _line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
         lines += [_line(_cells(row)) for row in self.rows]
         notes = ["Relative errors are over the largest magnitude of the reference; cosines are the lowest of"]
-        notes += ["a frame; 'first' is the first frame (or prompt position) beyond the tolerance."]
+        notes += ["a frame; 'first' is the first frame (or prompt position) beyond the tolerance. The error of an"]
+        notes += ["encoder code that differs is how far the latent is from where the reference would have chosen it."]
         return "\n".join([*lines, "", *notes, ""])
 
     def write(self, path: Path) -> None:

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig, SamplingConfig
-    from qwen3_tts_jax.pipeline import Qwen3TTS, Speech
+    from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.prompt import Request
+    from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
+    from qwen3_tts_jax.synthesis import Speech
+    from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 _HOMES = {
     "ConfigError": "config",
@@ -14,8 +17,10 @@ _HOMES = {
     "ModelConfig": "config",
     "SamplingConfig": "config",
     "Qwen3TTS": "pipeline",
-    "Speech": "pipeline",
     "Request": "prompt",
+    "Speech": "synthesis",
+    "SpeechTokenizer": "speech_tokenizer",
+    "VoicePrompt": "voice_prompt",
 }
 __all__ = [
     "ConfigError",
@@ -25,6 +30,8 @@ __all__ = [
     "Request",
     "SamplingConfig",
     "Speech",
+    "SpeechTokenizer",
+    "VoicePrompt",
 ]
 
 

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,15 @@ from qwen3_tts_jax.presets import PRESETS, preset
 
 _RANDOM_WEIGHTS = "python tests/parity/random_checkpoint.py FOLDER --preset 0.6B-CustomVoice --small"
 
+COMMANDS = {"custom_voice": "say", "voice_design": "design", "base": "clone"}
+"""The command that speaks with a model, by its type."""
+
+_OF_TYPE = {
+    "custom_voice": "0.6B-CustomVoice or 1.7B-CustomVoice",
+    "voice_design": "1.7B-VoiceDesign",
+    "base": "0.6B-Base or 1.7B-Base",
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -35,21 +44,28 @@ class Source:
 
     def folder(self) -> Path:
         """Its folder, downloaded where necessary; refuses a model that is not to be had."""
-        from qwen3_tts_jax.convert import CheckpointError, ModelNotFoundError, resolve
+        from qwen3_tts_jax.convert import resolve
+
+        return self._resolved(partial(resolve, verify=self.verify))
+
+    def codec_folder(self) -> Path:
+        """The folder of its codec, alone downloaded where necessary; refuses what holds none."""
+        from qwen3_tts_jax.convert import resolve_codec
+
+        return self._resolved(resolve_codec)
+
+    def _resolved(self, resolve: Callable[..., Path]) -> Path:
+        from qwen3_tts_jax.convert import CheckpointError, ModelNotFoundError
 
         try:
-            with refusing(CheckpointError):
-                return resolve(
-                    self.model,
-                    revision=self.revision,
-                    cache_dir=self.cache_dir,
-                    # None lets the environment variable HF_HUB_OFFLINE decide.
-                    local_files_only=self.offline or None,
-                    verify=self.verify,
-                )
+            with refusing(CheckpointError, ConfigError):
+                # None lets the environment variable HF_HUB_OFFLINE decide.
+                return resolve(self.model, self.revision, self.cache_dir, self.offline or None)
         except ModelNotFoundError as error:
             hint = f"; to try without it, write random weights: {_RANDOM_WEIGHTS}" if self.published() else ""
             refuse(f"{error}{hint}")
+        except FileNotFoundError as error:
+            refuse(f"{self.model} is no model: {Path(error.filename).name} is missing")
 
     def published(self) -> str | None:
         """Its short name where it is one of the published models, also by its repository."""
@@ -83,12 +99,24 @@ def read_config(folder: Path) -> ModelConfig:
         refuse(f"{folder} is no model: {Path(error.filename).relative_to(folder)} is missing")
 
 
+def check_type(model: str, config: ModelConfig, needed: str, command: str) -> None:
+    """Refuses a model of another type than a command needs."""
+    if config.model_type != needed:
+        refuse(
+            f"{model} is a {config.model_type} model: use it with `{COMMANDS[config.model_type]}`; `{command}` needs "
+            f"a {needed} model, such as {_OF_TYPE[needed]}"
+        )
+
+
 def print_voices(source: Source) -> None:
     """A line per voice, with the dialect that it speaks instead of Chinese."""
     config = source.config()
     speakers = config.prompt.speakers
     if not speakers:
-        other = {"base": "it clones voices from recordings", "voice_design": "it speaks with voices that you describe"}
+        other = {
+            "base": "it clones voices from recordings (`clone`)",
+            "voice_design": "it speaks with voices that you describe (`design`)",
+        }
         refuse(
             f"{source.model} is a {config.model_type} model and has no voices of its own: {other[config.model_type]}"
         )
@@ -251,7 +279,7 @@ def compare_with_official(source: Source, texts: list[str], report: Path | None,
 
     folder = source.folder()
     read_config(folder)
-    with refusing(OracleMissingError, ValueError, FileNotFoundError):
+    with refusing(OracleMissingError, ValueError, OSError):
         result = run_parity(
             folder, texts, report=report, progress=None if quiet else partial(typer.echo, err=True), **options
         )

@@ -1,38 +1,60 @@
-"""The commands `say` and `design`: check everything, load, speak, write."""
+"""The commands `say`, `design` and `clone`: check everything, load, speak, write."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qwen3_tts_jax.cli_model import Source, read_config
-from qwen3_tts_jax.config import ConfigError, ModelConfig, SamplingConfig
-from qwen3_tts_jax.console import ProgressLine, plain_messages, read_text, refuse, refusing
+from qwen3_tts_jax.cli_clone import Recording, Reference, load_voice
+from qwen3_tts_jax.cli_model import COMMANDS, Source, check_type, read_config
+from qwen3_tts_jax.cli_stream import check_standard_output, write_stream
+from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig, SamplingConfig
+from qwen3_tts_jax.console import (
+    ProgressLine,
+    arriving_text,
+    plain_messages,
+    read_text,
+    reads_standard_input,
+    refuse,
+    refusing,
+)
 
 if TYPE_CHECKING:
-    from qwen3_tts_jax.pipeline import Speech
+    from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.prompt import PromptPlan, Request
+    from qwen3_tts_jax.synthesis import FinishReason
+    from qwen3_tts_jax.voice_prompt import VoicePrompt
+
+_DEFAULT_OUTPUT = Path("speech.wav")
 
 _MAX_SEED = 2**31 - 1
-_COMMANDS = {"custom_voice": "say", "voice_design": "design"}
+# In place of a text that is yet to come, in what is checked before.
+_TO_COME = "…"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakOptions:
-    """The options of `say` and `design`, as they were given."""
+    """The options of `say`, `design` and `clone`, as they were given."""
 
     text: str | None
     file: Path | None
-    output: Path
+    output: Path | None
+    stream: bool
+    raw: bool
     model: str
-    speaker: str | None
+    speaker: str | None = None
+    reference: str | None = None
+    reference_text: str | None = None
+    reference_text_file: Path | None = None
+    voice: Path | None = None
+    x_vector_only: bool = False
     language: str
-    instruct: str | None
+    instruct: str | None = None
     max_seconds: float | None
     text_mode: str
     seed: int
@@ -51,47 +73,113 @@ class SpeakOptions:
 
 
 def speak(model_type: str, options: SpeakOptions) -> None:
-    """Speaks one utterance into a file with a model of `model_type`.
+    """Speaks one utterance into a file, or to standard output, with a model of `model_type`.
 
     What can be refused is refused first: the options, then what the config tells, then the prompt, and only
-    then are the weights loaded.
+    then are the weights loaded. Text that arrives while it is spoken is the one thing that is read later.
     """
     from qwen3_tts_jax import audio
 
-    with refusing(ValueError, OSError):
-        audio.check_writable(options.output)
+    output = _check_options(model_type, options)
     sampling = _sampling(options)
+    with plain_messages():
+        source = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify)
+        # Before a download, too.
+        at_hand = source.config_at_hand()
+        if at_hand is not None:
+            check_type(options.model, at_hand, model_type, COMMANDS[model_type])
+        voice = _voice(options) if model_type == "base" else None
+        arriving = _arrives(options)
+        text = _TO_COME if arriving else read_text(options.text, options.file)
+        if at_hand is not None:
+            _request(text, voice, options, at_hand)
+        folder = source.folder()
+        config = read_config(folder)
+        check_type(options.model, config, model_type, COMMANDS[model_type])
+        request = _request(text, voice, options, config)
+        plan = _plan(request, folder, config)
+        with ProgressLine(1 / config.codec.frame_rate, options.quiet) as progress:
+            tts, generation = _load(folder, sampling, options, progress)
+            if request.speaker and options.speaker is None and not options.quiet:
+                typer.echo(f"voice: {request.speaker} (choose with --speaker; `voices` lists them)", err=True)
+            if isinstance(voice, Recording):
+                progress("listen", 0, 1)
+                request = replace(request, voice=voice.voice(tts.params, tts.config))
+            start = time.monotonic()
+            if options.stream:
+                pieces = None
+                if arriving:
+                    request, pieces = replace(request, text=""), arriving_text()
+                chunks = tts.stream(request, generation, options.seed, pieces=pieces)
+                frames, reason = write_stream(chunks, config.codec.sample_rate, raw=options.raw, progress=progress)
+            else:
+                (speech,) = tts.synthesize([request], generation, options.seed, progress=progress)
+                frames, reason = len(speech.codes), speech.finish_reason
+            taken = time.monotonic() - start
+        if not options.stream:
+            with refusing(OSError):
+                audio.write(output, speech.samples, speech.sample_rate)
+    if reason is None or (options.stream and options.quiet):
+        return
+    where, first = ("", "sound") if options.stream else (f"{output}: ", "frames")
+    seconds = frames / config.codec.frame_rate
+    typer.echo(
+        f"{where}{seconds:.2f} s of audio in {taken:.1f} s ({seconds / taken:.2f} x real time; "
+        f"{progress.until_speech:.1f} s until the first {first})" + _cut(reason, frames, plan, config),
+        err=options.stream,
+    )
+
+
+def _check_options(model_type: str, options: SpeakOptions) -> Path:
+    """Refuses impossible options; returns the file to write, which --stream has no use for."""
+    from qwen3_tts_jax import audio
+
+    output = options.output or _DEFAULT_OUTPUT
+    if not options.stream:
+        if options.raw:
+            refuse("--raw is for --stream; the format of a file is that of its name")
+        with refusing(ValueError, OSError):
+            audio.check_writable(output)
+    elif options.output is not None:
+        refuse("--stream writes to standard output and takes no --output")
+    else:
+        check_standard_output()
     if options.max_seconds is not None and not 0 < options.max_seconds < math.inf:
         refuse(f"--max-seconds must be a number above 0, got {options.max_seconds:g}")
     if not 0 <= options.seed <= _MAX_SEED:
         refuse(f"--seed must be 0 … {_MAX_SEED}, got {options.seed}")
     if model_type == "voice_design" and not (options.instruct or "").strip():
         refuse("--instruct is missing: say in words who speaks, and how")
-    text = read_text(options.text, options.file)
+    return output
 
-    with plain_messages():
-        source = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify)
-        # Before a download, too.
-        at_hand = source.config_at_hand()
-        if at_hand is not None:
-            _request(text, options, at_hand, model_type)
-        folder = source.folder()
-        config = read_config(folder)
-        request = _request(text, options, config, model_type)
-        plan = _plan(request, folder, config)
-        with ProgressLine(1 / config.codec.frame_rate, options.quiet) as progress:
-            speech, taken = _synthesize(folder, request, sampling, options, progress)
-        with refusing(OSError):
-            audio.write(options.output, speech.samples, speech.sample_rate)
-    typer.echo(
-        f"{options.output}: {speech.seconds:.2f} s of audio in {taken:.1f} s "
-        f"({speech.seconds / taken:.2f} x real time; {progress.until_speech:.1f} s until the first frames)"
-        + _cut(speech, plan, config)
-    )
+
+def _arrives(options: SpeakOptions) -> bool:
+    """Whether the text is spoken while it is still being written to standard input."""
+    in_time = options.stream and options.text_mode == "as-it-comes"
+    return in_time and reads_standard_input(options.text, options.file)
+
+
+def _voice(options: SpeakOptions) -> Recording | VoicePrompt:
+    """The voice to clone; refuses one that is not given, given twice or not usable."""
+    if (options.reference is None) == (options.voice is None):
+        given = "no voice" if options.voice is None else "two voices"
+        refuse(f"{given} to clone: give a recording with --reference or a file of `voice save` with --voice")
+    if options.reference is not None:
+        return Reference(
+            recording=options.reference,
+            text=options.reference_text,
+            text_file=options.reference_text_file,
+            x_vector_only=options.x_vector_only,
+            text_option="--reference-text",
+        ).read()
+    if options.reference_text is not None or options.reference_text_file is not None:
+        refuse("--voice takes no --reference-text: the file has its own")
+    voice = load_voice(options.voice)
+    return replace(voice, codes=None, text=None) if options.x_vector_only else voice
 
 
 def _sampling(options: SpeakOptions) -> dict[str, Any]:
-    """The sampling arguments of `pipeline.merge_sampling`."""
+    """The sampling arguments of `arguments.merge_sampling`."""
     names = ("temperature", "top_k", "top_p", "repetition_penalty")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     unused = [f"--{name.replace('_', '-')}" for name in given if name != "repetition_penalty"]
@@ -104,12 +192,13 @@ def _sampling(options: SpeakOptions) -> dict[str, Any]:
     return given | ({"do_sample": False, "subtalker_dosample": False} if options.greedy else {})
 
 
-def _request(text: str, options: SpeakOptions, config: ModelConfig, model_type: str) -> Request:
-    """The request, with the first voice that the config lists if none is chosen; refuses what it cannot speak."""
+def _request(text: str, voice: Recording | VoicePrompt | None, options: SpeakOptions, config: ModelConfig) -> Request:
+    """The request, with the first voice that the config lists if none is chosen; refuses what it cannot speak.
+
+    A recording's voice is represented by one of the same size.
+    """
     from qwen3_tts_jax.prompt import Request, validate
 
-    if config.model_type != model_type:
-        _refuse_type(options.model, config.model_type, model_type)
     speaker = options.speaker
     if speaker is None and config.prompt.speakers:
         speaker = next(iter(config.prompt.speakers))
@@ -117,20 +206,11 @@ def _request(text: str, options: SpeakOptions, config: ModelConfig, model_type: 
     if options.max_seconds is not None:
         max_frames = max(1, int(options.max_seconds * config.codec.frame_rate))
     mode = options.text_mode.replace("-", "_")
-    request = Request(text, options.language, speaker, options.instruct, mode, max_frames)
+    prompt = voice.stand_in(config) if isinstance(voice, Recording) else voice
+    request = Request(text, options.language, speaker, options.instruct, mode, max_frames, prompt)
     with refusing(ValueError):
         validate(request, config)
     return request
-
-
-def _refuse_type(model: str, found: str, needed: str) -> None:
-    command = _COMMANDS[needed]
-    if found == "base":
-        refuse(
-            f"{model} is a base model: it clones voices from recordings; `{command}` needs a {needed} model, "
-            "such as " + {"say": "0.6B-CustomVoice or 1.7B-CustomVoice", "design": "1.7B-VoiceDesign"}[command]
-        )
-    refuse(f"{model} is a {found} model: use `{_COMMANDS[found]}`; `{command}` needs a {needed} model")
 
 
 def _plan(request: Request, folder: Path, config: ModelConfig) -> PromptPlan:
@@ -141,27 +221,22 @@ def _plan(request: Request, folder: Path, config: ModelConfig) -> PromptPlan:
         return plan_prompt(request, TextTokenizer.from_folder(folder), config)
 
 
-def _synthesize(
-    folder: Path, request: Request, sampling: dict[str, Any], options: SpeakOptions, progress: ProgressLine
-) -> tuple[Speech, float]:
-    """The speech, and the seconds that it took with the weights in memory."""
+def _load(
+    folder: Path, sampling: dict[str, Any], options: SpeakOptions, progress: ProgressLine
+) -> tuple[Qwen3TTS, GenerationConfig]:
+    from qwen3_tts_jax.arguments import merge_sampling
     from qwen3_tts_jax.convert import CheckpointError
-    from qwen3_tts_jax.pipeline import Qwen3TTS, merge_sampling
+    from qwen3_tts_jax.pipeline import Qwen3TTS
 
     with refusing(CheckpointError):
         tts = Qwen3TTS.from_pretrained(folder, options.dtype, options.codec_dtype, progress=progress)
-    if request.speaker and options.speaker is None and not options.quiet:
-        typer.echo(f"voice: {request.speaker} (choose with --speaker; `voices` lists them)", err=True)
-    generation, _ = merge_sampling(tts.config, sampling)
-    start = time.monotonic()
-    (speech,) = tts.synthesize([request], generation, options.seed, progress=progress)
-    return speech, time.monotonic() - start
+    return tts, merge_sampling(tts.config, sampling)[0]
 
 
-def _cut(speech: Speech, plan: PromptPlan, config: ModelConfig) -> str:
+def _cut(reason: FinishReason, frames: int, plan: PromptPlan, config: ModelConfig) -> str:
     """What to say of a speech that did not end by itself."""
-    if speech.finish_reason == "stop":
+    if reason == "stop":
         return ""
-    if len(plan.text_ids) + len(speech.codes) >= config.talker.max_positions:
+    if len(plan.text_ids) + frames >= config.talker.max_positions:
         return f"; cut at the model's context of {config.talker.max_positions} positions: split the text"
-    return f"; cut at the limit of {speech.seconds:.2f} s: raise --max-seconds"
+    return f"; cut at the limit of {frames / config.codec.frame_rate:.2f} s: raise --max-seconds"

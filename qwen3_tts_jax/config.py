@@ -223,6 +223,14 @@ class CodecConfig:
         """Frames per second: 12.5 as published."""
         return self.sample_rate / self.decoder.frame_samples
 
+    def with_dtype(self, dtype: str) -> CodecConfig:
+        """The same codec computing in `dtype`."""
+        parts = {
+            name: replace(part, transformer=replace(part.transformer, dtype=dtype))
+            for name, part in (("encoder", self.encoder), ("decoder", self.decoder))
+        }
+        return replace(self, **parts)
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -311,9 +319,5 @@ class ModelConfig:
             self,
             talker=cast(self.talker, dtype),
             code_predictor=cast(self.code_predictor, dtype),
-            codec=replace(
-                self.codec,
-                encoder=cast(self.codec.encoder, codec_dtype),
-                decoder=cast(self.codec.decoder, codec_dtype),
-            ),
+            codec=self.codec.with_dtype(codec_dtype),
         )

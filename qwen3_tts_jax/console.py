@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import typer
 
 _BAD_INPUT = 2
+_STANDARD_INPUT = "standard input"
 
 
 def refuse(message: object) -> NoReturn:
@@ -70,22 +74,54 @@ class _LineHandler(logging.Handler):
         typer.echo(f"{record.levelname.lower()}: {_one_line(record.getMessage())}", err=True)
 
 
-def read_text(text: str | None, file: Path | None) -> str:
-    """The text of the argument, of `file`, or of standard input (`text` is "-", or neither is given)."""
+def reads_standard_input(text: str | None, file: Path | None) -> bool:
+    """Whether the text is that of standard input: `text` is "-", or neither is given."""
     if text is not None and file is not None:
         refuse("give the text as an argument or with --file, not both")
-    if file is None and text not in (None, "-"):
-        return _require_text(text, "the text")
-    if file is not None:
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            refuse(f"cannot read {file}: {error.strerror}")
-    elif text is None and sys.stdin.isatty():
+    if file is not None or text not in (None, "-"):
+        return False
+    if text is None and sys.stdin.isatty():
         refuse("no text: give it as an argument, with --file, or on standard input")
-    else:
-        content = sys.stdin.buffer.read()
-    where = "standard input" if file is None else str(file)
+    return True
+
+
+def read_text(text: str | None, file: Path | None) -> str:
+    """The text of the argument, of `file`, or of standard input."""
+    if reads_standard_input(text, file):
+        return _decoded(sys.stdin.buffer.read(), _STANDARD_INPUT)
+    return _require_text(text, "the text") if file is None else read_text_file(file)
+
+
+def read_text_file(file: Path) -> str:
+    """The text of a UTF-8 file."""
+    try:
+        return _decoded(file.read_bytes(), str(file))
+    except OSError as error:
+        refuse(f"cannot read {file}: {error.strerror}")
+
+
+def arriving_text() -> Iterator[str]:
+    """The text of standard input, piece by piece as it is written there; together what `read_text` gives."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    begun, space = False, ""
+    # read1 returns what has arrived, where read and readline wait for more.
+    for content in chain(iter(sys.stdin.buffer.read1, b""), [b""]):
+        try:
+            piece = decoder.decode(content, final=not content)
+        except UnicodeDecodeError as error:
+            refuse(f"{_STANDARD_INPUT} is not UTF-8 text: it has the byte 0x{error.object[error.start]:02x}")
+        piece = space + piece if begun else piece.lstrip()
+        # Space at the end of a piece is only spoken if something follows.
+        spoken = piece.rstrip()
+        space = piece[len(spoken) :]
+        if spoken:
+            begun = True
+            yield spoken
+    if not begun:
+        _require_text("", _STANDARD_INPUT)
+
+
+def _decoded(content: bytes, where: str) -> str:
     try:
         return _require_text(content.decode("utf-8-sig").strip(), where)
     except UnicodeDecodeError as error:
@@ -98,10 +134,31 @@ def _require_text(text: str, where: str) -> str:
     return text
 
 
+def check_output(path: Path, *endings: str) -> None:
+    """Refuses, before long work, a name that does not end in one of `endings`, or where no file can be written."""
+    if path.suffix.lower() not in endings:
+        refuse(f"cannot write {path.name!r}: the name must end in {' or '.join(endings)}")
+    if path.is_dir():
+        refuse(f"{path} is a folder, not a file")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder that does not exist or where no file can be written."""
+    if not folder.is_dir():
+        refuse(f"the folder {folder} does not exist; create it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        refuse(f"cannot write into the folder {folder}: {error.strerror}")
+
+
 class ProgressLine:
     """One line on standard error that says what is going on; nothing where that is no terminal.
 
-    An instance is a `pipeline.Progress`, and knows the stage "save" beside those.
+    An instance is a `synthesis.Progress`, and knows more stages: a recording is heard ("listen"), recordings
+    are encoded ("encode"), a file is saved ("save").
 
     Attributes:
         until_speech: seconds from the prompt to the first frames, most of which is compilation.
@@ -144,10 +201,8 @@ class ProgressLine:
             self._show("compiling")
         elif stage == "speak":
             self._show(self._spoken(done))
-        elif stage == "decode":
-            self._show("decoding")
         else:
-            self._show("saving")
+            self._show({"listen": "listening", "encode": "encoding", "decode": "decoding", "save": "saving"}[stage])
 
     def _spoken(self, frames: int) -> str:
         now = time.monotonic()

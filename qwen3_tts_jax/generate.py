@@ -1,9 +1,8 @@
 """From a prompt to codes: prefill, one frame, and the scan over frames that is compiled end to end.
 
 Every function here is pure: `params` is the parameter tree (`talker` and `code_predictor`), `config` a
-hashable `ModelConfig`, everything that changes rides in `DecodeState`. `prefill_compiled` and
-`generate_chunk` at the end are the same functions under `jax.jit`, with the state donated; they are
-what `Qwen3TTS` calls. A frame is
+hashable `ModelConfig`, everything that changes rides in `DecodeState`. At the end are the same functions
+under `jax.jit`, with the state donated; they are what `Qwen3TTS` calls. A frame is
 
     sample code 0  →  code predictor × (Q − 1)  →  sum of the Q embeddings + text track  →  talker step
 """
@@ -34,7 +33,9 @@ class DecodeState:
         hidden: [B, D], the talker's state that predicts the next code 0.
         logits: float32 [B, V] of the next code 0.
         seen: bool [B, V], codes 0 drawn so far (for the repetition penalty).
-        text_track: [B, U + 1, D], text added to frame k's embedding; the last one (tts_pad) for ever.
+        text_track: [B, U + 1, D], text added to the embeddings of frames `text_start`, `text_start` + 1, …;
+            the last one (tts_pad) for ever.
+        text_start: int32 [], the frame that the text track starts with.
         keys: PRNG keys [B], one per utterance.
         frame: int32 [], frames made so far.
         frame_limit: int32 [B], frames after which a row is cut off.
@@ -46,6 +47,7 @@ class DecodeState:
     logits: jax.Array
     seen: jax.Array
     text_track: jax.Array
+    text_start: jax.Array
     keys: jax.Array
     frame: jax.Array
     frame_limit: jax.Array
@@ -88,30 +90,42 @@ def embed_codes(params: Params, config: ModelConfig, codes: jax.Array) -> jax.Ar
     return total.astype(config.talker.transformer.dtype)
 
 
+def embed_text_track(params: Params, config: ModelConfig, text_ids: jax.Array) -> jax.Array:
+    """Text ids int32 [B, U] of the frames to come → `DecodeState.text_track`, [B, U + 1, D]."""
+    pad = jnp.full_like(text_ids, config.prompt.tts_pad, shape=(text_ids.shape[0], 1))
+    return _talker(params, config, jnp.concatenate([text_ids, pad], axis=1), method=Talker.embed_text)
+
+
 def embed_prompt(params: Params, config: ModelConfig, prompt: PromptBatch) -> tuple[jax.Array, jax.Array]:
     """The talker's inputs [B, T, D], and the text track [B, U + 1, D] that later frames add."""
     with jax.named_scope("embed_prompt"):
-        pad = jnp.full_like(prompt.trailing_text_ids[:, :1], config.prompt.tts_pad, shape=(len(prompt.start), 1))
-        track_ids = jnp.concatenate([prompt.trailing_text_ids, pad], axis=1)
-        ids = jnp.concatenate([jnp.maximum(prompt.text_ids, 0), track_ids], axis=1)
-        text, track = jnp.split(
-            _talker(params, config, ids, method=Talker.embed_text), [prompt.text_ids.shape[1]], axis=1
-        )
+        text = _talker(params, config, jnp.maximum(prompt.text_ids, 0), method=Talker.embed_text)
         text = jnp.where(prompt.text_ids[..., None] >= 0, text, 0.0)
-        return text + embed_codes(params, config, prompt.codes), track
+        embeddings = text + embed_codes(params, config, prompt.codes)
+        if prompt.x_vectors is not None:
+            at_speaker = jnp.arange(embeddings.shape[1]) == prompt.speaker_position[:, None]
+            x_vectors = prompt.x_vectors.astype(embeddings.dtype)[:, None]
+            embeddings = embeddings + jnp.where(at_speaker[..., None], x_vectors, 0.0)
+        return embeddings, embed_text_track(params, config, prompt.trailing_text_ids)
 
 
 def prefill(
-    params: Params, config: ModelConfig, prompt: PromptBatch, keys: jax.Array, frame_limit: jax.Array
+    params: Params,
+    config: ModelConfig,
+    prompt: PromptBatch,
+    keys: jax.Array,
+    frame_limit: jax.Array,
+    capacity: int,
 ) -> DecodeState:
-    """Reads the prompts; the cache that it returns is full and must `grow` before the first frame.
+    """Reads the prompts.
 
     Args:
         params: the trees `talker` and `code_predictor`.
         config: static under jit.
-        prompt: B prompts.
+        prompt: B prompts of length T.
         keys: PRNG keys [B], see `utterance_keys`.
         frame_limit: int32 [B], the most frames that each row may make.
+        capacity: slots of the cache that is returned, at least T; each frame takes one, and `grow` adds more.
     """
     embeddings, text_track = embed_prompt(params, config, prompt)
     batch, steps = prompt.text_ids.shape
@@ -120,11 +134,12 @@ def prefill(
         hidden, cache = _talker(params, config, embeddings, cache)
         hidden = hidden[:, -1]
         return DecodeState(
-            cache=cache,
+            cache=cache.grow(capacity),
             hidden=hidden,
             logits=_talker(params, config, hidden, method=Talker.logits),
             seen=jnp.zeros((batch, config.talker.codec_vocab_size), bool),
             text_track=text_track,
+            text_start=jnp.zeros((), jnp.int32),
             keys=keys,
             frame=jnp.zeros((), jnp.int32),
             frame_limit=frame_limit,
@@ -184,7 +199,8 @@ def advance(params: Params, config: ModelConfig, state: DecodeState, codes: jax.
     """Feeds a frame (int32 [B, Q]) and its text to the talker, which then predicts the next code 0."""
     with jax.named_scope("talker"):
         last = state.text_track.shape[1] - 1
-        text = jax.lax.dynamic_index_in_dim(state.text_track, jnp.minimum(state.frame, last), 1, keepdims=False)
+        entry = jnp.minimum(state.frame - state.text_start, last)
+        text = jax.lax.dynamic_index_in_dim(state.text_track, entry, 1, keepdims=False)
         x = embed_codes(params, config, codes) + text
         hidden, cache = _talker(params, config, x[:, None], state.cache)
         hidden = hidden[:, -1]
@@ -238,5 +254,59 @@ def generate(
     return state, codes.swapaxes(0, 1)
 
 
-prefill_compiled = jax.jit(prefill, static_argnames="config")
+def generate_at_most(
+    params: Params,
+    config: ModelConfig,
+    generation: GenerationConfig,
+    state: DecodeState,
+    num_frames: jax.Array,
+    max_frames: int,
+) -> tuple[DecodeState, jax.Array]:
+    """Makes frames until there are `num_frames` or every row has ended; the cache must have room for them.
+
+    One compiled program makes any number of frames and none too many, where `generate` makes a fixed one.
+
+    Args:
+        params: the trees `talker` and `code_predictor`.
+        config: static under jit.
+        generation: static under jit.
+        state: what `prefill` or the call before returned.
+        num_frames: int32 [], at most `max_frames`.
+        max_frames: static under jit.
+
+    Returns:
+        The state and the codes, int32 [B, max_frames, Q], −1 in frames that were not made and in rows
+        that have ended.
+    """
+
+    def more(carry: tuple[DecodeState, jax.Array, jax.Array]) -> jax.Array:
+        state, _, made = carry
+        return (made < num_frames) & jnp.any(state.active)
+
+    def step(carry: tuple[DecodeState, jax.Array, jax.Array]):
+        state, codes, made = carry
+        state, frame = frame_step(params, config, generation, state)
+        return state, jax.lax.dynamic_update_slice_in_dim(codes, frame[:, None], made, axis=1), made + 1
+
+    codes = jnp.full((state.hidden.shape[0], max_frames, config.talker.num_codebooks), -1, jnp.int32)
+    state, codes, _ = jax.lax.while_loop(more, step, (state, codes, jnp.zeros((), jnp.int32)))
+    return state, codes
+
+
+def set_text(params: Params, config: ModelConfig, state: DecodeState, text_ids: jax.Array) -> DecodeState:
+    """Replaces the text track by text ids int32 [B, U], the first of which goes with the next frame."""
+    return state.replace(text_track=embed_text_track(params, config, text_ids), text_start=state.frame)
+
+
+def grow(state: DecodeState, capacity: int) -> DecodeState:
+    """The same state with room for `capacity` slots in its cache."""
+    return state.replace(cache=state.cache.grow(capacity))
+
+
+prefill_compiled = jax.jit(prefill, static_argnames=("config", "capacity"))
 generate_chunk = jax.jit(generate, static_argnames=("config", "generation", "num_frames"), donate_argnames="state")
+generate_stream = jax.jit(
+    generate_at_most, static_argnames=("config", "generation", "max_frames"), donate_argnames="state"
+)
+set_text_compiled = jax.jit(set_text, static_argnames="config", donate_argnames="state")
+grow_compiled = jax.jit(grow, static_argnames="capacity")

@@ -43,6 +43,17 @@ def read_folder(folder: str | Path) -> ModelConfig:
     )
 
 
+def read_codec(folder: str | Path) -> CodecConfig:
+    """Reads the config.json of a codec's own folder, `speech_tokenizer` in a checkpoint.
+
+    Raises:
+        FileNotFoundError: config.json is missing.
+        ConfigError: as `from_hf`, or a file that is not JSON.
+    """
+    path = Path(folder) / "config.json"
+    return _codec_from_hf(_Keys(_read_json(path), str(path)))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -191,7 +202,7 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
     sample_rate = top["output_sample_rate"]
     _require(
         sample_rate == top["input_sample_rate"] == encoder["sampling_rate"],
-        "speech_tokenizer/config.json: input, output and encoder sample rates differ",
+        f"{top.where}: input, output and encoder sample rates differ",
     )
     strides = tuple(reversed(encoder["upsampling_ratios"]))
     convolution_stride = 1
@@ -241,12 +252,12 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
     )
     _require(
         config.frame_samples == top["decode_upsample_rate"],
-        f"speech_tokenizer/config.json: decode_upsample_rate={top['decode_upsample_rate']} "
+        f"{top.where}: decode_upsample_rate={top['decode_upsample_rate']} "
         f"but the decoder makes {config.frame_samples} samples a frame",
     )
     _require(
         config.num_codebooks == config.decoder.num_codebooks,
-        f"speech_tokenizer/config.json: encoder_valid_num_quantizers={config.num_codebooks} "
+        f"{top.where}: encoder_valid_num_quantizers={config.num_codebooks} "
         f"but the decoder reads {config.decoder.num_codebooks} codebooks",
     )
     return config

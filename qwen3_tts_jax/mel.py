@@ -25,7 +25,7 @@ _POWER_FLOOR = 1e-9
 _MEL_FLOOR = 1e-5
 
 
-def mel_spectrogram(samples: jax.Array, mel_bins: int = 128) -> jax.Array:
+def mel_spectrogram(samples: jax.Array, mel_bins: int = 128, lengths: jax.Array | None = None) -> jax.Array:
     """Log-mel spectrogram of mono audio; differentiable, in float32.
 
     Magnitudes of a periodic Hann window's Fourier transform, without centring, over samples that are
@@ -35,12 +35,16 @@ def mel_spectrogram(samples: jax.Array, mel_bins: int = 128) -> jax.Array:
     Args:
         samples: floats [..., N] in ±1, 24,000 a second.
         mel_bins: how many mel bands between 0 and 12,000 Hz.
+        lengths: int32 [...], how many samples of each row are its own, more than 384; they may be traced, and
+            are not checked. The frames of a row of n samples are then those that it has alone, unpadded, and
+            what follows its first n // 256 frames means nothing. None: all N.
 
     Returns:
         float32 [..., T, mel_bins] with T = N // 256.
 
     Raises:
-        ValueError: `samples` are not floats, or too few to be reflected (384 or fewer: 16 ms).
+        ValueError: `samples` are not floats, or too few to be reflected (384 or fewer: 16 ms), or `lengths`
+            has another shape than [...].
     """
     samples = jnp.asarray(samples)
     if samples.ndim < 1 or not jnp.issubdtype(samples.dtype, jnp.floating):
@@ -54,12 +58,39 @@ def mel_spectrogram(samples: jax.Array, mel_bins: int = 128) -> jax.Array:
             f"{SAMPLE_RATE} Hz); give more than {_PADDING} samples ({_PADDING / SAMPLE_RATE:.3f} s)"
         )
     with jax.named_scope("mel"):
-        around = [(0, 0)] * (samples.ndim - 1) + [(_PADDING, _PADDING)]
-        spectrum = jnp.fft.rfft(_windows(jnp.pad(samples.astype(jnp.float32), around, mode="reflect")))
+        padded = reflect_pad(samples.astype(jnp.float32)[..., None], _PADDING, _PADDING, lengths)[..., 0]
+        spectrum = jnp.fft.rfft(_windows(padded))
         magnitude = jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + _POWER_FLOOR)
         filters = mel_filterbank(SAMPLE_RATE, FFT_SIZE, mel_bins)
         mel = jnp.einsum("...tf,mf->...tm", magnitude, filters, precision=PRECISION)
         return jnp.log(jnp.maximum(mel, _MEL_FLOOR))
+
+
+def reflect_pad(x: jax.Array, before: int, after: int, lengths: jax.Array | None = None) -> jax.Array:
+    """Continues x over both ends of time by its mirror image, the end itself not repeated.
+
+    Args:
+        x: [..., T, C].
+        before: how many positions to put in front, fewer than T.
+        after: how many to put behind, fewer than T.
+        lengths: int32 [...], where each row ends: it is reflected there, and nothing behind it is read. Each
+            must exceed `before` and `after`. None: all rows end at T.
+
+    Returns:
+        [..., before + T + after, C]; of a row of length n, the first before + n + after positions have a meaning.
+
+    Raises:
+        ValueError: `lengths` has another shape than [...].
+    """
+    if lengths is None:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(before, after), (0, 0)], mode="reflect")
+    lengths = jnp.asarray(lengths)
+    if lengths.shape != x.shape[:-2]:
+        raise ValueError(f"lengths must be of shape {list(x.shape[:-2])}, one per row, got {list(lengths.shape)}")
+    positions = jnp.abs(jnp.arange(-before, x.shape[-2] + after))
+    last = lengths[..., None] - 1
+    sources = jnp.maximum(jnp.where(positions <= last, positions, 2 * last - positions), 0)
+    return jnp.take_along_axis(x, sources[..., None], axis=-2)
 
 
 def _windows(padded: jax.Array) -> jax.Array:

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
 
-from qwen3_tts_jax import convert, hf_config
+from qwen3_tts_jax import audio, convert, hf_config
+from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair_references
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
-from qwen3_tts_jax.prompt import PromptPlan, Request, plan_prompt
-from qwen3_tts_jax.synthesis import Progress, decode_codes, make_codes
+from qwen3_tts_jax.prompt import Request
+from qwen3_tts_jax.stream import CHUNK_FRAMES, stream
+from qwen3_tts_jax.synthesis import Progress, Speech, synthesize
 from qwen3_tts_jax.text import TextTokenizer
-
-
-@dataclass(frozen=True)
-class Speech:
-    """One utterance.
-
-    Attributes:
-        samples: float32 [N] in [−1, 1].
-        sample_rate: samples per second.
-        codes: int32 [T, Q], the frames that `samples` were decoded from.
-        finish_reason: "stop" where the model ended the utterance, "length" where the limit cut it.
-    """
-
-    samples: np.ndarray
-    sample_rate: int
-    codes: np.ndarray
-    finish_reason: Literal["stop", "length"]
-
-    @property
-    def seconds(self) -> float:
-        """Length of the audio in seconds."""
-        return len(self.samples) / self.sample_rate
+from qwen3_tts_jax.voice_prompt import VoicePrompt
+from qwen3_tts_jax.voices import make_voices
 
 
 class Qwen3TTS:
@@ -95,7 +77,8 @@ class Qwen3TTS:
         config = hf_config.read_folder(folder).with_dtypes(dtype, codec_dtype)
         tokenizer = TextTokenizer.from_folder(folder)
         report = None if progress is None else lambda done, total: progress("load", done, total)
-        params = convert.load_checkpoint(folder, config, progress=report)
+        parts = convert.PARTS if config.model_type == "base" else convert.SYNTHESIS_PARTS
+        params = convert.load_checkpoint(folder, config, parts, progress=report)
         return cls(config, params, tokenizer, chunk_frames=chunk_frames)
 
     # What the official package offers, under its names.
@@ -140,7 +123,7 @@ class Qwen3TTS:
             ValueError: a bad argument, or a model of another kind.
         """
         self._require_type("custom_voice", "generate_custom_voice")
-        requests = _requests(non_streaming_mode, text=text, speaker=speaker, language=language, instruct=instruct)
+        requests = make_requests(non_streaming_mode, text=text, speaker=speaker, language=language, instruct=instruct)
         return self._generate(requests, seed, sampling)
 
     def generate_voice_design(
@@ -155,25 +138,198 @@ class Qwen3TTS:
     ) -> tuple[list[np.ndarray], int]:
         """Speaks with a voice that `instruct` describes (VoiceDesign models); see `generate_custom_voice`."""
         self._require_type("voice_design", "generate_voice_design")
-        requests = _requests(non_streaming_mode, text=text, language=language, instruct=instruct)
+        requests = make_requests(non_streaming_mode, text=text, language=language, instruct=instruct)
         return self._generate(requests, seed, sampling)
+
+    def create_voice_clone_prompt(
+        self,
+        ref_audio: audio.AudioLike | list[audio.AudioLike],
+        ref_text: str | list[str | None] | None = None,
+        x_vector_only_mode: bool | list[bool] = False,
+    ) -> list[VoicePrompt]:
+        """Makes voices from recordings (Base models); `voices.save` keeps them.
+
+        Args:
+            ref_audio: one recording or several, 3 to 30 s of one clear voice each: whatever `audio.read` takes.
+            ref_text: what each says. Needed unless `x_vector_only_mode`.
+            x_vector_only_mode: take only the x-vector; the text is left out. One for all, or as many.
+
+        Raises:
+            ValueError: a recording or a text that cannot be used, or a model of another type.
+            OSError: a recording that cannot be read.
+        """
+        self._require_type("base", "create_voice_clone_prompt")
+        sources, texts = pair_references(ref_audio, ref_text, x_vector_only_mode)
+        return make_voices(self.params, self.config, [audio.read(source) for source in sources], texts)
+
+    def generate_voice_clone(
+        self,
+        text: str | list[str],
+        language: str | list[str] | None = None,
+        ref_audio: audio.AudioLike | list[audio.AudioLike] | None = None,
+        ref_text: str | list[str | None] | None = None,
+        x_vector_only_mode: bool | list[bool] = False,
+        voice_clone_prompt: VoicePrompt | list[VoicePrompt] | None = None,
+        non_streaming_mode: bool = False,
+        *,
+        seed: int = 0,
+        official_decoding: bool = False,
+        **sampling: Any,
+    ) -> tuple[list[np.ndarray], int]:
+        """Speaks with a cloned voice (Base models).
+
+        Args:
+            text: one text or several; the other arguments are one for all, or as many.
+            language: a name of `get_supported_languages`; "auto" by default.
+            ref_audio: see `create_voice_clone_prompt`, like `ref_text` and `x_vector_only_mode`.
+            ref_text: what the recording says.
+            x_vector_only_mode: leave the recording's words and codes out of the prompt.
+            voice_clone_prompt: voices that were made before, in place of the three.
+            non_streaming_mode: see `generate_custom_voice`.
+            seed: the same seed gives the same speech.
+            official_decoding: see `synthesize`.
+            **sampling: see `generate_custom_voice`.
+
+        Returns:
+            The waveforms (float32 [N] each), without the reference, and their sample rate.
+
+        Raises:
+            ValueError: a bad argument, or a model of another type.
+            OSError: a recording that cannot be read.
+        """
+        self._require_type("base", "generate_voice_clone")
+        given = voice_clone_prompt
+        voices = self._voices(ref_audio, ref_text, x_vector_only_mode) if given is None else as_list(given)
+        requests = make_requests(non_streaming_mode, text=text, language=language, voice=voices)
+        return self._generate(requests, seed, sampling, official_decoding)
+
+    def _voices(self, ref_audio: Any, ref_text: Any, x_vector_only_mode: Any) -> list[VoicePrompt]:
+        if ref_audio is None:
+            raise ValueError("there is no voice to clone: give ref_audio (with its ref_text) or voice_clone_prompt")
+        return self.create_voice_clone_prompt(ref_audio, ref_text, x_vector_only_mode)
 
     def _require_type(self, model_type: str, method: str) -> None:
         if self.config.model_type != model_type:
             other = {
                 "custom_voice": "use generate_custom_voice",
                 "voice_design": "use generate_voice_design",
-                "base": "it clones voices",
+                "base": "use generate_voice_clone",
             }[self.config.model_type]
             raise ValueError(f"{method} needs a {model_type} model; this is a {self.config.model_type} model: {other}")
 
-    def _generate(self, requests: list[Request], seed: int, sampling: dict[str, Any]) -> tuple[list[np.ndarray], int]:
+    def _generate(
+        self, requests: list[Request], seed: int, sampling: dict[str, Any], official_decoding: bool = False
+    ) -> tuple[list[np.ndarray], int]:
         generation, max_frames = merge_sampling(self.config, sampling)
         requests = [replace(request, max_frames=max_frames) for request in requests]
-        speeches = self.synthesize(requests, generation, seed)
+        speeches = self.synthesize(requests, generation, seed, official_decoding=official_decoding)
         return [speech.samples for speech in speeches], self.config.codec.sample_rate
 
-    # The general call.
+    # The same as streams.
+
+    def stream_custom_voice(
+        self,
+        text: str | Iterable[str],
+        speaker: str,
+        language: str | None = None,
+        instruct: str | None = None,
+        non_streaming_mode: bool | None = None,
+        *,
+        seed: int = 0,
+        schedule: Sequence[int] = CHUNK_FRAMES,
+        **sampling: Any,
+    ) -> Iterator[Speech]:
+        """Speaks with a preset voice (CustomVoice models) and yields the speech as it is made.
+
+        The samples are those of `generate_custom_voice` with the same arguments, within float rounding.
+
+        Args:
+            text: a text, or its pieces as they are written, such as the output of a language model: they
+                are spoken as they arrive.
+            speaker: see `generate_custom_voice`, like `language` and `instruct`.
+            language: one of `get_supported_languages`.
+            instruct: how to speak, in words.
+            non_streaming_mode: by default True for a text and False for pieces, which it must be.
+            seed: the same seed gives the same speech.
+            schedule: frames (80 ms each) of the first chunk, the second, …, and of all that follow.
+            **sampling: see `generate_custom_voice`.
+
+        Yields:
+            Chunks. The last has a finish_reason, and may have no samples.
+
+        Raises:
+            ValueError: at once, a bad argument or a model of another type; while it runs, a text in pieces
+                that turns out to be empty or too long.
+        """
+        self._require_type("custom_voice", "stream_custom_voice")
+        fields = {"speaker": speaker, "language": language or "auto", "instruct": instruct}
+        return self._stream(text, fields, non_streaming_mode, True, seed, schedule, sampling)
+
+    def stream_voice_design(
+        self,
+        text: str | Iterable[str],
+        instruct: str,
+        language: str | None = None,
+        non_streaming_mode: bool | None = None,
+        *,
+        seed: int = 0,
+        schedule: Sequence[int] = CHUNK_FRAMES,
+        **sampling: Any,
+    ) -> Iterator[Speech]:
+        """Streams a voice that `instruct` describes (VoiceDesign models); see `stream_custom_voice`."""
+        self._require_type("voice_design", "stream_voice_design")
+        fields = {"language": language or "auto", "instruct": instruct}
+        return self._stream(text, fields, non_streaming_mode, True, seed, schedule, sampling)
+
+    def stream_voice_clone(
+        self,
+        text: str | Iterable[str],
+        language: str | None = None,
+        ref_audio: audio.AudioLike | None = None,
+        ref_text: str | None = None,
+        x_vector_only_mode: bool = False,
+        voice_clone_prompt: VoicePrompt | list[VoicePrompt] | None = None,
+        non_streaming_mode: bool | None = None,
+        *,
+        seed: int = 0,
+        schedule: Sequence[int] = CHUNK_FRAMES,
+        **sampling: Any,
+    ) -> Iterator[Speech]:
+        """Streams a cloned voice (Base models); see `generate_voice_clone` and `stream_custom_voice`.
+
+        `non_streaming_mode` is False by default. A voice that is made beforehand, and passed as
+        `voice_clone_prompt`, starts sooner.
+        """
+        self._require_type("base", "stream_voice_clone")
+        given = voice_clone_prompt
+        voices = self._voices(ref_audio, ref_text, x_vector_only_mode) if given is None else as_list(given)
+        if len(voices) != 1:
+            raise ValueError(f"a stream speaks with one voice, got {len(voices)}")
+        fields = {"language": language or "auto", "voice": voices[0]}
+        return self._stream(text, fields, non_streaming_mode, False, seed, schedule, sampling)
+
+    def _stream(
+        self,
+        text: str | Iterable[str],
+        fields: dict[str, Any],
+        non_streaming_mode: bool | None,
+        default_mode: bool,
+        seed: int,
+        schedule: Sequence[int],
+        sampling: dict[str, Any],
+    ) -> Iterator[Speech]:
+        generation, max_frames = merge_sampling(self.config, sampling)
+        pieces = None if isinstance(text, str) else text
+        at_once = (pieces is None and default_mode) if non_streaming_mode is None else non_streaming_mode
+        request = Request(
+            text if pieces is None else "",
+            text_mode="all_at_once" if at_once else "as_it_comes",
+            max_frames=max_frames,
+            **fields,
+        )
+        return self.stream(request, generation, seed, pieces=pieces, schedule=schedule)
+
+    # The general calls.
 
     def synthesize(
         self,
@@ -182,7 +338,7 @@ class Qwen3TTS:
         seed: int = 0,
         *,
         batch_size: int = 32,
-        official_codec_chunks: bool = False,
+        official_decoding: bool = False,
         progress: Progress | None = None,
     ) -> list[Speech]:
         """Speaks any number of requests, `batch_size` at a time.
@@ -194,93 +350,55 @@ class Qwen3TTS:
             sampling: the checkpoint's own by default.
             seed: the same seed gives the same speech.
             batch_size: the most utterances in one batch.
-            official_codec_chunks: decode as the official package does, in chunks of 300 frames that see 25
-                frames before them, which differs from the exact decode beyond 24 s.
+            official_decoding: decode as the official package does: in chunks of 300 frames that see 25
+                frames before them, which differs from the exact decode beyond 24 s, and with a reference cut
+                off in proportion to its frames, which may leave one of its samples.
             progress: see `synthesis.Progress`.
 
         Raises:
             ValueError: a bad request, before anything is computed.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        plans = [plan_prompt(request, self.tokenizer, self.config) for request in requests]
-        limits = [self._frame_limit(request, plan) for request, plan in zip(requests, plans, strict=True)]
-        speeches: list[Speech] = []
-        for first in range(0, len(plans), batch_size):
-            rows = slice(first, first + batch_size)
-            codes, ended = make_codes(
-                self.params,
-                self.config,
-                sampling or self.config.generation,
-                plans[rows],
-                frame_limits=limits[rows],
-                seed=seed,
-                first_utterance=first,
-                chunk_frames=self.chunk_frames,
-                progress=progress,
-            )
-            samples = decode_codes(
-                self.params["codec"]["decoder"],
-                self.config.codec,
-                codes,
-                official_chunks=official_codec_chunks,
-                progress=progress,
-            )
-            reasons = ["stop" if row else "length" for row in ended]
-            rate = self.config.codec.sample_rate
-            speeches += [Speech(*row) for row in zip(samples, [rate] * len(codes), codes, reasons, strict=True)]
-        return speeches
+        return synthesize(
+            self.params,
+            self.config,
+            self.tokenizer,
+            requests,
+            sampling or self.config.generation,
+            seed,
+            batch_size=batch_size,
+            chunk_frames=self.chunk_frames,
+            official_decoding=official_decoding,
+            progress=progress,
+        )
 
-    def _frame_limit(self, request: Request, plan: PromptPlan) -> int:
-        limit = self.config.max_new_tokens - 1 if request.max_frames is None else request.max_frames
-        return min(limit, self.config.talker.max_positions - len(plan.text_ids))
+    def stream(
+        self,
+        request: Request,
+        sampling: GenerationConfig | None = None,
+        seed: int = 0,
+        *,
+        pieces: Iterable[str] | None = None,
+        schedule: Sequence[int] = CHUNK_FRAMES,
+    ) -> Iterator[Speech]:
+        """Speaks one request and yields the speech as it is made; see `stream_custom_voice`.
 
+        Closing the iterator, or dropping it, frees all that the stream holds.
 
-def merge_sampling(config: ModelConfig, options: dict[str, Any]) -> tuple[GenerationConfig, int | None]:
-    """The official package's sampling arguments over a checkpoint's own; None leaves one as it is.
-
-    Returns:
-        The sampling, and the frame limit where `max_new_tokens` is given.
-
-    Raises:
-        TypeError: an unknown option.
-        ValueError: an impossible value.
-    """
-    talker = {name: name for name in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")}
-    predictor = {"subtalker_dosample": "do_sample"} | {
-        f"subtalker_{name}": name for name in ("temperature", "top_k", "top_p")
-    }
-    known = [*talker, *predictor, "max_new_tokens"]
-    for name in options:
-        if name not in known:
-            raise TypeError(f"unknown option {name!r}; there are {', '.join(known)}")
-
-    def chosen(names: dict[str, str]) -> dict[str, Any]:
-        return {names[name]: options[name] for name in names if options.get(name) is not None}
-
-    generation = GenerationConfig(
-        talker=replace(config.generation.talker, **chosen(talker)),
-        code_predictor=replace(config.generation.code_predictor, **chosen(predictor)),
-    )
-    max_new_tokens = options.get("max_new_tokens")
-    if max_new_tokens is not None and max_new_tokens < 2:
-        raise ValueError(f"max_new_tokens must be at least 2 (it makes one frame fewer), got {max_new_tokens}")
-    return generation, None if max_new_tokens is None else max_new_tokens - 1
-
-
-def _requests(non_streaming_mode: bool, **columns: str | list[str] | None) -> list[Request]:
-    """One request per text; every other column is one value for all or a list of the same length."""
-    texts = columns["text"] if isinstance(columns["text"], list) else [columns["text"]]
-    rows: dict[str, list] = {}
-    for name, values in columns.items():
-        values = values if isinstance(values, list) else [values]
-        rows[name] = values * len(texts) if len(values) == 1 else values
-    lengths = {name: len(values) for name, values in rows.items()}
-    if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"{name}={count}" for name, count in lengths.items())
-        raise ValueError(f"batch lengths differ: {counts}; give one value for all texts or one per text")
-    rows["language"] = [language or "auto" for language in rows["language"]]
-    mode = "all_at_once" if non_streaming_mode else "as_it_comes"
-    return [
-        Request(**dict(zip(rows, values, strict=True)), text_mode=mode) for values in zip(*rows.values(), strict=True)
-    ]
+        Args:
+            request: what to say, in which voice, and for how long at most.
+            sampling: the checkpoint's own by default.
+            seed: the same seed gives the speech that `synthesize` gives the first request.
+            pieces: text that follows `request.text`, which may then be empty, as it arrives; they need the
+                text mode "as_it_comes".
+            schedule: frames of each chunk; the last entry is repeated.
+        """
+        return stream(
+            self.params,
+            self.config,
+            self.tokenizer,
+            request,
+            sampling or self.config.generation,
+            seed,
+            pieces=pieces,
+            schedule=schedule,
+        )

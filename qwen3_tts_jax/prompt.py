@@ -8,8 +8,16 @@ codebook). With a speaker and a language, the text all at once:
     codec                       think  think_bos   language  think_eos   speaker  pad  pad …   pad  bos
 
 With "auto" for a language the prefix is [nothink, think_bos, think_eos]; without a speaker there is no
-position for one. As the text comes, only its first token is in the prompt, over codec_bos; the rest
-follows one token per frame.
+position for one, and a cloned voice has its x-vector there instead of an id. As the text comes, only its
+first token is in the prompt, over codec_bos; the rest follows one token per frame.
+
+A voice that is cloned in context goes on with what its recording says, the text all at once or as it comes:
+
+    text   …  bos  reference text … text …  eos  pad  pad   pad …
+    codec  …  pad  pad …                    pad  bos  reference frames …
+
+    text   …  bos  reference text … text …       (what is left over follows one token per frame)
+    codec  …  pad  bos  reference frames …
 """
 
 from __future__ import annotations
@@ -22,22 +30,26 @@ from typing import Literal, NamedTuple, Protocol, get_args
 import numpy as np
 
 from qwen3_tts_jax.config import ModelConfig, PromptConfig
+from qwen3_tts_jax.voice_prompt import VoicePrompt, check_voice
 
 TextMode = Literal["all_at_once", "as_it_comes"]
 
 NONE = -1
 """The id where a channel adds nothing to a position."""
 
-# What `Tokenizer.assistant` puts around a text. Like the official package, the text is what lies between
-# these positions, whatever the ids are: newlines at its start merge with the one that ends the role.
-_ROLE_IDS = 3
-_CLOSING_IDS = 5
+# What `Tokenizer.assistant` and `.reference` put around a text. Like the official package, the text is what
+# lies between these positions, whatever the ids are: newlines at its start merge with the one that ends the role.
+ROLE_IDS = 3
+CLOSING_IDS = 5
+REFERENCE_CLOSING_IDS = 2
 
 
 class Tokenizer(Protocol):
     """What a prompt needs of `text.TextTokenizer`."""
 
     def assistant(self, text: str) -> list[int]: ...
+
+    def reference(self, text: str) -> list[int]: ...
 
     def instruct(self, text: str) -> list[int]: ...
 
@@ -54,6 +66,7 @@ class Request:
         text_mode: "all_at_once" puts the whole text into the prompt; "as_it_comes" feeds it to the
             talker one token per frame, the way the official package simulates a text that streams in.
         max_frames: the most frames (80 ms each) to generate; None is the model's own limit.
+        voice: of a base model; without one it speaks in a voice of its own choosing.
     """
 
     text: str
@@ -62,6 +75,7 @@ class Request:
     instruct: str | None = None
     text_mode: TextMode = "all_at_once"
     max_frames: int | None = None
+    voice: VoicePrompt | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +89,15 @@ class PromptPlan:
             q − 1; `NONE` where a codebook adds nothing.
         trailing_text_ids: int32 [Tt]; the talker's input after frame k also gets entry k, and `tts_pad`
             once they are used up.
+        x_vector: float32 [D] of a cloned voice.
+        speaker_position: where the codec channel is `x_vector` alone.
     """
 
     text_ids: np.ndarray
     codes: np.ndarray
     trailing_text_ids: np.ndarray
+    x_vector: np.ndarray | None = None
+    speaker_position: int = NONE
 
 
 class PromptBatch(NamedTuple):
@@ -92,12 +110,16 @@ class PromptBatch(NamedTuple):
         codes: int32 [B, T, Q]; `NONE` in the padding.
         start: int32 [B], the number of padded positions, which is where the prompt starts.
         trailing_text_ids: int32 [B, Tt], filled up with `tts_pad`.
+        x_vectors: float32 [B, D], zeros in rows without one; None where no row has one.
+        speaker_position: int32 [B], where x_vectors are added; `NONE` in rows without one.
     """
 
     text_ids: np.ndarray
     codes: np.ndarray
     start: np.ndarray
     trailing_text_ids: np.ndarray
+    x_vectors: np.ndarray | None
+    speaker_position: np.ndarray
 
 
 def validate(request: Request, config: ModelConfig) -> None:
@@ -105,8 +127,8 @@ def validate(request: Request, config: ModelConfig) -> None:
 
     Raises:
         ValueError: an empty text, an unknown language or speaker (the message lists what there is), a
-            speaker missing from or given to the wrong kind of model, an unknown text mode, or a limit of
-            frames below 1.
+            speaker or voice missing from or given to the wrong kind of model, an unknown text mode, or a
+            limit of frames below 1.
     """
     if not request.text.strip():
         raise ValueError("the text is empty; give at least one character that can be spoken")
@@ -128,6 +150,8 @@ def validate(request: Request, config: ModelConfig) -> None:
         raise ValueError(f"a custom_voice model needs a speaker; there are {', '.join(sorted(speakers))}")
     elif str(request.speaker).lower() not in speakers:
         raise ValueError(f"unknown speaker {request.speaker!r}; there are {', '.join(sorted(speakers))}")
+    if request.voice is not None:
+        check_voice(request.voice, config)
 
 
 def plan_prompt(request: Request, tokenizer: Tokenizer, config: ModelConfig) -> PromptPlan:
@@ -150,29 +174,46 @@ def plan_prompt(request: Request, tokenizer: Tokenizer, config: ModelConfig) -> 
         )
         instruct = []
     frame = tokenizer.assistant(request.text)
-    text = frame[_ROLE_IDS:-_CLOSING_IDS]
-
-    # (text id, code in column 0) of each position
-    positions = [(token, NONE) for token in instruct + frame[:_ROLE_IDS]]
-    control = [*_language_codes(request, ids), *_speaker_codes(request, ids), ids.codec_pad]
-    positions += [(ids.tts_pad, code) for code in control[:-1]] + [(ids.tts_bos, control[-1])]
-    if request.text_mode == "all_at_once":
-        positions += [(token, ids.codec_pad) for token in [*text, ids.tts_eos]]
-        positions += [(ids.tts_pad, ids.codec_bos)]
-        trailing = []
+    text = frame[ROLE_IDS:-CLOSING_IDS]
+    voice = request.voice
+    if voice is not None and voice.codes is not None:
+        text = [*tokenizer.reference(voice.text)[ROLE_IDS:-REFERENCE_CLOSING_IDS], *text]
+        frames = voice.codes
     else:
-        positions += [(frame[_ROLE_IDS], ids.codec_bos)]
-        trailing = [*text[1:], ids.tts_eos]
+        frames = np.empty((0, config.talker.num_codebooks), np.int32)
+
+    # The text channel of each position, and the codec channel's column 0.
+    opening = [(token, NONE) for token in instruct + frame[:ROLE_IDS]]
+    control = _language_codes(request, ids)
+    speaker_position = NONE
+    if voice is not None:
+        speaker_position = len(opening) + len(control)
+        control.append(NONE)
+    control += [*_speaker_codes(request, ids), ids.codec_pad]
+    positions = opening + [(ids.tts_pad, code) for code in control[:-1]] + [(ids.tts_bos, control[-1])]
+    spoken = [*text, ids.tts_eos]
+    if request.text_mode == "all_at_once":
+        positions += [(token, ids.codec_pad) for token in spoken]
+        spoken = []
+    # The text that is left goes over codec_bos and the reference's frames, as far as they reach.
+    codec = [ids.codec_bos, *frames[:, 0].tolist()]
+    over, trailing = spoken[: len(codec)], spoken[len(codec) :]
+    over += [ids.tts_pad] * (len(codec) - len(over))
+    positions += zip(over, codec, strict=True)
 
     if len(positions) + 1 > config.talker.max_positions:
         raise ValueError(
-            f"the prompt has {len(positions)} tokens (text {len(text)}, instruct {len(instruct)}); with one "
-            f"frame it exceeds the model's context of {config.talker.max_positions}: split the text"
+            f"the prompt has {len(positions)} tokens (text {len(text)}, instruct {len(instruct)}, reference frames "
+            f"{len(frames)}); with one frame it exceeds the model's context of {config.talker.max_positions}: "
+            "split the text"
         )
     text_ids, first_codes = np.array(positions, np.int32).T
     codes = np.full((len(positions), config.talker.num_codebooks), NONE, np.int32)
     codes[:, 0] = first_codes
-    return PromptPlan(np.ascontiguousarray(text_ids), codes, np.array(trailing, np.int32))
+    codes[len(positions) - len(frames) :, 1:] = frames[:, 1:]
+    x_vector = None if voice is None else voice.x_vector
+    trailing_ids = np.array(trailing, np.int32)
+    return PromptPlan(np.ascontiguousarray(text_ids), codes, trailing_ids, x_vector, speaker_position)
 
 
 def _language_codes(request: Request, ids: PromptConfig) -> list[int]:
@@ -222,8 +263,14 @@ def batch_plans(
     codes = np.full((batch, length, num_codebooks), NONE, np.int32)
     trailing_text_ids = np.full((batch, trailing_length), tts_pad, np.int32)
     start = np.array([length - len(plan.text_ids) for plan in plans], np.int32)
+    speaker_position = np.full(batch, NONE, np.int32)
+    widths = {len(plan.x_vector) for plan in plans if plan.x_vector is not None}
+    x_vectors = np.zeros((batch, *widths), np.float32) if widths else None
     for row, plan in enumerate(plans):
         text_ids[row, start[row] :] = plan.text_ids
         codes[row, start[row] :] = plan.codes
         trailing_text_ids[row, : len(plan.trailing_text_ids)] = plan.trailing_text_ids
-    return PromptBatch(text_ids, codes, start, trailing_text_ids)
+        if plan.x_vector is not None:
+            x_vectors[row] = plan.x_vector
+            speaker_position[row] = start[row] + plan.speaker_position
+    return PromptBatch(text_ids, codes, start, trailing_text_ids, x_vectors, speaker_position)

@@ -1,7 +1,8 @@
 """ECAPA-TDNN (Desplanques et al. 2020, arXiv:2005.07143): a mel spectrogram → an x-vector, the voice's timbre.
 
-It has no batch normalisation and runs in float32. The pooling spans the whole time axis, so padded frames
-would be heard: recordings of different lengths go in one by one.
+It has no batch normalisation and runs in float32. Every convolution reflects its input at both ends and the
+pooling spans all of time, so the frames that fill up a batch or a bucket would be heard: `lengths` says where
+each recording ends, and each is then encoded as it would be alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from qwen3_tts_jax.config import SpeakerEncoderConfig
 from qwen3_tts_jax.layers import PRECISION, weight_init
-from qwen3_tts_jax.mel import HOP
+from qwen3_tts_jax.mel import HOP, reflect_pad
 
 # Floor of a variance, so that the deviation of a constant channel has a gradient.
 _VARIANCE_FLOOR = 1e-12
@@ -27,19 +28,23 @@ def min_frames(config: SpeakerEncoderConfig) -> int:
     return max(reach - reach // 2 for reach in reaches) + 1
 
 
-def x_vector(params: Mapping[str, Any], config: SpeakerEncoderConfig, mel: jax.Array) -> jax.Array:
-    """The x-vectors of recordings of equal length.
+def x_vector(
+    params: Mapping[str, Any], config: SpeakerEncoderConfig, mel: jax.Array, lengths: jax.Array | None = None
+) -> jax.Array:
+    """The x-vectors of recordings.
 
     Args:
         params: the subtree "speaker_encoder" of the parameter tree.
         config: static; of a base model.
         mel: log-mel spectrograms [B, T, mel_bins], as `mel.mel_spectrogram` makes them.
+        lengths: int32 [B], how many frames of each row are its own, at least `min_frames(config)`; they may
+            be traced, and are not checked. What follows them must be finite, and is not heard. None: all T.
 
     Returns:
         float32 [B, x_vector_width].
 
     Raises:
-        ValueError: `mel` has another shape, or fewer than `min_frames(config)` frames.
+        ValueError: `mel` or `lengths` has another shape, or `mel` has fewer than `min_frames(config)` frames.
     """
     if mel.ndim != 3 or mel.shape[-1] != config.mel_bins:
         raise ValueError(f"mel must be of shape [B, T, {config.mel_bins}], got {list(mel.shape)}")
@@ -50,21 +55,21 @@ def x_vector(params: Mapping[str, Any], config: SpeakerEncoderConfig, mel: jax.A
             f"the recording is too short for an x-vector: {frames} mel frames ({frames * seconds:.3f} s); "
             f"give at least {needed} ({needed * seconds:.3f} s)"
         )
-    return SpeakerEncoder(config).apply({"params": params}, mel)
+    return SpeakerEncoder(config).apply({"params": params}, mel, lengths)
 
 
 class SpeakerEncoder(nn.Module):
-    """Mel spectrograms [B, T, mel_bins] → x-vectors [B, x_vector_width]."""
+    """Mel spectrograms [B, T, mel_bins] of `lengths` [B] → x-vectors [B, x_vector_width]."""
 
     config: SpeakerEncoderConfig
 
     @nn.compact
-    def __call__(self, mel: jax.Array) -> jax.Array:
+    def __call__(self, mel: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         config = self.config
         channels, kernel_sizes, dilations = config.channels, config.kernel_sizes, config.dilations
         with jax.named_scope("x_vector"):
             x = mel.astype(jnp.float32)
-            x = nn.relu(SameConv(channels[0], kernel_sizes[0], dilations[0], name="blocks_0")(x))
+            x = nn.relu(SameConv(channels[0], kernel_sizes[0], dilations[0], name="blocks_0")(x, lengths))
             outputs = []
             for i in range(1, len(channels) - 1):
                 block = SERes2NetBlock(
@@ -75,11 +80,11 @@ class SpeakerEncoder(nn.Module):
                     config.se_channels,
                     name=f"blocks_{i}",
                 )
-                x = block(x)
+                x = block(x, lengths)
                 outputs.append(x)
             x = jnp.concatenate(outputs, axis=-1)
-            x = nn.relu(SameConv(channels[-1], kernel_sizes[-1], dilations[-1], name="mfa")(x))
-            x = AttentiveStatisticsPooling(config.attention_channels, name="pooling")(x)
+            x = nn.relu(SameConv(channels[-1], kernel_sizes[-1], dilations[-1], name="mfa")(x, lengths))
+            x = AttentiveStatisticsPooling(config.attention_channels, name="pooling")(x, lengths)
             return SameConv(config.x_vector_width, name="fc")(x)[:, 0]
 
 
@@ -93,13 +98,13 @@ class SERes2NetBlock(nn.Module):
     se_channels: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         y = nn.relu(SameConv(self.channels, name="tdnn_1")(x))
-        y = self._res2net(y)
+        y = self._res2net(y, lengths)
         y = nn.relu(SameConv(self.channels, name="tdnn_2")(y))
-        return x + SqueezeExcitation(self.se_channels, name="se")(y)
+        return x + SqueezeExcitation(self.se_channels, name="se")(y, lengths)
 
-    def _res2net(self, x: jax.Array) -> jax.Array:
+    def _res2net(self, x: jax.Array, lengths: jax.Array | None) -> jax.Array:
         """Groups of channels, each convolved after the one before was added to it (arXiv:1904.01169).
 
         The first passes as it is, and the second is convolved alone.
@@ -109,7 +114,8 @@ class SERes2NetBlock(nn.Module):
         for j, group in enumerate(groups):
             group = group if j == 0 else group + outputs[-1]
             width = self.channels // self.res2net_scale
-            outputs.append(nn.relu(SameConv(width, self.kernel_size, self.dilation, name=f"res2net_{j}")(group)))
+            conv = SameConv(width, self.kernel_size, self.dilation, name=f"res2net_{j}")
+            outputs.append(nn.relu(conv(group, lengths)))
         return jnp.concatenate(outputs, axis=-1)
 
 
@@ -119,8 +125,8 @@ class SqueezeExcitation(nn.Module):
     hidden_channels: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        mean = jnp.mean(x, axis=1, keepdims=True)
+    def __call__(self, x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        mean = jnp.mean(x, axis=1, keepdims=True, where=_own_frames(x, lengths))
         hidden = nn.relu(SameConv(self.hidden_channels, name="conv_1")(mean))
         return x * nn.sigmoid(SameConv(x.shape[-1], name="conv_2")(hidden))
 
@@ -134,11 +140,18 @@ class AttentiveStatisticsPooling(nn.Module):
     attention_channels: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        everywhere = jnp.broadcast_to(_statistics(x, 1 / x.shape[1]), (*x.shape[:-1], 2 * x.shape[-1]))
+    def __call__(self, x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        own = _own_frames(x, lengths)
+        equal = 1 / x.shape[1] if lengths is None else own / lengths[:, None, None]
+        everywhere = jnp.broadcast_to(_statistics(x, equal), (*x.shape[:-1], 2 * x.shape[-1]))
         hidden = SameConv(self.attention_channels, name="tdnn")(jnp.concatenate([x, everywhere], axis=-1))
         scores = SameConv(x.shape[-1], name="conv")(jnp.tanh(nn.relu(hidden)))
-        return _statistics(x, nn.softmax(scores, axis=1))
+        return _statistics(x, nn.softmax(scores, axis=1, where=own))
+
+
+def _own_frames(x: jax.Array, lengths: jax.Array | None) -> jax.Array | None:
+    """Which frames of x [B, T, C] lie before their row's end: bool [B, T, 1], or None where all do."""
+    return None if lengths is None else (jnp.arange(x.shape[1]) < lengths[:, None])[..., None]
 
 
 def _statistics(x: jax.Array, weights: jax.Array | float) -> jax.Array:
@@ -149,19 +162,20 @@ def _statistics(x: jax.Array, weights: jax.Array | float) -> jax.Array:
 
 
 class SameConv(nn.Module):
-    """A convolution whose input is reflected at both ends, [B, T, in] → [B, T, features]."""
+    """A convolution whose input is reflected at both ends of each row, [B, T, in] → [B, T, features]."""
 
     features: int
     kernel_size: int = 1
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         kernel = self.param("kernel", weight_init, (self.kernel_size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         reach = (self.kernel_size - 1) * self.dilation
-        # An even kernel pads one more at the end, as PyTorch does.
-        x = jnp.pad(x, [(0, 0), (reach // 2, reach - reach // 2), (0, 0)], mode="reflect")
+        if reach > 0:
+            # An even kernel pads one more at the end, as PyTorch does.
+            x = reflect_pad(x, reach // 2, reach - reach // 2, lengths)
         y = jax.lax.conv_general_dilated(
             x,
             kernel,

@@ -7,6 +7,7 @@ again; the host looks at the device only between chunks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -15,18 +16,44 @@ import numpy as np
 
 from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.config import CodecConfig, GenerationConfig, ModelConfig
-from qwen3_tts_jax.generate import DecodeState, generate_chunk, prefill_compiled, utterance_keys
-from qwen3_tts_jax.prompt import PromptPlan, batch_plans
+from qwen3_tts_jax.generate import generate_chunk, grow_compiled, prefill_compiled, utterance_keys
+from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, plan_prompt
 
-Progress = Callable[[Literal["load", "prefill", "speak", "decode"], int, int], None]
-"""Called as progress(stage, done, total): bytes loaded, prompts read, frames made, utterances decoded."""
+FinishReason = Literal["stop", "length"]
 
-_PROMPT_BUCKET = 32
+Progress = Callable[[Literal["load", "encode", "prefill", "speak", "decode"], int, int], None]
+"""Called as progress(stage, done, total): bytes loaded, recordings encoded,
+prompts read, frames made, utterances decoded."""
+
+PROMPT_BUCKET = 32
 _CODEC_CHUNK_FRAMES = 16
 _CODEC_ROWS = 8
 
 codec_step = jax.jit(decoder.decode_step, static_argnames="config", donate_argnames="state")
 codec_chunked = jax.jit(decoder.decode_chunked, static_argnames="config")
+
+
+@dataclass(frozen=True)
+class Speech:
+    """One utterance, or a chunk of one that is streamed.
+
+    Attributes:
+        samples: float32 [N] in [−1, 1].
+        sample_rate: samples per second.
+        codes: int32 [T, Q], the frames that `samples` were decoded from.
+        finish_reason: "stop" where the model ended the utterance, "length" where the limit cut it, None
+            where a stream goes on.
+    """
+
+    samples: np.ndarray
+    sample_rate: int
+    codes: np.ndarray
+    finish_reason: FinishReason | None
+
+    @property
+    def seconds(self) -> float:
+        """Length of the audio in seconds."""
+        return len(self.samples) / self.sample_rate
 
 
 def bucket(size: int, smallest: int) -> int:
@@ -37,6 +64,65 @@ def bucket(size: int, smallest: int) -> int:
     while size > 4 * step:
         step *= 2
     return min(n * step for n in (1, 2, 3, 4) if n * step >= size)
+
+
+def synthesize(
+    params: dict[str, Any],
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    generation: GenerationConfig,
+    seed: int,
+    *,
+    batch_size: int,
+    chunk_frames: int,
+    official_decoding: bool = False,
+    progress: Progress | None = None,
+) -> list[Speech]:
+    """Speaks any number of requests in batches; `Qwen3TTS.synthesize` tells what the arguments are."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    plans = [plan_prompt(request, tokenizer, config) for request in requests]
+    limits = [frame_limit(request, plan, config) for request, plan in zip(requests, plans, strict=True)]
+    speeches: list[Speech] = []
+    for first in range(0, len(plans), batch_size):
+        rows = slice(first, first + batch_size)
+        codes, ended = make_codes(
+            params,
+            config,
+            generation,
+            plans[rows],
+            frame_limits=limits[rows],
+            seed=seed,
+            first_utterance=first,
+            chunk_frames=chunk_frames,
+            progress=progress,
+        )
+        samples = decode_codes(
+            params["codec"]["decoder"],
+            config.codec,
+            codes,
+            [reference_codes(request, config) for request in requests[rows]],
+            official=official_decoding,
+            progress=progress,
+        )
+        reasons = ["stop" if row else "length" for row in ended]
+        rate = config.codec.sample_rate
+        speeches += [Speech(*row) for row in zip(samples, [rate] * len(codes), codes, reasons, strict=True)]
+    return speeches
+
+
+def frame_limit(request: Request, plan: PromptPlan, config: ModelConfig) -> int:
+    """The most frames of an utterance: the request's or else the checkpoint's limit, within the talker's context."""
+    limit = config.max_new_tokens - 1 if request.max_frames is None else request.max_frames
+    return min(limit, config.talker.max_positions - len(plan.text_ids))
+
+
+def reference_codes(request: Request, config: ModelConfig) -> np.ndarray:
+    """Codes [R, Q] that the decoder hears before the request's own; R is 0 without a reference."""
+    if request.voice is None or request.voice.codes is None:
+        return np.zeros((0, config.talker.num_codebooks), np.int32)
+    return request.voice.codes
 
 
 def make_codes(
@@ -72,22 +158,26 @@ def make_codes(
     filler = rows - count
     batch = batch_plans(
         [*plans, *[plans[0]] * filler],
-        length=bucket(max(len(plan.text_ids) for plan in plans), _PROMPT_BUCKET),
-        trailing_length=bucket(max(len(plan.trailing_text_ids) for plan in plans), _PROMPT_BUCKET),
+        length=bucket(max(len(plan.text_ids) for plan in plans), PROMPT_BUCKET),
+        trailing_length=bucket(max(len(plan.trailing_text_ids) for plan in plans), PROMPT_BUCKET),
         tts_pad=config.prompt.tts_pad,
     )
     keys = utterance_keys(seed, jnp.arange(first_utterance, first_utterance + rows))
     limits = jnp.asarray([*frame_limits, *[0] * filler], jnp.int32)
     if progress is not None:
         progress("prefill", 0, count)
-    state = jax.block_until_ready(prefill_compiled(params, config, batch, keys, limits))
+    prompt_slots = batch.text_ids.shape[1]
+    capacity = bucket(prompt_slots + chunk_frames, PROMPT_BUCKET)
+    state = jax.block_until_ready(prefill_compiled(params, config, batch, keys, limits, capacity))
     if progress is not None:
         progress("prefill", count, count)
 
     chunks = [np.zeros((rows, 0, config.talker.num_codebooks), np.int32)]
     frames, most = 0, max(frame_limits)
     while frames < most and bool(jnp.any(state.active)):
-        state = _with_room(state, batch.text_ids.shape[1] + frames + chunk_frames)
+        capacity = bucket(prompt_slots + frames + chunk_frames, PROMPT_BUCKET)
+        if capacity > state.cache.capacity:
+            state = grow_compiled(state, capacity)
         state, codes = generate_chunk(params, config, generation, state, chunk_frames)
         chunks.append(np.asarray(codes))
         frames += chunk_frames
@@ -97,35 +187,45 @@ def make_codes(
     return [row[row[:, 0] >= 0] for row in codes], np.asarray(state.ended)[:count].tolist()
 
 
-def _with_room(state: DecodeState, slots: int) -> DecodeState:
-    if slots <= state.cache.capacity:
-        return state
-    return state.replace(cache=state.cache.grow(bucket(slots, _PROMPT_BUCKET)))
-
-
 def decode_codes(
     params: dict[str, Any],
     config: CodecConfig,
     codes: Sequence[np.ndarray],
+    references: Sequence[np.ndarray] | None = None,
     *,
-    official_chunks: bool = False,
+    official: bool = False,
     progress: Progress | None = None,
 ) -> list[np.ndarray]:
     """Samples float32 [T × frame_samples] of each utterance's codes [T, Q].
 
-    Decoded in chunks of one shape with carried state, which is exactly the whole decode; or, with
-    `official_chunks`, as the official package does it. `params` is the subtree codec/decoder.
+    Decoded in chunks of one shape with carried state, which is exactly the whole decode.
+
+    Args:
+        params: the subtree codec/decoder.
+        config: of the codec.
+        codes: of each utterance.
+        references: codes [R, Q] that come before each utterance's; their samples are cut off.
+        official: decode in chunks without carried state, and cut references off in proportion, as the
+            official package does.
+        progress: told of utterances decoded.
     """
+    if references is None:
+        references = [row[:0] for row in codes]
+    whole = [np.concatenate(rows) for rows in zip(references, codes, strict=True)]
     samples: list[np.ndarray] = []
-    for first in range(0, len(codes), 1 if official_chunks else _CODEC_ROWS):
-        if official_chunks:
-            chunked = codec_chunked(params, config.decoder, codes[first][None])
+    for first in range(0, len(whole), 1 if official else _CODEC_ROWS):
+        if official:
+            chunked = codec_chunked(params, config.decoder, whole[first][None])
             samples.append(np.asarray(chunked[0], np.float32))
         else:
-            samples += _decode_exactly(params, config, codes[first : first + _CODEC_ROWS])
+            samples += _decode_exactly(params, config, whole[first : first + _CODEC_ROWS])
         if progress is not None:
             progress("decode", len(samples), len(codes))
-    return samples
+    cuts = [len(reference) * config.frame_samples for reference in references]
+    if official:
+        parts = [len(reference) / max(len(row), 1) for reference, row in zip(references, whole, strict=True)]
+        cuts = [int(part * len(row)) for part, row in zip(parts, samples, strict=True)]
+    return [row[cut:] for row, cut in zip(samples, cuts, strict=True)]
 
 
 def _decode_exactly(params: dict[str, Any], config: CodecConfig, codes: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -6,15 +6,20 @@ Built from vocab.json, merges.txt and tokenizer_config.json with the `tokenizers
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS
+
 Pattern = Literal["official", "qwen2"]
 
 _BYTES = 256
+_ROLE = "<|im_start|>assistant\n"
+_CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
 
 # How text is cut into words before BPE. "qwen2" is the pattern of the Qwen2 family. "official" is the
 # one that the official package ends up with: it loads its tokenizer with `fix_mistral_regex=True`,
@@ -105,15 +110,83 @@ class TextTokenizer:
 
     def assistant(self, text: str) -> list[int]:
         """The frame of a text to be spoken: 3 ids of role, the text, 5 ids that close it."""
-        return self.encode(f"<|im_start|>assistant\n{text}<|im_end|>\n<|im_start|>assistant\n")
+        return self.encode(f"{_ROLE}{text}{_CLOSING}")
 
     def reference(self, text: str) -> list[int]:
         """The frame of a reference's transcript: 3 ids of role, the text, 2 ids that close it."""
-        return self.encode(f"<|im_start|>assistant\n{text}<|im_end|>\n")
+        return self.encode(f"{_ROLE}{text}<|im_end|>\n")
 
     def instruct(self, text: str) -> list[int]:
         """The frame of an instruction on voice or style; all of it goes into the prompt."""
         return self.encode(f"<|im_start|>user\n{text}<|im_end|>\n")
+
+    def incremental(self) -> IncrementalText:
+        """For a text to be spoken that arrives in pieces."""
+        added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+        return IncrementalText(self, added)
+
+
+class IncrementalText:
+    """Token ids of a text that arrives in pieces: the same as those of the whole text in its frame.
+
+    An id is given out once no later piece can change it: up to the last place where a word is certain
+    to end, which is where white space follows anything else or where letters end. A sentence of
+    Chinese is therefore given out clause by clause.
+
+    Attributes:
+        text: what the ids given out so far stand for.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, added_tokens: Iterable[str]):
+        self.text = ""
+        self._tokenizer, self._added_tokens = tokenizer, tuple(added_tokens)
+        self._pending = ""
+
+    def add(self, piece: str) -> list[int]:
+        """The ids that have become certain.
+
+        Raises:
+            ValueError: see `TextTokenizer.encode`.
+        """
+        self._pending += piece
+        end = self._last_certain_end(self._pending)
+        if end == 0:
+            return []
+        text, self._pending = self._pending[:end], self._pending[end:]
+        ids = self._tokenizer.encode(text if self.text else _ROLE + text)
+        ids = ids if self.text else ids[ROLE_IDS:]
+        self.text += text
+        return ids
+
+    def finish(self) -> list[int]:
+        """The remaining ids, once no piece will follow."""
+        text, self._pending = self._pending, ""
+        ids = self._tokenizer.encode(f"{'' if self.text else _ROLE}{text}{_CLOSING}")
+        ids = ids[0 if self.text else ROLE_IDS : -CLOSING_IDS]
+        self.text += text
+        return ids
+
+    def _last_certain_end(self, text: str) -> int:
+        for end in range(len(text) - 1, 0, -1):
+            if _ends_word(text[end - 1], text[end]) and not self._inside_added_token(text, end):
+                return end
+        return 0
+
+    def _inside_added_token(self, text: str, end: int) -> bool:
+        """Whether an added token may have begun before `end` and go on after it."""
+        return any(
+            token.startswith(text[start : start + len(token)])
+            for token in self._added_tokens
+            for start in range(max(0, end - len(token) + 1), end)
+        )
+
+
+def _ends_word(before: str, after: str) -> bool:
+    """Whether both patterns cut between these characters, whatever surrounds them."""
+    if after in " \t\u3000":
+        return not before.isspace()
+    # Characters that this Python's Unicode does not know (Cn) may be letters to the tokenizer.
+    return unicodedata.category(before)[0] == "L" and unicodedata.category(after)[0] in "NPS"
 
 
 def _read(path: Path) -> str:

@@ -18,37 +18,30 @@ import numpy as np
 import pytest
 import soundfile
 from huggingface_hub.errors import LocalEntryNotFoundError
-from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config, hf_export
-from qwen3_tts_jax.cli import app
-from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
+from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
 from qwen3_tts_jax.console import ProgressLine, plain_messages
 from qwen3_tts_jax.convert.compare import Stage, Tolerance
 from qwen3_tts_jax.convert.report import Report
-from qwen3_tts_jax.pipeline import Qwen3TTS, Speech
+from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import plan_prompt
+from qwen3_tts_jax.synthesis import Speech
 from qwen3_tts_jax.text import TextTokenizer
+from tests.command import assert_refused, start, write_model
+from tests.command import run as run_command
 from tests.shapes import SMALL
-from tests.small_checkpoint import write_small_checkpoint
 
-COMMANDS = ("say", "design", "voices", "languages", "info", "convert", "parity")
-
-
-def _one_layer(config: ModelConfig) -> ModelConfig:
-    def cut(part):
-        return replace(part, transformer=replace(part.transformer, num_layers=1))
-
-    codec = replace(config.codec, decoder=cut(config.codec.decoder))
-    return replace(config, talker=cut(config.talker), code_predictor=cut(config.code_predictor), codec=codec)
+COMMANDS = ("say", "design", "clone", "voices", "languages", "info", "convert", "parity")
+GROUPS = {"voice": ("save", "show", "blend"), "codec": ("encode", "decode")}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     """A folder with a checkpoint per name of `SMALL`."""
     folder = tmp_path_factory.mktemp("models")
-    for name, config in SMALL.items():
-        write_small_checkpoint(folder / name, _one_layer(config), tokenizer_folder)
+    for name in SMALL:
+        write_model(folder, name, tokenizer_folder)
     return folder
 
 
@@ -59,13 +52,9 @@ def model(models: Path) -> str:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs a command in an empty folder, without a network."""
+    """Runs a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: str, text: bytes = b""):
-        return CliRunner().invoke(app, list(map(str, arguments)), input=text)
-
-    return invoke
+    return run_command
 
 
 @pytest.fixture
@@ -103,26 +92,27 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Qwen3TTS, "from_pretrained", load)
 
 
-def _assert_refused(result, *parts: str) -> None:
-    assert result.exit_code == 2, (result.exception, result.stderr)
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    for part in parts:
-        assert part in result.stderr
-
-
 # Help.
+
+
+def _assert_has_example(run, *command: str) -> None:
+    help_text = run(*command, "--help").stdout
+    assert "Examples:\n" in help_text
+    assert f"\n    qwen3-tts-jax {' '.join(command)} " in help_text
 
 
 def test_help_lists_the_commands_and_every_command_has_an_example(run):
     result = run("--help")
     assert result.exit_code == 0
-    for command in COMMANDS:
-        assert f"\n  {command} " in result.stdout
-        help_text = run(command, "--help").stdout
-        assert "Examples:\n" in help_text
-        assert f"\n    qwen3-tts-jax {command} " in help_text
+    for name in (*COMMANDS, *GROUPS):
+        assert f"\n  {name} " in result.stdout
+    for name in COMMANDS:
+        _assert_has_example(run, name)
+    for group, names in GROUPS.items():
+        help_text = run(group, "--help").stdout
+        for name in names:
+            assert f"\n  {name} " in help_text
+            _assert_has_example(run, group, name)
 
 
 def test_version(run):
@@ -133,7 +123,8 @@ def test_help_and_lists_do_not_import_jax(models: Path):
     program = (
         "import sys\n"
         "from qwen3_tts_jax.cli import app\n"
-        "for arguments in (['say', '--help'], ['voices', '--model', sys.argv[1]], ['languages']):\n"
+        "helps = [[*command, '--help'] for command in (['say'], ['voice', 'save'], ['codec', 'decode'])]\n"
+        "for arguments in (*helps, ['voices', '--model', sys.argv[1]], ['languages']):\n"
         "    app(arguments, standalone_mode=False)\n"
         "print(sorted({'jax', 'flax', 'rich', 'soundfile'} & set(sys.modules)))\n"
     )
@@ -175,7 +166,7 @@ def test_help_and_lists_do_not_import_jax(models: Path):
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
 )
 def test_say_refuses_in_one_line_before_loading(run, model, no_weights, arguments, parts):
-    _assert_refused(run("say", *arguments, "--model", model), *parts)
+    assert_refused(run("say", *arguments, "--model", model), *parts)
     assert list(Path.cwd().iterdir()) == []
 
 
@@ -184,42 +175,42 @@ def test_say_refuses_in_one_line_before_loading(run, model, no_weights, argument
     [(b"", "is empty"), (b" \r\n\t", "is empty"), (b"gr\xfc\xdfe", "is not UTF-8 text: byte 2 is 0xfc")],
 )
 def test_unusable_texts(run, model, no_weights, content, part):
-    _assert_refused(run("say", "--model", model, text=content), f"standard input {part}")
+    assert_refused(run("say", "--model", model, text=content), f"standard input {part}")
     Path("text.txt").write_bytes(content)
-    _assert_refused(run("say", "--model", model, "--file", "text.txt"), f"text.txt {part}")
+    assert_refused(run("say", "--model", model, "--file", "text.txt"), f"text.txt {part}")
 
 
 @pytest.mark.parametrize(
     ("command", "name", "parts"),
     [
-        ("say", "1.7B-VoiceDesign", ["voice_design model: use `design`"]),
-        ("say", "0.6B-Base", ["base model: it clones voices", "`say` needs a custom_voice model"]),
-        ("design", "1.7B-CustomVoice", ["custom_voice model: use `say`"]),
-        ("design", "1.7B-Base", ["base model: it clones voices", "`design` needs a voice_design model"]),
+        ("say", "1.7B-VoiceDesign", ["voice_design model: use it with `design`", "such as 0.6B-CustomVoice or"]),
+        ("say", "0.6B-Base", ["base model: use it with `clone`", "`say` needs a custom_voice model"]),
+        ("design", "1.7B-CustomVoice", ["custom_voice model: use it with `say`"]),
+        ("design", "1.7B-Base", ["base model: use it with `clone`", "`design` needs a voice_design model"]),
     ],
 )
 def test_models_of_the_wrong_type(run, models, no_weights, command, name, parts):
-    _assert_refused(run(command, "hello", "--model", models / name, "--instruct", "a man"), *parts)
+    assert_refused(run(command, "hello", "--model", models / name, "--instruct", "a man"), *parts)
     # The type of a published model is known without a download.
-    _assert_refused(run(command, "hello", "--model", name, "--offline", "--instruct", "a man"), *parts)
+    assert_refused(run(command, "hello", "--model", name, "--offline", "--instruct", "a man"), *parts)
     repository = f"Qwen/Qwen3-TTS-12Hz-{name}"
-    _assert_refused(run(command, "hello", "--model", repository, "--offline", "--instruct", "a man"), *parts)
+    assert_refused(run(command, "hello", "--model", repository, "--offline", "--instruct", "a man"), *parts)
 
 
 def test_design_needs_an_instruction(run, models, no_weights):
-    _assert_refused(run("design", "hello", "--model", models / "1.7B-VoiceDesign"), "--instruct is missing")
+    assert_refused(run("design", "hello", "--model", models / "1.7B-VoiceDesign"), "--instruct is missing")
 
 
 def test_models_that_are_not_there(run, no_weights, tmp_path):
-    _assert_refused(run("say", "hello", "--model", "no/such/folder"), "no/such/folder", "neither a folder")
+    assert_refused(run("say", "hello", "--model", "no/such/folder"), "no/such/folder", "neither a folder")
     hint = "python tests/parity/random_checkpoint.py FOLDER"
     for command in ("say", "parity", "convert"):
         given = {"say": ["hello", "--model", "0.6B-CustomVoice"], "parity": ["0.6B-CustomVoice"]}
         arguments = given.get(command, ["0.6B-CustomVoice", "out"])
-        _assert_refused(run(command, *arguments, "--offline", "--cache-dir", tmp_path), hint, "0.6B-CustomVoice")
+        assert_refused(run(command, *arguments, "--offline", "--cache-dir", tmp_path), hint, "0.6B-CustomVoice")
     empty = tmp_path / "empty"
     empty.mkdir()
-    _assert_refused(run("say", "hello", "--model", empty), "is no model: config.json is missing")
+    assert_refused(run("say", "hello", "--model", empty), "is no model: config.json is missing")
 
 
 def test_options_of_the_download(run, monkeypatch, tmp_path):
@@ -231,10 +222,10 @@ def test_options_of_the_download(run, monkeypatch, tmp_path):
 
     monkeypatch.setattr("qwen3_tts_jax.convert.hub.snapshot_download", snapshot_download)
     options = ["--offline", "--revision", "v1", "--cache-dir", tmp_path]
-    _assert_refused(run("say", "hello", "--model", "someone/tuned", *options), "someone/tuned", "'v1'")
+    assert_refused(run("say", "hello", "--model", "someone/tuned", *options), "someone/tuned", "'v1'")
     assert (asked["repository"], asked["revision"], asked["cache_dir"]) == ("someone/tuned", "v1", tmp_path)
     assert asked["local_files_only"]
-    _assert_refused(run("say", "hello"), "Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice")
+    assert_refused(run("say", "hello"), "Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice")
     assert not asked["local_files_only"]
 
 
@@ -248,16 +239,16 @@ def test_absent_and_half_downloaded_weights(run, broken, name):
     weights = broken / name
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    _assert_refused(run("say", "hello", "--model", broken), name, "download it again")
+    assert_refused(run("say", "hello", "--model", broken), name, "download it again")
     weights.unlink()
-    _assert_refused(run("say", "hello", "--model", broken), f"{name} is missing")
+    assert_refused(run("say", "hello", "--model", broken), f"{name} is missing")
     assert not Path("speech.wav").exists()
 
 
 def test_of_many_problems_the_first_is_named_and_info_lists_all(run, broken):
     (broken / "model.safetensors").unlink()
     (broken / "speech_tokenizer" / "model.safetensors").unlink()
-    _assert_refused(
+    assert_refused(
         run("say", "hello", "--model", broken), "broken: model.safetensors is missing", "first of 2 problems", "info"
     )
     result = run("info", broken)
@@ -270,16 +261,16 @@ def test_of_many_problems_the_first_is_named_and_info_lists_all(run, broken):
 @pytest.mark.parametrize("name", ["config.json", "speech_tokenizer/config.json", "vocab.json"])
 def test_broken_small_files(run, broken, no_weights, name):
     (broken / name).write_text("{")
-    _assert_refused(run("say", "hello", "--model", broken), name)
+    assert_refused(run("say", "hello", "--model", broken), name)
     (broken / name).unlink()
-    _assert_refused(run("say", "hello", "--model", broken), f"{name} is missing")
+    assert_refused(run("say", "hello", "--model", broken), f"{name} is missing")
 
 
 def test_errors_of_the_program_are_not_swallowed(run, model, monkeypatch, calls):
     def fail(*_, **__):
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr("qwen3_tts_jax.pipeline.merge_sampling", fail)
+    monkeypatch.setattr("qwen3_tts_jax.arguments.merge_sampling", fail)
     result = run("say", "hello", "--model", model)
     assert isinstance(result.exception, ValueError)
     assert str(result.exception) == "a mistake of ours"
@@ -430,8 +421,8 @@ def test_voices_with_dialects(run, model, models, no_weights):
     assert len(lines) == 9
     assert lines[:2] == ["aiden", "dylan     beijing_dialect"]
     assert run("voices", "--offline").stdout.splitlines() == lines
-    _assert_refused(run("voices", "--model", models / "0.6B-Base"), "base model", "clones")
-    _assert_refused(run("voices", "--model", models / "1.7B-VoiceDesign"), "voice_design", "describe")
+    assert_refused(run("voices", "--model", models / "0.6B-Base"), "base model", "clones")
+    assert_refused(run("voices", "--model", models / "1.7B-VoiceDesign"), "voice_design", "describe")
 
 
 def test_languages(run, model, models):
@@ -489,8 +480,8 @@ def test_convert_keeps_the_dtype_and_refuses(run, model, monkeypatch):
     assert "talker" in info
     assert "bfloat16/float32" not in info
     monkeypatch.setattr("qwen3_tts_jax.convert.load_params", None)  # refused before any weight is read
-    _assert_refused(run("convert", model, "converted"), "converted is there already")
-    _assert_refused(run("convert", "converted", "again"), "is converted already")
+    assert_refused(run("convert", model, "converted"), "converted is there already")
+    assert_refused(run("convert", "converted", "again"), "is converted already")
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["converted"]
 
 
@@ -516,10 +507,6 @@ def test_parity_shows_the_numbers_and_exits_by_them(run, model, monkeypatch, pas
     assert asked["text_mode"] == "all_at_once"
 
 
-def test_parity_refuses_a_base_model(run, models):
-    _assert_refused(run("parity", models / "0.6B-Base"), "base model")
-
-
 # From end to end.
 
 
@@ -541,13 +528,8 @@ def test_the_sound_is_that_of_the_library(run, model):
     assert np.abs(other[:common] - written[:common]).max() > 0.01
 
 
-def _process(*arguments: object, **options) -> subprocess.Popen:
-    command = [sys.executable, "-c", "from qwen3_tts_jax.cli import main; main()", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-def test_a_refusal_of_the_process(model, tmp_path):
-    process = _process("say", "-", "-m", model, "-s", "nobody", stdin=subprocess.PIPE, cwd=tmp_path)
+def test_a_refusal_of_thestart(model, tmp_path):
+    process = start("say", "-", "-m", model, "-s", "nobody", stdin=subprocess.PIPE, cwd=tmp_path, text=True)
     stdout, stderr = process.communicate("Hello.")
     assert (process.returncode, stdout) == (2, "")
     assert stderr.startswith("error: unknown speaker 'nobody'")
@@ -558,7 +540,7 @@ def test_a_refusal_of_the_process(model, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
 def test_a_terminal_is_no_text(model, tmp_path):
     terminal, stdin = os.openpty()
-    process = _process("say", "-m", model, stdin=stdin, cwd=tmp_path)
+    process = start("say", "-m", model, stdin=stdin, cwd=tmp_path, text=True)
     stderr = process.communicate(timeout=60)[1]
     os.close(stdin)
     os.close(terminal)
@@ -568,7 +550,7 @@ def test_a_terminal_is_no_text(model, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_an_interrupted_command_leaves_nothing(model, tmp_path):
-    process = _process("say", "Hello.", "-m", model, cwd=tmp_path)
+    process = start("say", "Hello.", "-m", model, cwd=tmp_path, text=True)
     assert process.stderr.readline().startswith("voice: ")
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)

@@ -25,7 +25,7 @@ PUBLISHED_RATES = SMALL["0.6B-Base"].codec
 FRAME = TINY.frame_samples
 
 step = jax.jit(encode_step, static_argnums=1)
-whole = jax.jit(encode, static_argnums=(1, 3, 4))
+whole = jax.jit(encode, static_argnums=(1, 4, 5))
 latents_of = jax.jit(encode_latents, static_argnums=(1, 3))
 
 
@@ -55,12 +55,59 @@ def test_initialisation_makes_the_tree_of_the_rules(codec):
 def test_golden_file(window, prefix):
     params, samples = _params(TINY), golden.golden_samples()
     codes, latents = (f(params, c, samples, *rest) for f, c, rest in (
-        (whole, TINY, (None, window)), (latents_of, TINY.encoder, (window,))
+        (whole, TINY, (None, None, window)), (latents_of, TINY.encoder, (window,))
     ))  # fmt: skip
     assert codes.dtype == jnp.int32
     with np.load(golden.PATH) as stored:
         np.testing.assert_array_equal(codes, stored[f"{prefix}codes"])
         np.testing.assert_allclose(latents, stored[f"{prefix}latents"], rtol=0, atol=1e-5)
+
+
+# Whole frames, and ends within a frame on either side of every stride; 9 positions of window are 4.5 frames.
+LENGTHS = np.array([6 * FRAME - 1, 1, 5 * FRAME + 13, 2 * FRAME, 0, 2 * FRAME + 1], np.int32)
+
+
+def _alone(samples, window):
+    """Codes of each row of `LENGTHS` without padding."""
+    rows = [(row[None, :length], length) for row, length in zip(samples, LENGTHS, strict=True)]
+    empty = np.zeros((0, DILATED.num_codebooks), np.int32)
+    params = _params(DILATED)
+    return [whole(params, DILATED, row, None, None, window)[0] if length else empty for row, length in rows]
+
+
+def _check_rows(codes, expected):
+    for row, alone in zip(np.asarray(codes), expected, strict=True):
+        np.testing.assert_array_equal(row[: len(alone)], alone)
+        assert np.all(row[len(alone) :] == -1)
+
+
+@pytest.mark.parametrize("window", [True, False])
+def test_rows_of_any_lengths_are_what_they_are_alone(window):
+    params, samples = _params(DILATED), noise(len(LENGTHS), 6 * FRAME + 5)
+    expected = _alone(samples, window)
+    _check_rows(whole(params, DILATED, samples, LENGTHS, None, window), expected)
+    programs = whole._cache_size()
+    others = whole(params, DILATED, np.roll(samples, 3, axis=0), np.roll(LENGTHS, 3), None, window)
+    _check_rows(np.roll(others, -3, axis=0), expected)
+
+    assert whole._cache_size() == programs
+
+    size = 2 * FRAME
+    state, codes = initial_state(DILATED.encoder, len(LENGTHS), None if window else 4 * 4), []
+    programs = step._cache_size()
+    for start in range(0, 4 * size, size):
+        part = np.full((len(LENGTHS), size), 0.7, np.float32)
+        here = samples[:, start : start + size]
+        part[:, : here.shape[1]] = here
+        state, new = step(params, DILATED, state, part, np.clip(LENGTHS - start, 0, size))
+        codes.append(new)
+    _check_rows(np.concatenate(codes, axis=1), expected)
+    assert step._cache_size() == programs + 1
+
+
+def test_one_length_per_row():
+    with pytest.raises(ValueError, match=r"lengths must be \[2\], one per row, got \[3\]"):
+        encode(_params(TINY), TINY, noise(2, FRAME), np.ones(3, np.int32))
 
 
 @pytest.mark.parametrize("window", [True, False])
@@ -75,7 +122,7 @@ def test_a_stream_in_any_steps_equals_the_whole(frames, window):
         state, new = step(params, DILATED, state, part)
         assert jax.tree.structure(state) == contexts
         codes.append(new)
-    expected = np.asarray(whole(params, DILATED, samples, None, window))
+    expected = np.asarray(whole(params, DILATED, samples, None, None, window))
     assert expected.shape == (2, -(-sum(sizes) // FRAME), DILATED.num_codebooks)
     np.testing.assert_array_equal(np.concatenate(codes, axis=1), expected)
 
@@ -155,17 +202,17 @@ def test_bfloat16_stays_near_float32():
 
 def test_fewer_codebooks_are_the_first_ones():
     params, samples = _params(TINY), noise(1, 5 * FRAME)
-    every = np.asarray(whole(params, TINY, samples, TINY.encoder.num_codebooks, True))
+    every = np.asarray(whole(params, TINY, samples, None, TINY.encoder.num_codebooks, True))
     assert every.shape[-1] == TINY.num_codebooks + 2
     for count in (None, 1, 3):
-        codes = whole(params, TINY, samples, count, True)
+        codes = whole(params, TINY, samples, None, count, True)
         np.testing.assert_array_equal(codes, every[..., : count or TINY.num_codebooks])
 
 
 @pytest.mark.parametrize("count", [0, 8])
 def test_codebooks_that_are_not_in_the_file(count):
     with pytest.raises(ValueError, match=rf"num_codebooks must be in 1 … 7, got {count}"):
-        encode(_params(TINY), TINY, noise(1, FRAME), count)
+        encode(_params(TINY), TINY, noise(1, FRAME), None, count)
 
 
 @pytest.mark.parametrize("shape", [(2, 0), (FRAME,), (1, FRAME, 1)])

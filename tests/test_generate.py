@@ -1,5 +1,6 @@
 """The pure functions: what a row may depend on, how it stops, what compiles, what differentiates."""
 
+from dataclasses import replace
 from functools import cache
 
 import chex
@@ -50,8 +51,7 @@ def speak(plans, generation, frames, *, length=None, chunk=None, limit=10_000, u
     utterances = jnp.arange(len(plans)) if utterances is None else jnp.asarray(utterances)
     limits = jnp.broadcast_to(jnp.asarray(limit, jnp.int32), (len(plans),))
     tree = params() if tree is None else tree
-    state = g.prefill_compiled(tree, CONFIG, batch, g.utterance_keys(seed, utterances), limits)
-    state = state.replace(cache=state.cache.grow(64))
+    state = g.prefill_compiled(tree, CONFIG, batch, g.utterance_keys(seed, utterances), limits, 64)
     pieces = []
     for _ in range(0, frames, chunk or frames):
         state, codes = g.generate_chunk(tree, CONFIG, generation, state, chunk or frames)
@@ -194,19 +194,80 @@ def test_the_frame_is_traced_once_for_any_number_of_chunks():
     chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(g.generate, n=1), static_argnames=("config", "generation", "num_frames"))
     batch = batch_plans(PLANS, tts_pad=CONFIG.prompt.tts_pad)
-    state = g.prefill(params(), CONFIG, batch, g.utterance_keys(0, jnp.arange(3)), jnp.full(3, 9))
-    state = state.replace(cache=state.cache.grow(40))
+    state = g.prefill(params(), CONFIG, batch, g.utterance_keys(0, jnp.arange(3)), jnp.full(3, 9), 40)
     for _ in range(3):
         state, _ = traced(params(), CONFIG, GREEDY, state, num_frames=2)
     assert int(state.frame) == 6
+
+
+def test_any_number_of_frames_from_one_program():
+    whole, _ = speak(PLANS, SAMPLED, 12)
+    batch = batch_plans(PLANS, tts_pad=CONFIG.prompt.tts_pad, trailing_length=13)
+    state = g.prefill_compiled(params(), CONFIG, batch, g.utterance_keys(5, jnp.arange(3)), jnp.full(3, 99), 64)
+    pieces, programs = [], g.generate_stream._cache_size()
+    for count in (1, 5, 2, 4):
+        state, codes = g.generate_stream(params(), CONFIG, SAMPLED, state, jnp.int32(count), 6)
+        assert (codes[:, count:] == -1).all()
+        pieces.append(codes[:, :count])
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
+    assert g.generate_stream._cache_size() == programs + 1
+
+
+def test_no_frame_is_made_once_all_rows_have_ended():
+    batch = batch_plans(PLANS, tts_pad=CONFIG.prompt.tts_pad)
+    limits = jnp.array([3, 1, 4])
+    state = g.prefill_compiled(params(), CONFIG, batch, g.utterance_keys(5, jnp.arange(3)), limits, 64)
+    state, codes = g.generate_stream(params(), CONFIG, SAMPLED, state, jnp.int32(9), 9)
+    assert int(state.frame) == int(state.cache.length) - batch.text_ids.shape[1] == 4
+    assert (codes[..., 0] >= 0).sum(axis=1).tolist() == [3, 1, 4]
+
+
+def test_text_set_later_is_text_known_before():
+    whole, _ = speak(PLANS[:1], SAMPLED, 12)
+    trailing = PLANS[0].trailing_text_ids
+    bare = [replace(PLANS[0], trailing_text_ids=trailing[:0])]
+    batch = batch_plans(bare, tts_pad=CONFIG.prompt.tts_pad)
+    state = g.prefill_compiled(params(), CONFIG, batch, g.utterance_keys(5, jnp.arange(1)), jnp.full(1, 99), 64)
+    pieces = []
+    for frame in range(0, 12, 3):
+        window = [*trailing[frame : frame + 3], *[CONFIG.prompt.tts_pad] * 3][:3]
+        state = g.set_text_compiled(params(), CONFIG, state, np.array([window], np.int32))
+        state, codes = g.generate_stream(params(), CONFIG, SAMPLED, state, jnp.int32(3), 3)
+        pieces.append(codes)
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
+    without, _ = speak(bare, SAMPLED, 12)
+    assert (without != whole).any()
+
+
+def test_a_cache_that_grows_keeps_what_it_holds():
+    batch = batch_plans(PLANS, tts_pad=CONFIG.prompt.tts_pad, trailing_length=13)
+    codes = []
+    for capacity in (64, batch.text_ids.shape[1] + 4):
+        keys = g.utterance_keys(5, jnp.arange(3))
+        state = g.prefill_compiled(params(), CONFIG, batch, keys, jnp.full(3, 99), capacity)
+        state, first = g.generate_chunk(params(), CONFIG, SAMPLED, state, 4)
+        state = g.grow_compiled(state, 70)
+        assert state.cache.capacity == 70
+        codes.append(np.concatenate([first, g.generate_chunk(params(), CONFIG, SAMPLED, state, 4)[1]], axis=1))
+    np.testing.assert_array_equal(*codes)
+
+
+def test_an_x_vector_stands_at_the_speaker_alone():
+    width = CONFIG.talker.transformer.width
+    x_vector = np.random.default_rng(0).normal(size=width).astype(np.float32)
+    plans = [PLANS[0], replace(PLANS[1], x_vector=x_vector, speaker_position=3)]
+    with_one, _ = g.embed_prompt(params(), CONFIG, batch_plans(plans, tts_pad=CONFIG.prompt.tts_pad, length=17))
+    without, _ = g.embed_prompt(params(), CONFIG, batch_plans(PLANS[:2], tts_pad=CONFIG.prompt.tts_pad, length=17))
+    difference = np.zeros((2, 17, width), np.float32)
+    difference[1, 17 - 14 + 3] = x_vector
+    np.testing.assert_allclose(with_one - without, difference, rtol=0, atol=1e-6)
 
 
 def test_vmap_over_seeds_equals_a_batch():
     batch = batch_plans(PLANS[:1], tts_pad=CONFIG.prompt.tts_pad, length=14, trailing_length=13)
 
     def one(key):
-        state = g.prefill(params(), CONFIG, batch, key[None], jnp.full(1, 99))
-        state = state.replace(cache=state.cache.grow(24))
+        state = g.prefill(params(), CONFIG, batch, key[None], jnp.full(1, 99), 24)
         return g.generate(params(), CONFIG, SAMPLED, state, 5)[1][0]
 
     mapped = jax.jit(jax.vmap(one))(g.utterance_keys(5, jnp.arange(3)))
@@ -221,7 +282,7 @@ def test_gradients_agree_with_finite_differences():
 
     @jax.jit
     def loss(tree):
-        state = g.prefill(tree, CONFIG, batch, keys, limits)
+        state = g.prefill(tree, CONFIG, batch, keys, limits, batch.text_ids.shape[1])
         return -jax.nn.log_softmax(state.logits)[jnp.arange(3), targets].sum()
 
     gradient = jax.grad(loss)(params())

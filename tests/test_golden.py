@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 
-from qwen3_tts_jax.convert import SYNTHESIS_PARTS
-from qwen3_tts_jax.pipeline import Qwen3TTS, merge_sampling
+from qwen3_tts_jax.arguments import merge_sampling
+from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
-from tests.golden_speech import GOLDENS, GREEDY
+from tests.golden_speech import GOLDENS, GREEDY, voice
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
+
+
+def _numbered(voices):
+    return [(row, *given) for row, given in enumerate(voices)]
 
 
 @pytest.mark.filterwarnings("ignore:.*takes no instruct")
@@ -18,13 +22,17 @@ def test_speech_equals_the_official_package(golden, tmp_path, tokenizer_folder):
         tmp_path / "model", SMALL[golden.variant], tokenizer_folder, eos_boost=golden.eos_boost
     )
     model = Qwen3TTS.from_pretrained(folder, dtype="float32")
-    assert set(model.params) == {part.split("/")[0] for part in SYNTHESIS_PARTS}
-    wavs, rate = getattr(model, golden.method)(**golden.arguments, **GREEDY)
+    arguments, voices = dict(golden.arguments), [voice(golden.variant, *row) for row in _numbered(golden.voices)]
+    wavs, rate = getattr(model, golden.method)(
+        **arguments, **GREEDY, **({"voice_clone_prompt": voices} if voices else {})
+    )
     assert rate == 24_000
 
-    arguments = dict(golden.arguments)
     generation, frames = merge_sampling(model.config, GREEDY | {"max_new_tokens": arguments.pop("max_new_tokens")})
-    mode = "all_at_once" if arguments.pop("non_streaming_mode", True) else "as_it_comes"
+    at_once = arguments.pop("non_streaming_mode", golden.method != "generate_voice_clone")
+    mode = "all_at_once" if at_once else "as_it_comes"
+    if voices:
+        arguments["voice"] = voices
     rows = [dict(zip(arguments, values, strict=True)) for values in zip(*arguments.values(), strict=True)]
     speeches = model.synthesize([Request(**row, text_mode=mode, max_frames=frames) for row in rows], generation)
     with np.load(golden.path) as expected:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from qwen3_tts_jax.convert.compare import TOLERANCES, compare
+from qwen3_tts_jax.convert.compare import TOLERANCES, Quantization, compare, compare_encoded
 from qwen3_tts_jax.convert.reference import OracleMissingError, import_official
 from qwen3_tts_jax.convert.report import Report
 
@@ -42,6 +42,9 @@ def test_numbers_of_a_stage():
 @pytest.mark.parametrize(
     ("kind", "dtype", "within", "beyond"),
     [
+        ("mel", "float32", 0.9e-5, 1.1e-5),
+        ("mel", "bfloat16", 0.9e-5, 1.1e-5),
+        ("x-vector", "float32", 0.9e-4, 1.1e-4),
         ("embeddings", "float32", 0.9e-5, 1.1e-5),
         ("hidden", "float32", 0.9e-4, 1.1e-4),
         ("logits", "float32", 0.9e-4, 1.1e-4),
@@ -104,8 +107,76 @@ def test_an_utterance_of_another_length(kind: str):
     assert compare("a", "codes", "float32", reference, ours).agreement == 14 / 16
 
 
+def quantized(latents: np.ndarray, entries: np.ndarray) -> tuple[np.ndarray, Quantization]:
+    """Codes [T, Q] of latents [T, C], and how they came about."""
+    codes, residuals, residual = [], [], latents
+    for table in entries:
+        residuals.append(residual)
+        codes.append(np.linalg.norm(residual[:, None] - table, axis=-1).argmin(1))
+        residual = residual - table[codes[-1]]
+    return np.stack(codes, axis=1), Quantization(np.stack(residuals, axis=1), entries)
+
+
+# On a line: the entries 0, 2 and 10, then 0, 1 and 5; the planes between lie at 1 and 6, then at 0.5 and 3.
+ENTRIES = np.array([[0, 0], [2, 0], [10, 0], [0, 0], [1, 0], [5, 0]]).reshape(2, 3, 2)
+
+
+def test_distance_of_a_code_that_differs():
+    codes, quantization = quantized(np.array([[1.25, 0.5], [2.0, 3.0], [0.75, 0.0], [2.0, 0.0]]), ENTRIES)
+    assert codes.tolist() == [[1, 0], [1, 0], [0, 1], [1, 0]]
+    others = np.array([[0, 0], [1, 1], [2, 0], [1, 0]])
+    # In frame 2 the second code is of another residual: it is not judged.
+    np.testing.assert_allclose(quantization.distances(codes, others), [[0.25, 0], [0, 0.5], [4.25, 0], [0, 0]])
+
+
+def test_codes_of_a_recording_may_differ_where_rounding_decides():
+    random = np.random.RandomState(1)
+    tables = random.standard_normal((3, 8, 4))
+    latents = random.standard_normal((6, 4))
+    # Frame 4 lies between the first two entries of the first codebook, a hair nearer to the second.
+    tables[0, :2] = latents[4] + np.array([[0.01, 0, 0, 0], [-0.01, 0, 0, 0]])
+    latents[4, 0] -= 1e-6
+    (first, semantic), (rest, acoustic) = quantized(latents, tables[:2]), quantized(latents, tables[2:])
+    codes, parts = np.concatenate([first, rest], axis=1), [semantic, acoustic]
+    assert compare_encoded("a", "float32", codes, codes, parts).max_abs == 0.0
+    assert codes[4, 0] == 1
+    near = codes.copy()
+    near[4, 0] = 0
+    stage = compare_encoded("a", "float32", codes, near, parts)
+    assert (stage.passed, stage.first_difference, stage.shape) == (True, 4, "1 × 6 × 3")
+    assert stage.agreement == 17 / 18
+    assert stage.max_abs == pytest.approx(1e-6, rel=1e-3)
+    scale = np.linalg.norm(np.concatenate([part.residuals for part in parts], axis=1), axis=-1).max()
+    assert stage.max_rel == pytest.approx(1e-6 / scale, rel=1e-3)
+    for codebook in (0, 1, 2):
+        far = near.copy()
+        far[2, codebook] = (far[2, codebook] + 1) % 8
+        stage = compare_encoded("a", "bfloat16", codes, far, parts)
+        assert (stage.passed, stage.first_difference, stage.agreement) == (False, 2, 16 / 18)
+        assert stage.errors[2] == stage.max_rel > 1e-3
+    for shorter in (near[:5], np.concatenate([near, near[:1]])):
+        stage = compare_encoded("a", "float32", codes, shorter, parts)
+        assert (stage.passed, stage.first_difference) == (False, min(len(shorter), 6))
+        assert stage.shape == f"1 × 6 × 3 (ours {len(shorter)})"
+
+
+@pytest.mark.parametrize(("from_plane", "passed"), [(0.9e-3, True), (1.1e-3, False)])
+def test_codes_are_held_to_the_longest_latent(from_plane: float, passed: bool):
+    codes, quantization = quantized(np.array([[1 + from_plane, 0.0], [6.0, 8.0]]), ENTRIES[:1])
+    stage = compare_encoded("a", "float32", codes, codes - [[1], [0]], [quantization])
+    assert stage.max_rel == pytest.approx(from_plane / 10)
+    assert stage.passed == passed
+
+
+def test_codes_of_latents_that_are_no_numbers_never_pass():
+    codes, quantization = quantized(np.array([[1.25, 0.5], [2.0, 3.0]]), ENTRIES)
+    quantization.residuals[1] = np.nan
+    stage = compare_encoded("a", "float32", codes, codes[:, ::-1], [quantization])
+    assert (stage.passed, stage.first_difference) == (False, 0)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("kind", ["embeddings", "hidden", "logits", "codec", "samples", "speech"])
+@pytest.mark.parametrize("kind", ["mel", "x-vector", "embeddings", "hidden", "logits", "codec", "samples", "speech"])
 def test_nan_never_passes(kind: str, dtype: str):
     reference = rows((3, 4))
     stage = compare("a", kind, dtype, reference, changed(reference, 0, (1, 2), np.nan))

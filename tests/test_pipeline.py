@@ -95,7 +95,7 @@ def test_the_checkpoint_limits_what_no_request_limits(model):
 
 def test_the_official_decode_is_the_same_below_300_frames(model):
     exact = model.synthesize(requests(2))
-    official = model.synthesize(requests(2), official_codec_chunks=True)
+    official = model.synthesize(requests(2), official_decoding=True)
     for a, b in zip(exact, official, strict=True):
         np.testing.assert_allclose(a.samples, b.samples, atol=1e-5)
 

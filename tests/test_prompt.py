@@ -15,6 +15,7 @@ from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.presets import preset
 from qwen3_tts_jax.prompt import NONE, PromptPlan, Request, batch_plans, plan_prompt, validate
 from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 CUSTOM_VOICE = preset("1.7B-CustomVoice")
 VOICE_DESIGN = preset("1.7B-VoiceDesign")
@@ -38,6 +39,9 @@ class OneIdPerLetter:
 
     def assistant(self, text: str) -> list[int]:
         return [*ROLE, *map(ord, text), IM_END, NEWLINE, *ROLE]
+
+    def reference(self, text: str) -> list[int]:
+        return [*ROLE, *map(ord, text), IM_END, NEWLINE]
 
     def instruct(self, text: str) -> list[int]:
         return [IM_START, USER, NEWLINE, *map(ord, text), IM_END, NEWLINE]
@@ -218,12 +222,119 @@ def test_a_prompt_and_one_frame_must_fit_the_context():
     request = Request("abc", speaker="ryan", instruct="xy")
     tokens = len(plan_prompt(request, LETTERS, CUSTOM_VOICE).text_ids)
     assert len(plan_prompt(request, LETTERS, _with_context(tokens + 1)).text_ids) == tokens
-    message = rf"the prompt has {tokens} tokens \(text 3, instruct 7\).* context of {tokens}: split the text"
+    parts = r"text 3, instruct 7, reference frames 0"
+    message = rf"the prompt has {tokens} tokens \({parts}\).* context of {tokens}: split the text"
     with pytest.raises(ValueError, match=message):
         plan_prompt(request, LETTERS, _with_context(tokens))
 
 
+# Cloned voices
+
+
+X_VECTOR = np.linspace(-1, 1, 1024, dtype=np.float32)
+AUTO = [NOTHINK, THINK_BOS, THINK_EOS]
+
+
+def cloned(frames: int | None = None, text: str = "rs") -> VoicePrompt:
+    """Frame t of codebook q has the code 100 t + q; without frames, of the x-vector alone."""
+    if frames is None:
+        return VoicePrompt(X_VECTOR)
+    return VoicePrompt(X_VECTOR, 100 * np.arange(frames)[:, None] + np.arange(16), text)
+
+
+def letters(text: str) -> list[int]:
+    return [*map(ord, text)]
+
+
+@pytest.mark.parametrize(
+    ("text_mode", "text", "codes", "trailing"),
+    [
+        ("all_at_once", [*letters("ab"), EOS, PAD], [CODEC_PAD] * 3 + [CODEC_BOS], []),
+        ("as_it_comes", letters("a"), [CODEC_BOS], [*letters("b"), EOS]),
+    ],
+)
+def test_a_voice_of_the_x_vector_alone(text_mode: str, text: list[int], codes: list[int], trailing: list[int]):
+    got = plan(BASE, voice=cloned(), language="german", text_mode=text_mode)
+    assert got.text_ids.tolist() == [*ROLE, PAD, PAD, PAD, PAD, PAD, BOS, *text]
+    prefix = [THINK, THINK_BOS, 2053, THINK_EOS, NONE, CODEC_PAD]
+    assert first_codes(got) == [NONE, NONE, NONE, *prefix, *codes]
+    np.testing.assert_array_equal(got.codes[:, 1:], NONE)
+    assert got.trailing_text_ids.tolist() == trailing
+    assert got.speaker_position == 7
+    assert got.x_vector is X_VECTOR
+
+
+@pytest.mark.parametrize(
+    ("text_mode", "frames", "text", "codes", "trailing"),
+    [
+        # All at once: the texts, then the recording.
+        ("all_at_once", 3, [*letters("rsab"), EOS, *[PAD] * 4], [*[CODEC_PAD] * 5, CODEC_BOS, 0, 100, 200], []),
+        # As it comes: the texts over the recording, whichever is longer; 4 letters and the end over 1 + T codes.
+        ("as_it_comes", 2, letters("rsa"), [CODEC_BOS, 0, 100], [*letters("b"), EOS]),
+        ("as_it_comes", 3, letters("rsab"), [CODEC_BOS, 0, 100, 200], [EOS]),
+        ("as_it_comes", 4, [*letters("rsab"), EOS], [CODEC_BOS, 0, 100, 200, 300], []),
+        ("as_it_comes", 5, [*letters("rsab"), EOS, PAD], [CODEC_BOS, 0, 100, 200, 300, 400], []),
+    ],
+)
+def test_a_voice_in_context(text_mode: str, frames: int, text: list[int], codes: list[int], trailing: list[int]):
+    got = plan(BASE, voice=cloned(frames), text_mode=text_mode)
+    assert got.text_ids.tolist() == [*ROLE, PAD, PAD, PAD, PAD, BOS, *text]
+    assert first_codes(got) == [NONE, NONE, NONE, *AUTO, NONE, CODEC_PAD, *codes]
+    np.testing.assert_array_equal(got.codes[-frames:], cloned(frames).codes)
+    np.testing.assert_array_equal(got.codes[:-frames, 1:], NONE)
+    assert got.trailing_text_ids.tolist() == trailing
+    assert got.speaker_position == 6
+
+
+def test_the_reference_is_what_lies_within_its_frame(tokenizer: TextTokenizer):
+    request = Request("Hello, world.", voice=cloned(1, "\n\nHi"))
+    got = plan_prompt(request, tokenizer, BASE)
+    # The newlines merge with the one that ends the role.
+    assert got.text_ids[8:].tolist() == [13_048, *HELLO, EOS, PAD, PAD]
+
+
+def test_without_a_voice_there_is_no_x_vector():
+    got = plan(BASE)
+    assert (got.x_vector, got.speaker_position) == (None, NONE)
+
+
+def test_the_reference_counts_against_the_context():
+    request, talker = Request("ab", voice=cloned(4)), BASE.talker
+    message = r"the prompt has 18 tokens \(text 4, instruct 0, reference frames 4\)"
+    with pytest.raises(ValueError, match=message):
+        plan_prompt(request, LETTERS, replace(BASE, talker=replace(talker, max_positions=18)))
+    got = plan_prompt(request, LETTERS, replace(BASE, talker=replace(talker, max_positions=19)))
+    assert len(got.text_ids) == 18
+
+
+@pytest.mark.parametrize("config", [CUSTOM_VOICE, VOICE_DESIGN], ids=["custom voice", "voice design"])
+def test_a_voice_is_checked_with_its_request(config: ModelConfig):
+    speaker = "ryan" if config is CUSTOM_VOICE else None
+    with pytest.raises(ValueError, match=f"this {config.model_type} model clones no voices"):
+        plan_prompt(Request("a", speaker=speaker, voice=cloned(2)), LETTERS, config)
+    validate(Request("a", voice=cloned(2)), BASE)
+
+
 # Batches
+
+
+def test_batch_keeps_each_x_vector_at_its_place():
+    other = VoicePrompt(X_VECTOR[::-1])
+    voices = [cloned(3), None, other]
+    batch = batch_plans([plan(BASE, voice=voice) for voice in voices], tts_pad=PAD, length=20)
+    assert batch.start.tolist() == [3, 9, 8]
+    assert batch.speaker_position.tolist() == [9, NONE, 14]
+    np.testing.assert_array_equal(batch.x_vectors, [X_VECTOR, np.zeros(1024), X_VECTOR[::-1]])
+    assert (batch.x_vectors.dtype, batch.speaker_position.dtype) == (np.float32, np.int32)
+    for row in (0, 2):
+        assert batch.text_ids[row, batch.speaker_position[row]] == PAD
+        np.testing.assert_array_equal(batch.codes[row, batch.speaker_position[row]], NONE)
+
+
+def test_batch_without_voices_has_no_x_vectors():
+    batch = batch_plans([plan(BASE), plan()], tts_pad=PAD)
+    assert batch.x_vectors is None
+    assert batch.speaker_position.tolist() == [NONE, NONE]
 
 
 def test_batch_pads_prompts_left_and_trailing_text_right():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax.convert.rules import model_rules, select, tree_shapes
-from qwen3_tts_jax.mel import mel_filterbank, mel_spectrogram
+from qwen3_tts_jax.mel import HOP, mel_filterbank, mel_spectrogram, reflect_pad
 from qwen3_tts_jax.presets import preset
 from qwen3_tts_jax.speaker_encoder import SpeakerEncoder, min_frames, x_vector
 from tests.drawn_tree import drawn_tree
@@ -70,6 +70,86 @@ def test_vmap_equals_a_batch():
     config, mel = SMALL["1.7B-Base"].speaker_encoder, _random(2, 11, 128)
     rows = jax.jit(jax.vmap(lambda row: x_vector(_params("1.7B-Base"), config, row[None])[0]))(mel)
     np.testing.assert_allclose(rows, encode(_params("1.7B-Base"), config, mel), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [("0.6B-Base", (5, 3, 3, 3, 1)), ("1.7B-Base", (4, 2, 3, 5, 2)), ("1.7B-Base", (1, 3, 1, 3, 1))],
+)
+def test_a_row_with_a_length_is_what_it_is_alone(name, kernels):
+    """Whatever follows it, in a bucket of any size, from the fewest frames to the whole bucket."""
+    config = replace(SMALL[name].speaker_encoder, kernel_sizes=kernels)
+    model = replace(SMALL[name], speaker_encoder=config)
+    params = jax.tree.map(jnp.asarray, drawn_tree(_rules(model))["speaker_encoder"])
+    lengths = [min_frames(config), 16, 23]
+    mel = _random(3, 23, 128)
+    alone = np.concatenate([encode(params, config, mel[row : row + 1, :n]) for row, n in enumerate(lengths)])
+    assert np.abs(encode(params, config, mel)[:2] - alone[:2]).max(axis=1).min() > 1e-2
+    for frames, filler in ((23, 0.0), (40, 1e4)):
+        padded = np.full((3, frames, 128), filler, np.float32)
+        for row, n in enumerate(lengths):
+            padded[row, :n] = mel[row, :n]
+        np.testing.assert_allclose(encode(params, config, padded, jnp.array(lengths)), alone, atol=2e-6)
+
+
+def test_samples_with_lengths():
+    config, params = SMALL["1.7B-Base"].speaker_encoder, _params("1.7B-Base")
+    lengths = [385, 1536, 2000, 3001]
+    samples = _random(4, 3333)
+
+    @jax.jit
+    def padded_x_vectors(samples, lengths):
+        mel = mel_spectrogram(samples, lengths=lengths)
+        return mel, x_vector(params, config, mel, lengths // HOP)
+
+    mel, vectors = padded_x_vectors(samples, jnp.array(lengths))
+    assert mel.shape == (4, 13, 128)
+    for row, n in enumerate(lengths):
+        alone = mel_spectrogram(samples[row, :n])
+        np.testing.assert_allclose(mel[row, : len(alone)], alone, atol=1e-5)
+        if len(alone) >= min_frames(config):
+            np.testing.assert_allclose(vectors[row], encode(params, config, alone[None])[0], atol=2e-6)
+    others = np.random.RandomState(1).permutation(4)
+    shorter = padded_x_vectors(samples[others], jnp.array(lengths)[others] - 100)
+    assert padded_x_vectors._cache_size() == 1
+    assert np.abs(shorter[1] - vectors[others])[np.array(lengths)[others] > 1500].max(axis=1).min() > 1e-4
+
+
+def test_gradient_with_lengths_is_that_of_the_row_alone():
+    config, params = SMALL["1.7B-Base"].speaker_encoder, _params("1.7B-Base")
+    weights = _random(config.x_vector_width, seed=1)
+    lengths = np.array([2500, 3001], np.int32)
+    samples = np.stack([speech_like(3400, seed) for seed in range(2)])
+
+    def score(samples, lengths=None):
+        mel = mel_spectrogram(samples, lengths=lengths)
+        return (x_vector(params, config, mel, None if lengths is None else lengths // HOP) @ weights).sum()
+
+    gradient = jax.jit(jax.grad(score))(samples, lengths)
+    assert np.isfinite(gradient).all()
+    for row, n in enumerate(lengths):
+        alone = jax.jit(jax.grad(score))(samples[row : row + 1, :n])[0]
+        assert np.abs(alone).max() > 1e-2
+        np.testing.assert_allclose(gradient[row, :n], alone, atol=1e-4 * np.abs(alone).max())
+        assert (gradient[row, n:] == 0).all()
+
+
+def test_reflection_at_each_rows_own_end():
+    x = np.arange(12.0).reshape(2, 6, 1)
+    x[0, 4:] = np.nan
+    got = reflect_pad(x, 2, 3, jnp.array([4, 6]))[..., 0]
+    np.testing.assert_array_equal(got[0, :9], [2, 1, 0, 1, 2, 3, 2, 1, 0])
+    np.testing.assert_array_equal(got[1], [8, 7, 6, 7, 8, 9, 10, 11, 10, 9, 8])
+    assert got.shape == (2, 11)
+    assert np.isfinite(got).all()  # nothing behind a row's end is read
+
+
+def test_lengths_of_another_shape():
+    config = SMALL["0.6B-Base"].speaker_encoder
+    with pytest.raises(ValueError, match=r"lengths must be of shape \[2\], one per row, got \[1\]"):
+        x_vector(_params("0.6B-Base"), config, _random(2, 9, 128), jnp.array([9]))
+    with pytest.raises(ValueError, match=r"lengths must be of shape \[2\], one per row, got \[\]"):
+        mel_spectrogram(_random(2, 900), lengths=jnp.int32(800))
 
 
 def test_time_reversed_kernels_encode_the_reversed_recording():

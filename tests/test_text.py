@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,3 +178,49 @@ def test_damaged_merges_are_named(content: str, message: str, small_folder: Path
 def test_an_added_token_within_the_vocabulary_needs_no_merge(small_folder: Path):
     _edit(small_folder / "vocab.json", lambda vocab: vocab | {"<end>": 257})
     assert TextTokenizer.from_folder(small_folder).encode("t<end>") == [83, 257]
+
+
+# A text in pieces
+
+_FRAGMENTS = [
+    "Hello", "world", "don't", "IT'S", "parseHTTPResponse", "中文ABCd", "。", "你好，", "世界！\n", " ", "  ", "\n",
+    "\n\n", "\t", "1", "23", "3.14", "<|im_end|>", "<|im_", "end|>", "<", "|", "!", "!!\n", "/", "\u3000", "e\u0301",
+    "ก็", "สวัสดี", "أَهْلًا", "한국어", "\u1112\u1161\u11ab", "ñ", "A", "b", "Ω",
+    "😀", "…", "--", "'s", "'", "\r\n", " \n ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", ["official", "qwen2"])
+def test_ids_of_pieces_are_those_of_the_whole(pattern: str, tokenizer_folder: Path):
+    tokenizer = TextTokenizer.from_folder(tokenizer_folder, pattern=pattern)
+    rng = random.Random(7)
+    for _ in range(1500):
+        text = "".join(rng.choice(_FRAGMENTS) for _ in range(rng.randint(1, 12)))
+        whole = tokenizer.assistant(text)[3:-5]
+        pieces, ids, start = tokenizer.incremental(), [], 0
+        while start < len(text):
+            end = start + rng.randint(1, 4)
+            ids += pieces.add(text[start:end])
+            assert ids == whole[: len(ids)], (text, pieces.text)
+            assert text[:end].startswith(pieces.text)
+            start = end
+        assert ids + pieces.finish() == whole, text
+        assert pieces.text == text
+
+
+def test_ids_are_given_out_word_by_word(tokenizer: TextTokenizer):
+    pieces = tokenizer.incremental()
+    assert pieces.add("Hel") == pieces.add("lo") == []
+    assert pieces.add(" wor") == tokenizer.encode("Hello")
+    assert pieces.add("ld, 你好") == tokenizer.encode(" world,")
+    assert pieces.add("，今天") == tokenizer.encode(" 你好")
+    assert pieces.text == "Hello world, 你好"
+    assert pieces.finish() == tokenizer.encode("，今天")
+
+
+def test_a_special_token_is_not_cut_in_two(tokenizer: TextTokenizer):
+    pieces = tokenizer.incremental()
+    assert pieces.add("a <|im_end") == tokenizer.encode("a")
+    assert pieces.add("|> b") == tokenizer.encode(" <|im_end|>")
+    pieces = tokenizer.incremental()
+    assert pieces.add("a <|im_ending, ") == tokenizer.encode("a <|im_ending,")

@@ -79,13 +79,24 @@ def initial_state(config: CodecEncoderConfig, batch: int, capacity: int | None =
     return EncoderState(cache=cache, contexts=contexts)
 
 
-def _fill_stride(x: jax.Array, stride: int, mode: str = "constant") -> jax.Array:
-    """Pads x [B, T, C] on the right to a multiple of the stride.
+def _fill_stride(x: jax.Array, stride: int, lengths: jax.Array | None, mode: str = "constant") -> jax.Array:
+    """Pads x [B, T, C] on the right to a multiple of the stride, each row from its own length on.
 
     The reference pads the input of each strided convolution. Padding the samples instead would give
-    other codes in the last frame, since the layers before make more than zeros of silence.
+    other codes in the last frame, since the layers before make more than zeros of silence. Mode
+    "constant" pads with zeros, "edge" with copies of a row's last input.
     """
+    if lengths is not None:
+        beyond = jnp.arange(x.shape[1]) >= lengths[:, None]
+        last = jnp.maximum(lengths - 1, 0)[:, None, None]
+        filling = jnp.take_along_axis(x, last, axis=1) if mode == "edge" else jnp.zeros((), x.dtype)
+        x = jnp.where(beyond[..., None], filling, x)
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % stride), (0, 0)), mode=mode)
+
+
+def _strided(lengths: jax.Array | None, stride: int) -> jax.Array | None:
+    """How many outputs a convolution of that stride makes of as many inputs."""
+    return None if lengths is None else -(-lengths // stride)
 
 
 class ResidualUnit(nn.Module):
@@ -113,7 +124,10 @@ class Stage(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, contexts: Contexts) -> tuple[jax.Array, Contexts]:
+    def __call__(
+        self, x: jax.Array, contexts: Contexts, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, Contexts]:
+        """`lengths` int32 [B] is how many of the T inputs of each row are there; None for all."""
         config, channels, dtype = self.config, x.shape[-1], self.config.transformer.dtype
         new: Contexts = {}
         for j in range(config.num_residual_layers):
@@ -122,7 +136,7 @@ class Stage(nn.Module):
             unit = ResidualUnit(hidden, config.residual_kernel_size, dilation, dtype, name=name)
             x, new[name] = unit(x, contexts[name])
         conv = CausalConv(2 * channels, _OVERLAP * self.stride, stride=self.stride, dtype=dtype, name="conv")
-        x, new["conv"] = conv(_fill_stride(nn.elu(x), self.stride), contexts["conv"])
+        x, new["conv"] = conv(_fill_stride(nn.elu(x), self.stride, lengths), contexts["conv"])
         return x, new
 
 
@@ -133,9 +147,13 @@ class CodecEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, samples: jax.Array, state: EncoderState, num_codebooks: int
+        self, samples: jax.Array, state: EncoderState, num_codebooks: int, lengths: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, EncoderState]:
-        """Samples [B, N] → codes [B, T, Q], latents [B, T, D] and the state N samples on."""
+        """Samples [B, N] → codes [B, T, Q], latents [B, T, D] and the state N samples on.
+
+        With `lengths` int32 [B] row b ends after its first `lengths[b]` samples: its codes beyond are −1,
+        its latents and state beyond mean nothing.
+        """
         config, contexts = self.config, state.contexts
         width, dtype = config.transformer.width, config.transformer.dtype
         new: Contexts = {}
@@ -143,7 +161,8 @@ class CodecEncoder(nn.Module):
         x, new["conv_in"] = conv_in(samples[..., None], contexts["conv_in"])
         for i, stride in enumerate(config.strides):
             name = f"stage_{i}"
-            x, new[name] = Stage(config, stride, name=name)(x, contexts[name])
+            x, new[name] = Stage(config, stride, name=name)(x, contexts[name], lengths)
+            lengths = _strided(lengths, stride)
         conv_out = CausalConv(width, config.last_kernel_size, dtype=dtype, name="conv_out")
         x, new["conv_out"] = conv_out(nn.elu(x), contexts["conv_out"])
 
@@ -153,9 +172,13 @@ class CodecEncoder(nn.Module):
         downsample = CausalConv(width, _OVERLAP * stride, stride=stride, use_bias=False, dtype=dtype, name="downsample")
         # This convolution alone is padded with copies of the first and the last input instead of zeros.
         context = jnp.where(state.cache.length == 0, x[:, :1], contexts["downsample"])
-        latents, new["downsample"] = downsample(_fill_stride(x, stride, mode="edge"), context)
+        latents, new["downsample"] = downsample(_fill_stride(x, stride, lengths, mode="edge"), context)
+        lengths = _strided(lengths, stride)
 
         codes = SplitResidualQuantizer(config, name="quantizer").encode(latents, num_codebooks)
+        if lengths is not None:
+            there = jnp.arange(codes.shape[1]) < lengths[:, None]
+            codes = jnp.where(there[..., None], codes, -1)
         return codes, latents, EncoderState(cache=cache, contexts=new)
 
 
@@ -165,34 +188,45 @@ def _apply(
     samples: jax.Array,
     state: EncoderState,
     num_codebooks: int,
+    lengths: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, EncoderState]:
     if samples.ndim != 2 or samples.shape[1] == 0:
         raise ValueError(f"samples must be [B, N] with N > 0, got {list(samples.shape)}")
+    if lengths is not None and lengths.shape != samples.shape[:1]:
+        raise ValueError(f"lengths must be [{samples.shape[0]}], one per row, got {list(lengths.shape)}")
     with jax.named_scope("codec_encoder"):
-        return CodecEncoder(config).apply({"params": params}, samples, state, num_codebooks)
+        return CodecEncoder(config).apply({"params": params}, samples, state, num_codebooks, lengths)
 
 
 def encode_step(
-    params: Mapping[str, Any], config: CodecConfig, state: EncoderState, samples: jax.Array
+    params: Mapping[str, Any],
+    config: CodecConfig,
+    state: EncoderState,
+    samples: jax.Array,
+    lengths: jax.Array | None = None,
 ) -> tuple[EncoderState, jax.Array]:
     """Encodes the next samples of a stream.
 
     Any split of a recording into steps of whole frames gives the codes of the whole, up to float
-    rounding. Only the last step may end within a frame; nothing can follow it.
+    rounding. Only the last step may end within a frame; nothing can follow it. With `lengths` rows end in
+    different steps, each as if it were alone: the step in which row b ends has `lengths[b]` of its samples,
+    those before have all N, those after have 0.
 
     Args:
         params: the subtree codec/encoder.
         config: its shapes, and how many codebooks are used.
         state: `initial_state`, or what the step before returned.
         samples: [B, N] in [−1, 1] at the codec's sample rate.
+        lengths: int32 [B] in 0 … N, how many of these samples belong to each row; None for all.
 
     Returns:
-        The state N samples on, and codes int32 [B, ceil(N / frame_samples), Q].
+        The state N samples on, and codes int32 [B, ceil(N / frame_samples), Q], −1 in the frames after
+        the end of a row.
 
     Raises:
-        ValueError: no samples, or not two axes.
+        ValueError: no samples, or other shapes.
     """
-    codes, _, state = _apply(params, config.encoder, samples, state, config.num_codebooks)
+    codes, _, state = _apply(params, config.encoder, samples, state, config.num_codebooks, lengths)
     return state, codes
 
 
@@ -207,19 +241,22 @@ def encode(
     params: Mapping[str, Any],
     config: CodecConfig,
     samples: jax.Array,
+    lengths: jax.Array | None = None,
     num_codebooks: int | None = None,
     sliding_window: bool = True,
 ) -> jax.Array:
     """Encodes whole recordings, samples [B, N] → codes int32 [B, ceil(N / frame_samples), Q].
 
-    Rows may be padded on the right with zeros: a row of n samples has ceil(n / frame_samples) frames,
-    which depend on no other row. The last of them, if n ends within a frame, differs from that of the
-    row encoded without padding, as it does in the reference.
+    Rows are padded on the right. With `lengths` each gives the codes that it gives alone, whatever
+    finite numbers the padding holds. Without, the padding is taken for samples: a row of n of them, then zeros, has
+    ceil(n / frame_samples) frames, the last of which, if n ends within it, differs from that of the row
+    alone, as it does in the reference.
 
     Args:
         params: the subtree codec/encoder.
         config: its shapes.
         samples: [B, N] in [−1, 1] at the codec's sample rate.
+        lengths: int32 [B] in 0 … N, the samples of each row; its codes after them are −1. None for N each.
         num_codebooks: Q, at most those of the file; None for the `config.num_codebooks` that the talker knows.
         sliding_window: whether attention is limited to the window of the config (250 positions, 10 s, as
             published), which the model was trained with. The reference does so only with flash
@@ -227,11 +264,11 @@ def encode(
             before, and from the window's length on it gives other codes. False is for parity with that.
 
     Raises:
-        ValueError: no samples, not two axes, or a number of codebooks that the file does not hold.
+        ValueError: no samples, other shapes, or a number of codebooks that the file does not hold.
     """
     count = config.num_codebooks if num_codebooks is None else num_codebooks
     state = _whole_state(config.encoder, samples, sliding_window)
-    return _apply(params, config.encoder, samples, state, count)[0]
+    return _apply(params, config.encoder, samples, state, count, lengths)[0]
 
 
 def encode_latents(

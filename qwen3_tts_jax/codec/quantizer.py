@@ -1,6 +1,12 @@
-"""Split residual vector quantizer: one codebook for what is said, the others for how it sounds."""
+"""Split residual vector quantizer: one codebook for what is said, the others for how it sounds.
+
+`quantize` and `dequantize` apply it to parameters.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -60,18 +66,18 @@ class ResidualQuantizer(nn.Module):
         return jnp.moveaxis(codes, 0, -1)
 
     def decode(self, codes: jax.Array) -> jax.Array:
-        """Codes [B, T, Q] of these codebooks → [B, T, width]; negative codes count as 0."""
+        """Codes [B, T, Q] of the first Q codebooks → [B, T, width]; negative codes count as 0."""
         if self.is_initializing():  # decoding needs no input projection, but the files hold one
             self.input_projection(jnp.zeros((self.width,), self.dtype))
         codes = jnp.maximum(codes, 0)
-        codebooks = jnp.arange(self.num_codebooks)
+        codebooks = jnp.arange(codes.shape[-1])
         # Gathered before the cast and the division: the tables are far larger than T rows of them.
         entries = self.embedding_sum[codebooks, codes].astype(jnp.float32)
         usage = self.cluster_usage[codebooks, codes].astype(jnp.float32)
         entries = entries / jnp.maximum(usage, _MIN_USAGE)[..., None]
         # One after the other, as the reference does.
         quantized = entries[:, :, 0]
-        for codebook in range(1, self.num_codebooks):
+        for codebook in range(1, codes.shape[-1]):
             quantized = quantized + entries[:, :, codebook]
         return self.output_projection(quantized)
 
@@ -100,13 +106,68 @@ class SplitResidualQuantizer(nn.Module):
         Raises:
             ValueError: fewer codebooks than the semantic ones, or more than there are.
         """
-        semantic, total = self.config.num_semantic_codebooks, self.config.num_codebooks
-        if not semantic <= num_codebooks <= total:
-            raise ValueError(f"num_codebooks must be in {semantic} … {total}, got {num_codebooks}")
+        semantic = self.config.num_semantic_codebooks
+        self._check(num_codebooks)
         codes = [self.semantic.encode(x, semantic), self.acoustic.encode(x, num_codebooks - semantic)]
         return jnp.concatenate(codes, axis=-1)
 
     def decode(self, codes: jax.Array) -> jax.Array:
-        """Codes [B, T, Q] → [B, T, quantizer_width]; negative codes count as 0."""
-        split = self.config.num_semantic_codebooks
-        return self.semantic.decode(codes[..., :split]) + self.acoustic.decode(codes[..., split:])
+        """Codes [B, T, Q] of the first Q codebooks → latents [B, T, width]; negative codes count as 0.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        split, count = self.config.num_semantic_codebooks, codes.shape[-1]
+        self._check(count)
+        quantized = self.semantic.decode(codes[..., :split])
+        return quantized if count == split else quantized + self.acoustic.decode(codes[..., split:])
+
+    def _check(self, num_codebooks: int) -> None:
+        semantic, total = self.config.num_semantic_codebooks, self.config.num_codebooks
+        if not semantic <= num_codebooks <= total:
+            raise ValueError(f"num_codebooks must be in {semantic} … {total}, got {num_codebooks}")
+
+
+def quantize(
+    params: Mapping[str, Any],
+    config: CodecEncoderConfig | CodecDecoderConfig,
+    latents: jax.Array,
+    num_codebooks: int | None = None,
+    straight_through: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Latents [B, T, D] → codes int32 [B, T, Q] and the latents [B, T, D] that they stand for.
+
+    Codes have no gradient. That of the quantized latents goes to the codebooks and the output projections,
+    never to the latents; with `straight_through` it goes to the latents alone, unchanged (van den Oord
+    et al. 2017, arXiv:1711.00937), and the values are the same.
+
+    Args:
+        params: the subtree codec/encoder/quantizer or codec/decoder/quantizer.
+        config: of that half of the codec. D is the encoder's transformer width or the decoder's
+            `quantizer_width`.
+        latents: what `encoder.encode_latents` gives, for the encoder's.
+        num_codebooks: Q; None for all those of the file. The talker knows `CodecConfig.num_codebooks`.
+        straight_through: see above.
+
+    Raises:
+        ValueError: fewer codebooks than the semantic ones, or more than the file holds.
+    """
+    count = config.num_codebooks if num_codebooks is None else num_codebooks
+    codes = SplitResidualQuantizer(config).apply({"params": params}, latents, count, method="encode")
+    quantized = dequantize(params, config, codes)
+    if straight_through:
+        quantized = jax.lax.stop_gradient(quantized) + (latents - jax.lax.stop_gradient(latents))
+    return codes, quantized
+
+
+def dequantize(
+    params: Mapping[str, Any], config: CodecEncoderConfig | CodecDecoderConfig, codes: jax.Array
+) -> jax.Array:
+    """Codes int [B, T, Q] of the first Q codebooks → the latents [B, T, D] that they stand for.
+
+    Differentiable in `params`. Negative codes count as 0. The other arguments are those of `quantize`.
+
+    Raises:
+        ValueError: fewer codebooks than the semantic ones, or more than the file holds.
+    """
+    return SplitResidualQuantizer(config).apply({"params": params}, codes, method="decode")

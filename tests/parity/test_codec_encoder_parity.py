@@ -14,7 +14,7 @@ import pytest
 from qwen3_tts_jax.cache import KVCache, WindowCache
 from qwen3_tts_jax.codec.conv import CausalConv, context_size
 from qwen3_tts_jax.codec.encoder import ResidualUnit, Stage, encode, encode_latents, initial_state
-from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
+from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer, dequantize, quantize
 from qwen3_tts_jax.convert.rules import codec_rules
 from qwen3_tts_jax.convert.transforms import CONV
 from qwen3_tts_jax.presets import preset
@@ -35,7 +35,7 @@ from tests.shapes import SMALL
 # 1,920 samples a frame as published, and 12.
 VARIANTS = ("0.6B-Base", "1.7B-CustomVoice")
 
-codes_of = jax.jit(encode, static_argnums=(1, 3, 4))
+codes_of = jax.jit(encode, static_argnums=(1, 4, 5))
 latents_of = jax.jit(encode_latents, static_argnums=(1, 3))
 
 
@@ -141,6 +141,21 @@ def test_quantizer(model, seed):
         np.testing.assert_array_equal(codes, expected.permute(1, 2, 0).numpy())
 
 
+@pytest.mark.parametrize("count", [1, 3, None])
+def test_quantized_latents(model, count):
+    import torch
+
+    config, params = model.codec.encoder, _params(model)["quantizer"]
+    latents = 2 * _random(2, 50, config.transformer.width)
+    codes, quantized = quantize(params, config, latents, count)
+    official = official_codec(model).encoder.quantizer
+    expected_codes = official.encode(torch.from_numpy(latents).transpose(1, 2), count)
+    np.testing.assert_array_equal(codes, expected_codes.permute(1, 2, 0).numpy())
+    expected = official.decode(expected_codes.transpose(0, 1)).transpose(1, 2).numpy()
+    _close(quantized, expected)
+    _close(dequantize(params, config, codes), expected)
+
+
 # Whole frames, one sample fewer and more, and less than one frame; 9 positions of window are 4.5 frames.
 @pytest.mark.parametrize("extra", [0, -1, 1])
 @pytest.mark.parametrize("frames", [1, 3, 14])
@@ -161,13 +176,13 @@ def _check_whole(model, samples, atol=1e-5):
     windows = (False, True) if positions <= config.encoder.transformer.sliding_window else (False,)
     for window in windows:
         _close(latents_of(params, config.encoder, samples, window), expected, atol)
-        np.testing.assert_array_equal(codes_of(params, config, samples, None, window), expected_codes)
+        np.testing.assert_array_equal(codes_of(params, config, samples, None, None, window), expected_codes)
     if windows == (False,):
         assert np.abs(latents_of(params, config.encoder, samples, True) - expected).max() > 1e-3
         with windowed_attention():
             expected_codes, expected = official_codes(codec, samples), official_latents(codec, samples)
         _close(latents_of(params, config.encoder, samples, True), expected, atol)
-        np.testing.assert_array_equal(codes_of(params, config, samples, None, True), expected_codes)
+        np.testing.assert_array_equal(codes_of(params, config, samples, None, None, True), expected_codes)
 
 
 def test_batch_padded_on_the_right(model):
@@ -177,7 +192,7 @@ def test_batch_padded_on_the_right(model):
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     samples *= mask
     expected = official_codes(official_codec(model), samples, mask)
-    codes = codes_of(_params(model), config, samples, None, False)
+    codes = codes_of(_params(model), config, samples, None, None, False)
     assert [len(row) for row in expected] == [6, 2, 3]
     for row, length, codes_of_row in zip(codes, lengths, expected, strict=True):
         np.testing.assert_array_equal(row[: -(-length // frame)], codes_of_row)

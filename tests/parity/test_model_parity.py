@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from qwen3_tts_jax import generate as g
-from qwen3_tts_jax import pipeline
+from qwen3_tts_jax import synthesis
+from qwen3_tts_jax.arguments import merge_sampling
 from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig
 from qwen3_tts_jax.convert import PARTS, export_safetensors, load_params
-from qwen3_tts_jax.pipeline import Qwen3TTS, merge_sampling
+from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
 from qwen3_tts_jax.synthesis import decode_codes
 from qwen3_tts_jax.talker import Talker
@@ -218,7 +219,7 @@ def check_same_speech(model, reference, method, arguments, max_new_tokens=24, ke
         return decode_codes(*decode_arguments, **decode_options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "decode_codes", capture)
+        patch.setattr(synthesis, "decode_codes", capture)
         our_wavs, our_rate = getattr(model, method)(*arguments, **options)
     assert our_rate == rate
     assert len({row.tobytes() for row in codes}) == len(codes)
@@ -246,7 +247,7 @@ def test_long_speech_decoded_the_official_way(ours, official):
     with quiet():
         expected = reference.decode([{"audio_codes": codes}])[0][0]
     decode = partial(decode_codes, model.params["codec"]["decoder"], model.config.codec, [codes.astype(np.int32)])
-    np.testing.assert_allclose(decode(official_chunks=True)[0], expected, atol=1e-4)
+    np.testing.assert_allclose(decode(official=True)[0], expected, atol=1e-4)
     exact = decode()[0]
     assert np.abs(exact[: 300 * 12] - expected[: 300 * 12]).max() < 1e-4
     assert np.abs(exact - expected).max() > 1e-3
@@ -266,10 +267,8 @@ def test_bfloat16_logits_keep_their_direction(checkpoint, official):
     batch = batch_plans(plans, tts_pad=half.config.prompt.tts_pad)
 
     def forced(model):
-        state = g.prefill_compiled(
-            model.params, model.config, batch, g.utterance_keys(0, jnp.arange(3)), jnp.full(3, 99)
-        )
-        state = state.replace(cache=state.cache.grow(batch.text_ids.shape[1] + 8))
+        keys, capacity = g.utterance_keys(0, jnp.arange(3)), batch.text_ids.shape[1] + 8
+        state = g.prefill_compiled(model.params, model.config, batch, keys, jnp.full(3, 99), capacity)
         logits = [state.logits]
         step = jax.jit(g.advance, static_argnums=1)
         for frame in range(8):

@@ -12,10 +12,12 @@ import pytest
 
 from qwen3_tts_jax.prompt import NONE, PromptBatch, Request, batch_plans, plan_prompt
 from qwen3_tts_jax.text import TextTokenizer
-from tests.parity.oracle import quiet
+from qwen3_tts_jax.voice_prompt import VoicePrompt
+from tests.parity.oracle import import_official, quiet
 from tests.shapes import SMALL
 
 CUSTOM_VOICES = ("0.6B-CustomVoice", "1.7B-CustomVoice")
+BASES = ("0.6B-Base", "1.7B-Base")
 TEXT_MODES = ("all_at_once", "as_it_comes")
 TEXTS = (
     "Guten Tag! Wie geht's?",
@@ -57,14 +59,35 @@ def official_prompt(model: Any, requests: Sequence[Request], through_package: bo
             options["input_ids"] = model._tokenize_texts(texts)
             generate = model.model.generate
         else:
-            options |= {"text": column("text"), "language": column("language"), "instruct": column("instruct")}
-            generate = model.generate_voice_design
-            if model.model.tts_model_type == "custom_voice":
-                generate, options["speaker"] = model.generate_custom_voice, column("speaker")
+            options |= {"text": column("text"), "language": column("language")}
+            match model.model.tts_model_type:
+                case "custom_voice":
+                    generate = model.generate_custom_voice
+                    options |= {"speaker": column("speaker"), "instruct": column("instruct")}
+                case "voice_design":
+                    generate, options["instruct"] = model.generate_voice_design, column("instruct")
+                case "base":
+                    generate = model.generate_voice_clone
+                    options["voice_clone_prompt"] = [official_voice(voice) for voice in column("voice")]
         with pytest.raises(_Captured) as captured:
             generate(**options)
     names = ("inputs_embeds", "attention_mask", "trailing_text_hidden", "tts_pad_embed")
     return {name: captured.value.arguments[name].float().numpy() for name in names}
+
+
+def official_voice(voice: VoicePrompt) -> Any:
+    """The official package's item for a voice."""
+    import_official()
+    import torch
+    from qwen_tts.inference.qwen3_tts_model import VoiceClonePromptItem
+
+    return VoiceClonePromptItem(
+        ref_code=None if voice.codes is None else torch.from_numpy(voice.codes.astype(np.int64)),
+        ref_spk_embedding=torch.from_numpy(voice.x_vector),
+        x_vector_only_mode=voice.codes is None,
+        icl_mode=voice.codes is not None,
+        ref_text=voice.text,
+    )
 
 
 class Embedder:
@@ -102,6 +125,9 @@ class Embedder:
 def assert_equal_prompts(batch: PromptBatch, model: Any, theirs: dict[str, np.ndarray], tts_pad: int) -> None:
     embed = Embedder(model)
     ours = embed.text(batch.text_ids) + embed.codes(batch.codes)
+    cloned = np.flatnonzero(batch.speaker_position != NONE)
+    if len(cloned):
+        ours[cloned, batch.speaker_position[cloned]] += batch.x_vectors[cloned]
     length = batch.text_ids.shape[1]
     mask = np.arange(length) >= batch.start[:, None]
     np.testing.assert_array_equal(mask, theirs["attention_mask"])
@@ -182,10 +208,90 @@ def test_every_speaker_and_language(official: Callable[..., Any], tokenizer: Tex
 
 
 @pytest.mark.parametrize("text_mode", TEXT_MODES)
-@pytest.mark.parametrize("variant", ["0.6B-Base", "1.7B-Base"])
+@pytest.mark.parametrize("variant", BASES)
 def test_base_without_a_reference(variant: str, text_mode: str, official: Callable[..., Any], tokenizer: TextTokenizer):
     requests = [Request(TEXTS[0], "german", text_mode=text_mode), Request(TEXTS[2], text_mode=text_mode)]
     check(official(variant), variant, tokenizer, requests, through_package=False)
+
+
+REFERENCE = "What the recording says, été."
+
+
+def voice(variant: str, frames: int | None, seed: int = 0, text: str = REFERENCE) -> VoicePrompt:
+    """Drawn; without frames of the x-vector alone."""
+    random, config = np.random.RandomState(seed), SMALL[variant]
+    x_vector = random.standard_normal(config.speaker_encoder.x_vector_width).astype(np.float32)
+    if frames is None:
+        return VoicePrompt(x_vector)
+    shape = frames, config.talker.num_codebooks
+    codes = random.randint(0, config.code_predictor.codebook_size, shape).astype(np.int32)
+    return VoicePrompt(x_vector, codes, text)
+
+
+@pytest.mark.parametrize("text_mode", TEXT_MODES)
+@pytest.mark.parametrize("variant", BASES)
+def test_clones(variant: str, text_mode: str, official: Callable[..., Any], tokenizer: TextTokenizer):
+    """In context with less and with more frames than text, and of the x-vector alone, in batches and alone."""
+    model = official(variant)
+    voices = [voice(variant, 4), voice(variant, None, 1), voice(variant, 47, 2), voice(variant, 1, 3, "好")]
+    languages = ("German", "auto", "english", "chinese")
+    requests = [
+        Request(text, language, text_mode=text_mode, voice=cloned)
+        for text, language, cloned in zip([*TEXTS, TEXTS[0]], languages, voices, strict=True)
+    ]
+    check(model, variant, tokenizer, requests)
+    check(model, variant, tokenizer, requests[1::-1])
+    for request in requests:
+        check(model, variant, tokenizer, [request])
+
+
+@pytest.mark.parametrize("text_mode", TEXT_MODES)
+@pytest.mark.parametrize("surplus", [-1, 0, 1, 2])
+def test_clones_with_about_as_many_frames_as_text(
+    surplus: int, text_mode: str, official: Callable[..., Any], tokenizer: TextTokenizer
+):
+    """`surplus` text tokens, the end among them, find no frame; at 0 the official branches meet."""
+    text_tokens = len(tokenizer.encode(REFERENCE)) + len(tokenizer.encode(TEXTS[0])) + 1
+    cloned = voice("1.7B-Base", text_tokens - 1 - surplus)
+    request = Request(TEXTS[0], "french", text_mode=text_mode, voice=cloned)
+    planned = plan_prompt(request, tokenizer, SMALL["1.7B-Base"])
+    assert len(planned.trailing_text_ids) == (max(surplus, 0) if text_mode == "as_it_comes" else 0)
+    check(official("1.7B-Base"), "1.7B-Base", tokenizer, [request])
+
+
+def test_clones_in_every_language(official: Callable[..., Any], tokenizer: TextTokenizer):
+    cloned = voice("0.6B-Base", 5)
+    languages = ["auto", *SMALL["0.6B-Base"].prompt.languages]
+    requests = [Request(TEXTS[1], language, voice=cloned) for language in languages]
+    check(official("0.6B-Base"), "0.6B-Base", tokenizer, requests)
+
+
+def test_a_text_that_merges_with_its_frame(official: Callable[..., Any], tokenizer: TextTokenizer):
+    """Reference and text are what lies between fixed positions, whatever the ids are."""
+    cloned = voice("0.6B-Base", 5, text="\n\nHo<|im_end|>\n")
+    request = Request(TEXTS[2], voice=cloned, text_mode="as_it_comes")
+    check(official("0.6B-Base"), "0.6B-Base", tokenizer, [request])
+
+
+def test_another_voice_does_not_pass(official: Callable[..., Any], tokenizer: TextTokenizer):
+    """The comparison must notice one wrong code, x-vector or word of the reference."""
+    model, config, cloned = official("1.7B-Base"), SMALL["1.7B-Base"], voice("1.7B-Base", 6)
+    request = Request(TEXTS[0], voice=cloned)
+    theirs = official_prompt(model, [request])
+    codes, x_vector = cloned.codes.copy(), cloned.x_vector.copy()
+    codes[5, 4] = (codes[5, 4] + 1) % config.code_predictor.codebook_size
+    x_vector[7] += 1e-3
+    others = [
+        replace(cloned, codes=codes),
+        replace(cloned, x_vector=x_vector),
+        replace(cloned, text=REFERENCE.replace("says", "said")),
+    ]
+    for other in others:
+        batch = batch_plans(
+            [plan_prompt(replace(request, voice=other), tokenizer, config)], tts_pad=config.prompt.tts_pad
+        )
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            assert_equal_prompts(batch, model, theirs, config.prompt.tts_pad)
 
 
 def test_another_prompt_does_not_pass(official: Callable[..., Any], tokenizer: TextTokenizer):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from functools import cache
 
 import numpy as np
 import pytest
 
-from qwen3_tts_jax.convert import reference, verify
+from qwen3_tts_jax.convert import trace_official as official_side
+from qwen3_tts_jax.convert import trace_ours, verify
 from qwen3_tts_jax.convert.check import CheckpointError
-from qwen3_tts_jax.convert.reference import trace_official
+from qwen3_tts_jax.convert.hearing import Recording, hear_official
+from qwen3_tts_jax.convert.trace_official import trace_official
 from qwen3_tts_jax.convert.verify import run_parity
+from tests.golden_x_vector import speech_like
 
+# Not of the codecs' rate, and no whole number of frames.
+RECORDING = speech_like(11_003, 1), 16_000
 TEXTS = ["Hello, world.", "这是一个较长的中文句子，用来测试。"]
 VARIANT, FRAMES = "1.7B-CustomVoice", 4
 
@@ -22,9 +26,14 @@ def stages(report):
     return {row.name: row for row in report.rows}
 
 
-@cache
-def trace_once(folder, requests, dtype, frames):
-    return trace_official(folder, requests, dtype, frames, lambda line: None)
+_traces = {}
+
+
+def trace_once(folder, requests, recording, dtype, frames, progress):
+    key = folder, tuple(requests), recording.name, dtype, frames
+    if key not in _traces:
+        _traces[key] = trace_official(folder, requests, recording, dtype, frames, progress)
+    return _traces[key]
 
 
 @pytest.fixture
@@ -33,15 +42,15 @@ def perturbed(checkpoint, monkeypatch):
 
     `codes` are those of the official package, [F, Q] for each text.
     """
-    load, traces = verify.load_params, []
+    load, traces = trace_ours.load_params, []
 
-    def trace_again(folder, requests, dtype, frames, say):
-        traces.append(trace_once(folder, tuple(requests), dtype, frames))
+    def trace_again(*arguments):
+        traces.append(trace_once(*arguments))
         return traces[-1]
 
-    def compare(path, change, dtype="float32"):
-        def load_changed(folder, config):
-            params = load(folder, config)
+    def compare(path, change, dtype="float32", variant=VARIANT):
+        def load_changed(*arguments):
+            params = load(*arguments)
             *parents, leaf = path.split("/")
             tree = params
             for name in parents:
@@ -49,9 +58,9 @@ def perturbed(checkpoint, monkeypatch):
             tree[leaf] = change(tree[leaf], traces[-1].codes)
             return params
 
-        monkeypatch.setattr(verify, "load_params", load_changed)
+        monkeypatch.setattr(trace_ours, "load_params", load_changed)
         monkeypatch.setattr(verify, "trace_official", trace_again)
-        return run_parity(checkpoint(VARIANT), TEXTS, dtype=dtype, frames=FRAMES, layers=True)
+        return run_parity(checkpoint(variant), TEXTS, dtype=dtype, frames=FRAMES, layers=True)
 
     return compare
 
@@ -60,7 +69,9 @@ def perturbed(checkpoint, monkeypatch):
     ("variant", "options"),
     [
         ("0.6B-CustomVoice", {"speaker": "Eric", "language": "Chinese", "text_mode": "as_it_comes"}),
-        ("1.7B-VoiceDesign", {"instruct": "An old man, out of breath."}),
+        ("1.7B-VoiceDesign", {"instruct": "An old man, out of breath.", "reference": (speech_like(15_000), 24_000)}),
+        ("0.6B-Base", {"reference": RECORDING, "reference_text": "What it says.", "text_mode": "as_it_comes"}),
+        ("1.7B-Base", {"reference": RECORDING, "x_vector_only": True}),
     ],
 )
 def test_every_stage_passes(checkpoint, tmp_path, variant, options):
@@ -70,20 +81,24 @@ def test_every_stage_passes(checkpoint, tmp_path, variant, options):
     )
     rows = stages(report)
     assert report.passed, report.to_markdown()
-    assert list(rows)[:7] == [
+    heard = ["mel", "x-vector"] if variant.endswith("Base") else []
+    heard += ["encoder latents", "encoder codes"]
+    assert list(rows)[: len(heard)] == heard
+    assert list(rows)[len(heard) :][:7] == [
         "text ids", "prompt embeddings", "text track", "talker layer 0", "talker layer 1", "talker layer 2",
         "prefill hidden",
     ]  # fmt: skip
     assert list(rows)[-3:] == ["codec samples", "free codes", "speech"]
     for name in ("prefill logits", "talker logits", "predictor logits", "free codes"):
         assert rows[name].agreement == 1.0
-    num_codebooks = {"0.6B-CustomVoice": 16, "1.7B-VoiceDesign": 5}[variant]
+    assert rows["encoder codes"].agreement == 1.0
+    num_codebooks = 16 if variant.startswith("0.6B") else 5
     assert rows["free codes"].shape == f"2 × 5 × {num_codebooks}"
     assert rows["predictor logits"].shape.startswith(f"2 × 5 × {num_codebooks - 1} × ")
     assert rows["talker logits"].shape.startswith("2 × 6 × ")
     assert len(rows["codec samples"].errors) == 5
     for row in report.rows:
-        if row.kind in ("embeddings", "hidden", "logits"):
+        if row.kind in ("mel", "x-vector", "embeddings", "hidden", "logits"):
             assert 0 < row.max_rel < 1e-5, row
     assert lines[0].startswith("official: loading")
     assert "passed: all" in (tmp_path / "r.md").read_text(encoding="utf-8")
@@ -137,6 +152,51 @@ def test_a_wrong_codec_kernel_is_named(perturbed):
     assert failed == ["codec upsample_0", "codec upsample_1", "codec samples", "speech"]
 
 
+@pytest.mark.parametrize(
+    ("path", "change", "failed"),
+    [
+        ("speaker_encoder/mfa/kernel", lambda kernel, codes: kernel * 1.01, ["x-vector"]),
+        (
+            "codec/encoder/transformer/layers_1/mlp/up/weight",
+            lambda weight, codes: weight * 1.01,
+            ["encoder latents", "encoder codes"],
+        ),
+        (
+            "codec/encoder/quantizer/acoustic/embedding_sum",
+            lambda entries, codes: entries.at[2].multiply(1.05),
+            ["encoder codes"],
+        ),
+    ],
+    ids=["speaker encoder", "encoder", "codebook"],
+)
+def test_what_is_misheard_is_named_and_misleads_no_later_stage(perturbed, path, change, failed):
+    report = perturbed(path, change, variant="0.6B-Base")
+    assert [row.name for row in report.rows if not row.passed] == failed
+    codes = stages(report)["encoder codes"]
+    assert (codes.agreement < 1) == ("encoder codes" in failed)
+
+
+@pytest.mark.parametrize("variant", ["0.6B-Base", "1.7B-VoiceDesign"])
+def test_the_reference_tells_how_its_codes_came_about(official, variant):
+    """Codes, latents and entries are those of one encoding: each code is the entry nearest to its residual."""
+    hearing, items = hear_official(official(variant), Recording(*RECORDING, "What it says.", "synthetic"))
+    assert len(items) == variant.endswith("Base")
+    codes = []
+    for quantization in hearing.quantizations:
+        apart = quantization.residuals[:, :, None] - quantization.entries
+        codes.append(np.linalg.norm(apart, axis=-1).argmin(axis=-1))
+    assert [part.shape[1] for part in codes] == [1, hearing.codes.shape[1] - 1]
+    np.testing.assert_array_equal(np.concatenate(codes, axis=1), hearing.codes)
+    assert len(np.unique(hearing.codes)) > 10
+
+
+def test_a_wrong_code_embedding_shows_in_the_prompt_of_a_clone(perturbed):
+    report = perturbed(
+        "code_predictor/codec_embeddings/embedding", lambda table, codes: table.at[7].add(1e-3), variant="0.6B-Base"
+    )
+    assert "the first is prompt embeddings" in report.verdict
+
+
 def test_bfloat16_is_held_to_the_direction_of_the_logits(perturbed):
     rows = stages(perturbed("talker/codec_head/weight", lambda weight, codes: weight, dtype="bfloat16"))
     for row in rows.values():
@@ -160,12 +220,28 @@ def test_bfloat16_is_held_to_the_direction_of_the_logits(perturbed):
         ({"texts": []}, "give at least one"),
         ({"texts": ["good", " "]}, "the text is empty"),
         ({"speaker": "nobody"}, "unknown speaker 'nobody'"),
+        ({"x_vector_only": True}, "x_vector_only is for base models; this is a custom_voice model"),
+        ({"reference": RECORDING, "reference_text": "a"}, "reference_text is for base models; this is a custom_voice"),
+        ({"variant": "1.7B-Base", "reference": RECORDING}, "reference_text is missing: give what the reference says"),
+        ({"variant": "1.7B-Base", "reference": RECORDING, "reference_text": " "}, "reference_text is missing"),
+        ({"variant": "1.7B-Base", "reference_text": "a"}, "reference_text is given without its reference"),
+        (
+            {"variant": "1.7B-Base", "reference": (speech_like(11_999), 24_000), "x_vector_only": True},
+            r"the reference lasts 0\.50 s; it must be 0\.5 to 300 s",
+        ),
+        ({"reference": (speech_like(70_000), 200)}, r"the reference lasts 350\.00 s; it must be 0\.5 to 300 s"),
+        (
+            {"variant": "1.7B-Base", "reference": (speech_like(60_001), 24_000), "reference_text": "a", "frames": 50},
+            r"the reference has 251 frames and 50 are made: .* give at most 2\.5 s, or fewer frames",
+        ),
+        ({"variant": "1.7B-Base", "speaker": "ryan"}, "this base model has no speakers"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_loaded(checkpoint, monkeypatch, options, message):
+    options = dict(options)
     monkeypatch.setattr(verify, "trace_official", None)
     with pytest.raises(ValueError, match=message):
-        run_parity(checkpoint("0.6B-CustomVoice"), **{"texts": TEXTS, **options})
+        run_parity(checkpoint(options.pop("variant", "0.6B-CustomVoice")), **{"texts": TEXTS, **options})
 
 
 def test_a_checkpoint_without_its_codec_is_refused(checkpoint, tmp_path, monkeypatch):
@@ -178,25 +254,43 @@ def test_a_checkpoint_without_its_codec_is_refused(checkpoint, tmp_path, monkeyp
 
 
 def test_only_one_model_is_in_memory(checkpoint, monkeypatch):
-    models, load_official, load_ours = [], reference.load_official, verify.load_params
+    models, load_official, load_ours = [], official_side.load_official, trace_ours.load_params
 
     def load_and_watch(*arguments):
         model = load_official(*arguments)
         models.append(weakref.ref(model.model.talker.codec_head))
         return model
 
-    def load_after(folder, config):
+    def load_after(*arguments):
         models.append(models[0]())
-        return load_ours(folder, config)
+        return load_ours(*arguments)
 
-    monkeypatch.setattr(reference, "load_official", load_and_watch)
-    monkeypatch.setattr(verify, "load_params", load_after)
+    monkeypatch.setattr(official_side, "load_official", load_and_watch)
+    monkeypatch.setattr(trace_ours, "load_params", load_after)
     run_parity(checkpoint(VARIANT), TEXTS, frames=FRAMES)
     assert models[1] is None
 
 
-def test_base_models_and_missing_folders_are_refused(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="a base model speaks only after a reference recording"):
-        run_parity(checkpoint("1.7B-Base"), TEXTS)
+def test_missing_files_are_refused(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(verify, "trace_official", None)
     with pytest.raises(FileNotFoundError, match="nowhere for the report does not exist"):
         run_parity(checkpoint("0.6B-CustomVoice"), TEXTS, report=tmp_path / "nowhere" / "r.md")
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing\.wav"):
+        run_parity(checkpoint("1.7B-Base"), TEXTS, reference=tmp_path / "nothing.wav", reference_text="a")
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "recording", "cloned"),
+    [
+        ("0.6B-Base", {}, "synthetic, no speech, 3.00 s at 24000 Hz", "in context, as 'Nobody says this; "),
+        ("1.7B-Base", {"x_vector_only": True}, "synthetic, no speech, 1.50 s", "by its x-vector alone"),
+        ("1.7B-CustomVoice", {"reference": RECORDING}, "given as data, 0.69 s at 16000 Hz", "no, heard by the codec"),
+    ],
+)
+def test_settings_tell_what_was_heard(checkpoint, monkeypatch, variant, options, recording, cloned):
+    monkeypatch.setattr(verify, "trace_official", lambda *arguments: None)
+    monkeypatch.setattr(verify, "trace_ours", lambda *arguments: None)
+    monkeypatch.setattr(verify, "_stages", lambda *arguments: [])
+    settings = run_parity(checkpoint(variant), TEXTS, **options).settings
+    assert settings["recording"].startswith(recording)
+    assert settings["cloned"].startswith(cloned)

@@ -1,0 +1,70 @@
+"""Arguments and options that several commands share. Imported for --help: no JAX here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+DEFAULT_VOICES = "0.6B-CustomVoice"
+DEFAULT_DESIGNER = "1.7B-VoiceDesign"
+DEFAULT_CLONER = "0.6B-Base"
+
+# Of a group of commands and of all of them.
+APP: dict[str, Any] = {
+    "no_args_is_help": True,
+    "context_settings": {"max_content_width": 100},
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    # \b keeps the help formatter from joining the lines.
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+Text = Annotated[str | None, typer.Argument(help='What to say; "-" or nothing reads standard input.')]
+TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this UTF-8 file.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Sound file to write: .wav, .flac or .ogg; speech.wav by default."),
+]
+Stream = Annotated[
+    bool, typer.Option("--stream", help="Speak to standard output while the speech is made, as WAV: | ffplay -")
+]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="With --stream, samples without the header: | aplay -f S16_LE -r 24000")
+]
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder, repository or short name.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, repository or short name.")]
+Speaker = Annotated[
+    str | None, typer.Option("--speaker", "-s", help="One of the command `voices`; the first by default.")
+]
+XVectorOnly = Annotated[
+    bool, typer.Option("--x-vector-only", help="Take the sound of the voice alone: needs no text, is less alike.")
+]
+Language = Annotated[str, typer.Option("--language", "-l", help='One of the command `languages`, or "auto".')]
+MaxSeconds = Annotated[float | None, typer.Option(help="The longest speech to make; the model's own limit by default.")]
+Mode = Annotated[
+    Literal["all-at-once", "as-it-comes"],
+    typer.Option("--text-mode", help="Show the model the whole text, or one token per frame."),
+]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same speech.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Always the most likely code; needs no seed.")]
+Temperature = Annotated[float | None, typer.Option(help="Of the talker; the model's own by default.")]
+TopK = Annotated[int | None, typer.Option(help="Of the talker; 0 switches it off.")]
+TopP = Annotated[float | None, typer.Option(help="Of the talker; 1 switches it off.")]
+Penalty = Annotated[float | None, typer.Option(help="On codes of the talker that came before; 1 is none.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(help="To compute in; auto is float32 on a CPU, else bfloat16."),
+]
+CodecDtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="The codec's.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")]
+CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Compare the files' sha256 with the published ones.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error, warnings only.")]

@@ -1,0 +1,249 @@
+"""Speech as it is made: chunks of frames, decoded with carried state as soon as they are there.
+
+A stream is one utterance. Its codes are those of the whole run with the same seed, and its samples those
+of the whole decode. One compiled program makes chunks of any length; the text reaches the talker through
+a window of fixed length, so that a long text, or one that is still being written, needs no other program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, repeat
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from qwen3_tts_jax.codec import decoder
+from qwen3_tts_jax.config import CodecConfig, GenerationConfig, ModelConfig
+from qwen3_tts_jax.generate import (
+    generate_stream,
+    grow_compiled,
+    prefill_compiled,
+    set_text_compiled,
+    utterance_keys,
+)
+from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, plan_prompt, validate
+from qwen3_tts_jax.synthesis import (
+    PROMPT_BUCKET,
+    FinishReason,
+    Speech,
+    bucket,
+    codec_step,
+    frame_limit,
+    reference_codes,
+)
+from qwen3_tts_jax.text import IncrementalText, TextTokenizer
+
+CHUNK_FRAMES = (1, 2, 4, 8)
+"""Frames of the first chunk, the second, …, and of all that follow: 80 ms until the first sound, then ever
+fewer interruptions."""
+
+# Frames that the cache has room for at first, by the text's tokens; a cache that grows later compiles again.
+_FRAMES_PER_TOKEN = 8
+_MIN_CAPACITY = 512
+# The decoder compiles once per size; chunks are cut into these.
+_CODEC_FRAMES = (16, 8, 4, 2, 1)
+
+
+def stream(
+    params: dict[str, Any],
+    config: ModelConfig,
+    tokenizer: TextTokenizer,
+    request: Request,
+    generation: GenerationConfig,
+    seed: int,
+    *,
+    pieces: Iterable[str] | None,
+    schedule: Sequence[int],
+) -> Iterator[Speech]:
+    """Speaks one request chunk by chunk; `Qwen3TTS.stream` tells what the arguments are.
+
+    All that can be refused is refused at once, not when the first chunk is asked for.
+    """
+    if not schedule or min(schedule) < 1:
+        raise ValueError(f"schedule must be numbers of frames of at least 1, got {list(schedule)}")
+    if pieces is None:
+        plan = plan_prompt(request, tokenizer, config)
+        opened = plan, SpokenText(plan.trailing_text_ids.tolist())
+    elif request.text_mode != "as_it_comes":
+        raise ValueError("a text in pieces is spoken as it comes: it needs non_streaming_mode=False")
+    else:
+        validate(replace(request, text="…"), config)  # The text itself, once it is there.
+        opened = None
+    return _speak(params, config, tokenizer, request, generation, seed, opened, pieces, schedule)
+
+
+def _speak(
+    params: dict[str, Any],
+    config: ModelConfig,
+    tokenizer: TextTokenizer,
+    request: Request,
+    generation: GenerationConfig,
+    seed: int,
+    opened: tuple[PromptPlan, SpokenText] | None,
+    pieces: Iterable[str] | None,
+    schedule: Sequence[int],
+) -> Iterator[Speech]:
+    decoder_params = params["codec"]["decoder"]
+    try:
+        state = prime_decoder(decoder_params, config.codec, reference_codes(request, config))
+        plan, text = opened or open_text(request, pieces, tokenizer, config)
+        limit = frame_limit(request, plan, config)
+        chunks = stream_codes(params, config, generation, plan, text, frame_limit=limit, seed=seed, schedule=schedule)
+        for codes, reason in chunks:
+            state, samples = decode_chunk(decoder_params, config.codec, state, codes)
+            yield Speech(samples, config.codec.sample_rate, codes, reason)
+    finally:
+        # A generator that was reading from a connection would keep it open.
+        if hasattr(pieces, "close"):
+            pieces.close()
+
+
+class SpokenText:
+    """The text ids that go with the frames, some of which may still have to arrive.
+
+    Attributes:
+        ids: entry k goes with frame k, as far as they are known; `tts_pad` follows the last.
+    """
+
+    def __init__(self, ids: Iterable[int], arriving: Iterator[list[int]] | None = None, end: Sequence[int] = ()):
+        """`arriving` yields more ids; once it is exhausted, `end` comes last."""
+        self.ids = list(ids)
+        self._arriving, self._end = arriving, end
+
+    def covered(self, frame: int, count: int) -> int:
+        """How many of `count` frames from `frame` on have their text, at least 1: waits for it if need be."""
+        while self._arriving is not None and len(self.ids) <= frame:
+            more = next(self._arriving, None)
+            if more is None:
+                self._arriving, more = None, self._end
+            self.ids += more
+        return count if self._arriving is None else min(count, len(self.ids) - frame)
+
+    def window(self, frame: int, length: int, pad: int) -> np.ndarray:
+        """The ids of `length` frames from `frame` on, int32 [1, length]."""
+        ids = self.ids[frame : frame + length]
+        return np.array([ids + [pad] * (length - len(ids))], np.int32)
+
+
+def open_text(
+    request: Request, pieces: Iterable[str], tokenizer: TextTokenizer, config: ModelConfig
+) -> tuple[PromptPlan, SpokenText]:
+    """Reads pieces of `request.text`'s continuation until the prompt is certain.
+
+    The request's text mode must be "as_it_comes". A voice that is cloned in context has room for text over
+    its reference's frames, so its prompt needs more of the text than the first token.
+
+    Raises:
+        ValueError: as `prompt.plan_prompt`.
+    """
+    text = tokenizer.incremental()
+    arriving = _arriving(text, chain([request.text], pieces))
+    for _ in arriving:
+        if text.text.strip():
+            plan = plan_prompt(replace(request, text=text.text), tokenizer, config)
+            trailing = plan.trailing_text_ids.tolist()
+            if trailing:  # Its last id is the end of the text, which is not here yet; the prompt is as it will be.
+                return plan, SpokenText(trailing[:-1], arriving, trailing[-1:])
+    plan = plan_prompt(replace(request, text=text.text), tokenizer, config)
+    return plan, SpokenText(plan.trailing_text_ids.tolist())
+
+
+def _arriving(text: IncrementalText, pieces: Iterable[str]) -> Iterator[list[int]]:
+    for piece in pieces:
+        yield text.add(piece)
+    yield text.finish()
+
+
+def stream_codes(
+    params: dict[str, Any],
+    config: ModelConfig,
+    generation: GenerationConfig,
+    plan: PromptPlan,
+    text: SpokenText,
+    *,
+    frame_limit: int,
+    seed: int,
+    schedule: Sequence[int],
+) -> Iterator[tuple[np.ndarray, FinishReason | None]]:
+    """Speaks one prompt into codes, chunk by chunk.
+
+    Args:
+        params: the trees `talker` and `code_predictor`.
+        config: of the model.
+        generation: how codes are drawn.
+        plan: the prompt; its trailing text is not used.
+        text: what follows the prompt's text.
+        frame_limit: the most frames.
+        seed: of the draws, as for utterance 0 of a batch.
+        schedule: frames of each chunk; the last entry is repeated. A chunk is shorter where the text or
+            the speech ends, or where the text has not arrived.
+
+    Yields:
+        Codes int32 [T, Q] of a chunk, and None, or in the last chunk, where T may be 0, why it ended.
+    """
+    longest, slots, pad = max(schedule), bucket(len(plan.text_ids), PROMPT_BUCKET), config.prompt.tts_pad
+    known = len(text.ids)
+    plan = replace(plan, trailing_text_ids=text.window(0, longest, pad)[0])
+    prompt = batch_plans([plan], tts_pad=pad, length=slots)
+    spoken = len(plan.text_ids) + known
+    capacity = _capacity(slots + min(frame_limit, spoken * _FRAMES_PER_TOKEN) + longest)
+    keys, limits = utterance_keys(seed, jnp.zeros(1, jnp.int32)), jnp.full(1, frame_limit, jnp.int32)
+    state = prefill_compiled(params, config, prompt, keys, limits, capacity)
+
+    frame, reason = 0, None
+    for size in chain(schedule, repeat(schedule[-1])):
+        count = text.covered(frame, min(size, frame_limit - frame))
+        if frame < len(text.ids) and (frame > 0 or len(text.ids) > known):
+            state = set_text_compiled(params, config, state, text.window(frame, longest, pad))
+        if slots + frame + count > capacity:
+            capacity = _capacity(slots + frame + count)
+            state = grow_compiled(state, capacity)
+        state, chunk = generate_stream(params, config, generation, state, np.int32(count), longest)
+        codes = np.asarray(chunk)[0]
+        codes = codes[codes[:, 0] >= 0]
+        frame += len(codes)
+        if bool(state.ended[0]):
+            reason = "stop"
+        elif frame == frame_limit:
+            reason = "length"
+        yield codes, reason
+        if reason is not None:
+            return
+
+
+def _capacity(slots: int) -> int:
+    return max(_MIN_CAPACITY, 1 << (slots - 1).bit_length())
+
+
+def prime_decoder(params: dict[str, Any], config: CodecConfig, codes: np.ndarray) -> decoder.DecoderState:
+    """The decoder's state after a recording's codes [T, Q], for speech that goes on from there; T may be 0."""
+    state = decoder.initial_state(config.decoder, 1)
+    for part in _parts(codes):
+        state, _ = codec_step(params, config.decoder, state, part[None])
+    return state
+
+
+def decode_chunk(
+    params: dict[str, Any], config: CodecConfig, state: decoder.DecoderState, codes: np.ndarray
+) -> tuple[decoder.DecoderState, np.ndarray]:
+    """Decodes the next codes [T, Q] of one stream → the state T frames on and samples [T × frame_samples].
+
+    `params` is the subtree codec/decoder; the state is used up.
+    """
+    samples = [np.zeros((1, 0), np.float32)]
+    for part in _parts(codes):
+        state, decoded = codec_step(params, config.decoder, state, part[None])
+        samples.append(np.asarray(decoded, np.float32))
+    return state, np.concatenate(samples, axis=1)[0]
+
+
+def _parts(codes: np.ndarray) -> Iterator[np.ndarray]:
+    """Cuts codes [T, Q] into the few lengths that are compiled."""
+    start = 0
+    for size in _CODEC_FRAMES:
+        while len(codes) - start >= size:
+            yield codes[start : start + size]
+            start += size

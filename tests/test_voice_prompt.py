@@ -1,0 +1,77 @@
+"""Which voices a model can clone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.presets import preset
+from qwen3_tts_jax.voice_prompt import VoicePrompt, check_voice
+
+SMALLER, LARGER = preset("0.6B-Base"), preset("1.7B-Base")
+
+
+def x_vector(width: int = 1024) -> np.ndarray:
+    return np.linspace(-1, 1, width, dtype=np.float32)
+
+
+def voice(codes: np.ndarray | None = None, text: str = "Hello.") -> VoicePrompt:
+    """In context, with codes from the lowest to the highest unless they are given."""
+    if codes is None:
+        codes = np.linspace(0, 2047, 3 * 16).astype(np.int32).reshape(3, 16)
+    return VoicePrompt(x_vector(), codes, text)
+
+
+def with_code(code: int) -> np.ndarray:
+    codes = voice().codes.copy()
+    codes[1, 5] = code
+    return codes
+
+
+def not_finite(value: float) -> VoicePrompt:
+    vector = x_vector()
+    vector[700] = value
+    return VoicePrompt(vector)
+
+
+def test_good_voices_pass():
+    check_voice(voice(), SMALLER)
+    check_voice(VoicePrompt(x_vector()), SMALLER)
+    check_voice(VoicePrompt(x_vector(2048)), LARGER)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"codes": voice().codes}, {"text": "Hello."}, {"text": ""}], ids=["codes alone", "text alone", "empty"]
+)
+def test_codes_and_their_transcript_go_together(fields: dict):
+    with pytest.raises(ValueError, match="a voice has codes and their transcript, or neither"):
+        VoicePrompt(x_vector(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("bad", "config", "message"),
+    [
+        (voice(), preset("0.6B-CustomVoice"), "this custom_voice model clones no voices; a base model does"),
+        (voice(), preset("1.7B-VoiceDesign"), "this voice_design model clones no voices"),
+        (
+            voice(),
+            LARGER,
+            r"the voice's x-vector has shape \[1024\], this model's have \[2048\] .* make the voice again",
+        ),
+        (VoicePrompt(x_vector()[None]), SMALLER, r"x-vector has shape \[1, 1024\], this model's have \[1024\]"),
+        (not_finite(np.nan), SMALLER, "the voice's x-vector is not finite"),
+        (not_finite(np.inf), SMALLER, "the voice's x-vector is not finite"),
+        (voice(voice().codes[:, :15]), SMALLER, r"codes have shape \[3, 15\], this model's have \[T, 16\]"),
+        (voice(voice().codes[:0]), SMALLER, r"codes have shape \[0, 16\], this model's have \[T, 16\]"),
+        (voice(voice().codes[0]), SMALLER, r"codes have shape \[16\], this model's have \[T, 16\]"),
+        (voice(voice().codes.astype(np.float32)), SMALLER, "the voice's codes must be integers, got float32"),
+        (voice(with_code(2048)), SMALLER, "the voice's codes are 0 … 2048, this model's are 0 … 2047"),
+        (voice(with_code(-1)), SMALLER, "the voice's codes are -1 … 2047, this model's are 0 … 2047"),
+        (voice(text=" \n"), SMALLER, "the voice has codes but an empty transcript"),
+    ],
+)
+def test_voices_that_cannot_be_cloned_are_refused(bad: VoicePrompt, config: ModelConfig, message: str):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_voice(bad, config)
+    assert "\n" not in str(caught.value)
