@@ -37,7 +37,7 @@ _BLOCK = 1 << 16
 _MIN_BASE64 = 256
 _MAX_DOWNLOAD = 200_000_000
 _TIMEOUT = 30.0  # seconds without an answer
-_SHOWN = 80
+_SHOWN = 250
 
 
 def read(source: AudioLike) -> tuple[np.ndarray, int]:

@@ -7,6 +7,7 @@ a window of fixed length, so that a long text, or one that is still being writte
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
@@ -43,6 +44,8 @@ fewer interruptions."""
 # Frames that the cache has room for at first, by the text's tokens; a cache that grows later compiles again.
 _FRAMES_PER_TOKEN = 8
 _MIN_CAPACITY = 512
+# A piece of text that comes within this time was there already, and so, maybe, is the next.
+_AT_HAND_SECONDS = 0.005
 # The decoder compiles once per size; chunks are cut into these.
 _CODEC_FRAMES = (16, 8, 4, 2, 1)
 
@@ -114,9 +117,12 @@ class SpokenText:
         self._arriving, self._end = arriving, end
 
     def covered(self, frame: int, count: int) -> int:
-        """How many of `count` frames from `frame` on have their text, at least 1: waits for it if need be."""
-        while self._arriving is not None and len(self.ids) <= frame:
+        """How many of `count` frames from `frame` on have their text: waits for that of the first alone."""
+        at_hand = True
+        while self._arriving is not None and len(self.ids) < frame + (count if at_hand else 1):
+            asked = time.monotonic()
             more = next(self._arriving, None)
+            at_hand = time.monotonic() - asked < _AT_HAND_SECONDS
             if more is None:
                 self._arriving, more = None, self._end
             self.ids += more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import time
 from functools import cache
 from pathlib import Path
 
@@ -104,16 +105,19 @@ def test_speech_starts_before_the_text_is_there(load):
     def pieces():
         for number in itertools.count():
             taken.append(number)
-            yield f"word{number} "
+            time.sleep(slow)
+            yield "word "
 
+    slow = 0.02
     chunks = model.stream_custom_voice(pieces(), "ryan", max_new_tokens=100)
-    first = next(chunks)
-    assert len(first.codes) == 1
     # One word is in the prompt; the next, which is certain once a third begins, goes with the first frame.
-    assert len(taken) <= 3
-    for _ in range(9):
-        next(chunks)
-    assert len(taken) < 30
+    assert [len(next(chunks).codes) for _ in range(4)] == [1] * 4
+    assert len(taken) <= 6
+    # Text that is there is spoken by the schedule.
+    slow = 0
+    next(chunks)
+    assert [len(next(chunks).codes) for _ in range(3)] == [8] * 3
+    assert len(taken) <= 6 + 4 * 8 + 1
     chunks.close()
 
 
