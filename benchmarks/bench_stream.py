@@ -10,9 +10,7 @@ one too (tests/parity/random_checkpoint.py). Needs the extra `parity` and qwen-t
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import side_by_side
 
@@ -63,27 +61,11 @@ def _voice(model_type: str) -> dict[str, str]:
     return {"speaker": "ryan"} if model_type == "custom_voice" else {"instruct": "An old man who speaks slowly."}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="a folder in the published layout")
-    parser.add_argument("--frames", type=int, default=24, help="frames of 80 ms per utterance (default 24)")
-    parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each kind (default 3)")
-    parser.add_argument("--output", type=Path, help="append the raw figures to this file of JSON lines")
-    parser.add_argument("--worker", choices=side_by_side.KINDS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        measure = measure_ours if arguments.worker == "ours" else measure_official
-        side_by_side.report_worker(lambda: measure(arguments.checkpoint, arguments.frames))
-        return
-    options = [arguments.checkpoint, "--frames", str(arguments.frames)]
-    results = side_by_side.in_turn(__file__, options, arguments.repeats)
-    side_by_side.save(arguments.output, results, frames=arguments.frames)
-    side_by_side.print_table(results, [
-        ("first", "first sound, s"), ("rate", "frames per second after it (official: of the whole)"),
-        ("total", "whole second call, s"), ("compile", "first call beyond the second, s"),
-        ("peak_gb", "peak memory, GB"),
-    ])  # fmt: skip
-
+_ROWS = [
+    ("first", "first sound, s"), ("rate", "frames per second after it (official: of the whole)"),
+    ("total", "whole second call, s"), ("compile", "first call beyond the second, s"),
+    ("peak_gb", "peak memory, GB"),
+]  # fmt: skip
 
 if __name__ == "__main__":
-    main()
+    side_by_side.main(__file__, __doc__, {"ours": measure_ours, "official": measure_official}, _ROWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,24 +15,47 @@ from importlib.metadata import version
 from pathlib import Path
 
 Figures = dict[str, float]
+Measure = Callable[[str, int], Figures]
 KINDS = ("ours", "official")
 
 
-def report_worker(measure: Callable[[], Figures]) -> None:
-    """Prints what `measure` gives, and the peak of this process's memory, for `in_turn` to read."""
-    figures = measure()
-    figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(json.dumps(figures))
+def main(
+    script: str, description: str | None, measures: Mapping[str, Measure], rows: Sequence[tuple[str, str]]
+) -> None:
+    """The command of a benchmark: parses its arguments, measures in turn, prints and keeps the figures.
+
+    Args:
+        script: its file, which is run again for each measurement.
+        description: for --help.
+        measures: by `KINDS`, measure(checkpoint, frames); each runs in a process of its own.
+        rows: see `print_table`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="a folder in the published layout")
+    parser.add_argument("--frames", type=int, default=24, help="frames of 80 ms per utterance (default 24)")
+    parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each kind (default 3)")
+    parser.add_argument("--output", type=Path, help="append the raw figures to this file of JSON lines")
+    parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        figures = measures[arguments.worker](arguments.checkpoint, arguments.frames)
+        figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps(figures))
+        return
+    command = [sys.executable, script, arguments.checkpoint, "--frames", str(arguments.frames)]
+    results = in_turn(command, arguments.repeats)
+    if arguments.output:
+        save(arguments.output, results, frames=arguments.frames)
+    print_table(results, rows)
 
 
-def in_turn(script: str, arguments: Sequence[str], repeats: int) -> dict[str, list[Figures]]:
-    """Runs `script arguments --worker KIND` in fresh processes: ours, official, ours, …"""
+def in_turn(command: Sequence[str], repeats: int) -> dict[str, list[Figures]]:
+    """Runs `command --worker KIND` in fresh processes: ours, official, ours, …"""
     results: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
     for repeat in range(repeats):
         for kind, figures in results.items():
             print(f"run {repeat + 1} of {repeats}: {kind}", file=sys.stderr)
-            command = [sys.executable, script, *arguments, "--worker", kind]
-            output = subprocess.run(command, capture_output=True, text=True, check=False)
+            output = subprocess.run([*command, "--worker", kind], capture_output=True, text=True, check=False)
             if output.returncode:
                 raise SystemExit(output.stderr)
             figures.append(json.loads(output.stdout.splitlines()[-1]))
@@ -48,10 +72,8 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
-def save(path: Path | None, results: Mapping[str, list[Figures]], **settings: object) -> None:
+def save(path: Path, results: Mapping[str, list[Figures]], **settings: object) -> None:
     """Appends each run as a line of JSON."""
-    if path is None:
-        return
     with path.open("a", encoding="utf-8") as file:
         for kind, figures in results.items():
             for row in figures:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qwen3_tts_jax.compile_cache import keep_compiled
     from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig, SamplingConfig
     from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.prompt import Request
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 _HOMES = {
+    "keep_compiled": "compile_cache",
     "ConfigError": "config",
     "GenerationConfig": "config",
     "ModelConfig": "config",
@@ -32,6 +34,7 @@ __all__ = [
     "Speech",
     "SpeechTokenizer",
     "VoicePrompt",
+    "keep_compiled",
 ]
 
 

@@ -37,7 +37,7 @@ _BLOCK = 1 << 16
 _MIN_BASE64 = 256
 _MAX_DOWNLOAD = 200_000_000
 _TIMEOUT = 30.0  # seconds without an answer
-_SHOWN = 250
+_SHOWN = 80
 
 
 def read(source: AudioLike) -> tuple[np.ndarray, int]:
@@ -182,7 +182,8 @@ def _rate(rate: int) -> int:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text):,} characters)"
+    # A path is needed whole; base64 is not.
+    return text if len(text) <= _MIN_BASE64 else f"{text[:_SHOWN]}… ({len(text):,} characters)"
 
 
 def check_writable(path: str | Path) -> None:

@@ -121,8 +121,10 @@ def save_voice(reference: Reference, source: Source, output: Path, name: str | N
         check_type(source.model, config, "base", "voice save")
 
         from qwen3_tts_jax import voice_file
+        from qwen3_tts_jax.compile_cache import keep_compiled
         from qwen3_tts_jax.convert import CheckpointError, load_checkpoint
 
+        keep_compiled()
         parts = ("speaker_encoder", "codec/encoder")
         with ProgressLine(1 / config.codec.frame_rate, quiet) as progress:
             with refusing(CheckpointError):

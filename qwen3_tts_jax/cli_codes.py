@@ -92,9 +92,11 @@ def _config(folder: Path) -> CodecConfig:
 
 
 def _load(folder: Path, progress: ProgressLine) -> Any:
+    from qwen3_tts_jax.compile_cache import keep_compiled
     from qwen3_tts_jax.convert import CheckpointError
     from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 
+    keep_compiled()
     with refusing(CheckpointError):
         return SpeechTokenizer.from_pretrained(folder, progress=progress)
 

@@ -225,9 +225,11 @@ def _load(
     folder: Path, sampling: dict[str, Any], options: SpeakOptions, progress: ProgressLine
 ) -> tuple[Qwen3TTS, GenerationConfig]:
     from qwen3_tts_jax.arguments import merge_sampling
+    from qwen3_tts_jax.compile_cache import keep_compiled
     from qwen3_tts_jax.convert import CheckpointError
     from qwen3_tts_jax.pipeline import Qwen3TTS
 
+    keep_compiled()
     with refusing(CheckpointError):
         tts = Qwen3TTS.from_pretrained(folder, options.dtype, options.codec_dtype, progress=progress)
     return tts, merge_sampling(tts.config, sampling)[0]

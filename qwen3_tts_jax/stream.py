@@ -41,8 +41,10 @@ CHUNK_FRAMES = (1, 2, 4, 8)
 """Frames of the first chunk, the second, …, and of all that follow: 80 ms until the first sound, then ever
 fewer interruptions."""
 
-# Frames that the cache has room for at first, by the text's tokens; a cache that grows later compiles again.
+# Frames that the cache has room for at first: by the prompt's tokens, or where the text is still arriving
+# (144 s). A cache that grows later interrupts the speech until a larger program is compiled.
 _FRAMES_PER_TOKEN = 8
+_FRAMES_OF_OPEN_TEXT = 1800
 _MIN_CAPACITY = 512
 # A piece of text that comes within this time was there already, and so, maybe, is the next.
 _AT_HAND_SECONDS = 0.005
@@ -116,17 +118,22 @@ class SpokenText:
         self.ids = list(ids)
         self._arriving, self._end = arriving, end
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is known."""
+        return self._arriving is None
+
     def covered(self, frame: int, count: int) -> int:
         """How many of `count` frames from `frame` on have their text: waits for that of the first alone."""
         at_hand = True
-        while self._arriving is not None and len(self.ids) < frame + (count if at_hand else 1):
+        while not self.complete and len(self.ids) < frame + (count if at_hand else 1):
             asked = time.monotonic()
             more = next(self._arriving, None)
             at_hand = time.monotonic() - asked < _AT_HAND_SECONDS
             if more is None:
                 self._arriving, more = None, self._end
             self.ids += more
-        return count if self._arriving is None else min(count, len(self.ids) - frame)
+        return count if self.complete else min(count, len(self.ids) - frame)
 
     def window(self, frame: int, length: int, pad: int) -> np.ndarray:
         """The ids of `length` frames from `frame` on, int32 [1, length]."""
@@ -195,7 +202,8 @@ def stream_codes(
     plan = replace(plan, trailing_text_ids=text.window(0, longest, pad)[0])
     prompt = batch_plans([plan], tts_pad=pad, length=slots)
     spoken = len(plan.text_ids) + known
-    capacity = _capacity(slots + min(frame_limit, spoken * _FRAMES_PER_TOKEN) + longest)
+    expected = spoken * _FRAMES_PER_TOKEN if text.complete else _FRAMES_OF_OPEN_TEXT
+    capacity = _capacity(slots + min(frame_limit, expected) + longest)
     keys, limits = utterance_keys(seed, jnp.zeros(1, jnp.int32)), jnp.full(1, frame_limit, jnp.int32)
     state = prefill_compiled(params, config, prompt, keys, limits, capacity)
 

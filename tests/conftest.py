@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.tokenizer_files import write_tokenizer_files
+
+# What a test compiles is not for the user's cache folder, nor may a test find what another version compiled.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 @pytest.fixture(scope="session")

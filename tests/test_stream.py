@@ -159,10 +159,28 @@ def test_a_stream_outlives_its_first_cache(load, monkeypatch):
     model = load("1.7B-CustomVoice", -1.0)
     monkeypatch.setattr(stream, "_MIN_CAPACITY", 64)
     monkeypatch.setattr(stream, "_FRAMES_PER_TOKEN", 1)
+    monkeypatch.setattr(stream, "_FRAMES_OF_OPEN_TEXT", 1)
     options = {"seed": 2, "max_new_tokens": 150}
     chunks, whole = both(model, "Hi.", "Hi.", {"speaker": "ryan"}, **options)
     assert sum(len(chunk.codes) for chunk in chunks) == 149
     np.testing.assert_allclose(joined(chunks), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "max_new_tokens", "capacity"), [(None, None, 512), (["Hi."], None, 512), (["Hi. "], 3000, 2048)]
+)
+def test_the_first_cache_has_room_for_what_is_expected(load, monkeypatch, pieces, max_new_tokens, capacity):
+    model, seen = load("1.7B-CustomVoice", -1.0), []
+
+    def prefill(*arguments):
+        seen.append(arguments[-1])
+        raise InterruptedError
+
+    monkeypatch.setattr(stream, "prefill_compiled", prefill)
+    text = "Hi." if pieces is None else itertools.chain(pieces, itertools.repeat("and on, "))
+    with pytest.raises(InterruptedError):
+        next(model.stream_custom_voice(text, "ryan", max_new_tokens=max_new_tokens))
+    assert seen == [capacity]
 
 
 def test_what_stops_early_leaves_nothing(load):

@@ -1,0 +1,59 @@
+"""Compiled programs that are kept between processes: compiling takes far longer than a short speech."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+# JAX would keep only what took a second; a stream has several smaller programs.
+_MIN_SECONDS = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+def keep_compiled(folder: str | Path | None = None) -> Path | None:
+    """Lets JAX keep compiled programs in a folder and take them from there. Call it before the first computation.
+
+    Whoever has given JAX a folder already (JAX_COMPILATION_CACHE_DIR) keeps that one, and
+    JAX_ENABLE_COMPILATION_CACHE=false switches it off. Any of the files may be deleted at any time.
+
+    Args:
+        folder: by default qwen3-tts-jax in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), apart for
+            each kind of CPU, because JAX would run on one what it had compiled for another.
+
+    Returns:
+        The folder in use, or None where programs are not kept.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if jax.config.jax_compilation_cache_dir is not None:
+        return Path(jax.config.jax_compilation_cache_dir)
+    folder = _default_folder() if folder is None else Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
+        return None
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+def _default_folder() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    digest = hashlib.sha256(f"{platform.machine()} {_cpu_features()}".encode()).hexdigest()
+    return Path(caches) / "qwen3-tts-jax" / f"compiled-{digest[:12]}"
+
+
+def _cpu_features() -> str:
+    """What programs for this CPU may use, as Linux lists it; elsewhere the CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

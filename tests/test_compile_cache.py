@@ -1,0 +1,99 @@
+"""Compiled programs kept between processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3_tts_jax import compile_cache
+from tests.shapes import SMALL
+from tests.small_checkpoint import write_small_checkpoint
+
+# Compiles one program that takes a while, and tells the folder and how often a program was found in it.
+_SCRIPT = """
+import jax, jax.numpy as jnp
+from qwen3_tts_jax.compile_cache import keep_compiled
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if name.endswith("cache_hits") else None)
+folder = keep_compiled(*{arguments!r})
+f = lambda x: [x := jnp.sin(x @ x) for _ in range(500)][-1]
+jax.block_until_ready(jax.jit(f)(jnp.ones((40, 40))))
+print(folder, len(hits), sep="|")
+"""
+
+
+def run(tmp_path: Path, *arguments: str, stderr: str = "", **environment: str) -> tuple[str, int]:
+    """The folder in use, and how many programs were found there."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    inherited |= {"HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    inherited.pop("XDG_CACHE_HOME", None)
+    script = _SCRIPT.format(arguments=arguments)
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=inherited | environment, capture_output=True, text=True, check=True
+    )
+    assert result.stderr == stderr
+    folder, hits = result.stdout.strip().split("|")
+    return folder, int(hits)
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_the_second_process_finds_what_the_first_compiled(tmp_path):
+    folder, hits = run(tmp_path)
+    assert Path(folder).parent == tmp_path / ".cache" / "qwen3-tts-jax"
+    assert hits == 0
+    assert files(Path(folder))
+    again, hits = run(tmp_path)
+    assert (again, hits > 0) == (folder, True)
+
+
+@pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR", None])
+def test_the_folder_can_be_chosen(tmp_path, name):
+    chosen = tmp_path / "chosen"
+    folder, _ = run(tmp_path, **{name: str(chosen)}) if name else run(tmp_path, str(chosen))
+    assert Path(folder) == chosen or Path(folder).parent == chosen / "qwen3-tts-jax"
+    # In a folder of the user's own JAX keeps what the user's settings say.
+    assert files(chosen) or name == "JAX_COMPILATION_CACHE_DIR"
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_it_can_be_switched_off(tmp_path):
+    assert run(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false") == ("None", 0)
+    assert files(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
+    (tmp_path / "file").touch()
+    warning = f"compiled programs are not kept: {tmp_path / 'file' / 'folder'}: Not a directory\n"
+    assert run(tmp_path, str(tmp_path / "file" / "folder"), stderr=warning) == ("None", 0)
+
+
+def test_commands_keep_what_they_compile(tmp_path, tokenizer_folder):
+    model = write_small_checkpoint(tmp_path / "model", SMALL["1.7B-CustomVoice"], tokenizer_folder)
+    np.savez(tmp_path / "codes.npz", hello=np.zeros((2, 16), np.int32))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    for command in (
+        ["codec", "decode", "codes.npz", "-o", "a.wav", "--model", str(model)],
+        ["say", "Hi.", "--max-seconds", "0.01", "-o", "b.wav", "--model", str(model)],
+    ):
+        before = len(files(tmp_path / "cache"))
+        main = "from qwen3_tts_jax.cli import main; main()"
+        subprocess.run(
+            [sys.executable, "-c", main, *command], env=environment, cwd=tmp_path, capture_output=True, check=True
+        )
+        assert len(files(tmp_path / "cache")) > before, command
+
+
+def test_each_kind_of_cpu_has_its_own_folder(monkeypatch):
+    here = compile_cache._default_folder()
+    assert compile_cache._default_folder() == here
+    monkeypatch.setattr(compile_cache, "_cpu_features", lambda: "flags: other")
+    assert compile_cache._default_folder() != here
