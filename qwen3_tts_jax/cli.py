@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from qwen3_tts_jax import cli_batch
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_codec import codec_app
 from qwen3_tts_jax.cli_options import APP, DEFAULT_CLONER, DEFAULT_DESIGNER, DEFAULT_VOICES, examples
@@ -177,6 +178,9 @@ def _speak(model_type: str, options: dict[str, Any]) -> None:
     from qwen3_tts_jax.cli_speak import SpeakOptions, speak
 
     speak(model_type, SpeakOptions(**options))
+
+
+app.command(epilog=cli_batch.EXAMPLES)(cli_batch.batch)
 
 
 @app.command(

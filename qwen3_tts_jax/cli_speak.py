@@ -25,6 +25,7 @@ from qwen3_tts_jax.console import (
 )
 
 if TYPE_CHECKING:
+    from qwen3_tts_jax.cli_batch import BatchOptions
     from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.prompt import PromptPlan, Request
     from qwen3_tts_jax.synthesis import FinishReason
@@ -81,7 +82,7 @@ def speak(model_type: str, options: SpeakOptions) -> None:
     from qwen3_tts_jax import audio
 
     output = _check_options(model_type, options)
-    sampling = _sampling(options)
+    sampling = sampling_arguments(options)
     with plain_messages():
         source = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify)
         # Before a download, too.
@@ -178,8 +179,8 @@ def _voice(options: SpeakOptions) -> Recording | VoicePrompt:
     return replace(voice, codes=None, text=None) if options.x_vector_only else voice
 
 
-def _sampling(options: SpeakOptions) -> dict[str, Any]:
-    """The sampling arguments of `arguments.merge_sampling`."""
+def sampling_arguments(options: SpeakOptions | BatchOptions) -> dict[str, Any]:
+    """The sampling arguments of `arguments.merge_sampling`; refuses impossible ones."""
     names = ("temperature", "top_k", "top_p", "repetition_penalty")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     unused = [f"--{name.replace('_', '-')}" for name in given if name != "repetition_penalty"]

@@ -338,18 +338,23 @@ class Qwen3TTS:
         seed: int = 0,
         *,
         batch_size: int = 32,
+        utterances: Sequence[int] | None = None,
+        fill: bool = False,
         official_decoding: bool = False,
         progress: Progress | None = None,
     ) -> list[Speech]:
         """Speaks any number of requests, `batch_size` at a time.
 
-        Utterance i draws from the key fold_in(seed, i), so its codes do not depend on its company.
+        The utterance with number i draws from the key fold_in(seed, i), so its codes do not depend on its company.
 
         Args:
             requests: what to say, in which voice, and for how long at most.
             sampling: the checkpoint's own by default.
             seed: the same seed gives the same speech.
             batch_size: the most utterances in one batch.
+            utterances: their numbers, 0 … 2³¹ − 1; by default 0, 1, 2, ….
+            fill: compute every batch in `batch_size` rows, however few are used, so that not even the rounding
+                depends on how many requests there are. Their prompts' lengths still count in buckets.
             official_decoding: decode as the official package does: in chunks of 300 frames that see 25
                 frames before them, which differs from the exact decode beyond 24 s, and with a reference cut
                 off in proportion to its frames, which may leave one of its samples.
@@ -367,6 +372,8 @@ class Qwen3TTS:
             seed,
             batch_size=batch_size,
             chunk_frames=self.chunk_frames,
+            utterances=utterances,
+            fill=fill,
             official_decoding=official_decoding,
             progress=progress,
         )

@@ -76,12 +76,17 @@ def synthesize(
     *,
     batch_size: int,
     chunk_frames: int,
+    utterances: Sequence[int] | None = None,
+    fill: bool = False,
     official_decoding: bool = False,
     progress: Progress | None = None,
 ) -> list[Speech]:
     """Speaks any number of requests in batches; `Qwen3TTS.synthesize` tells what the arguments are."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    utterances = range(len(requests)) if utterances is None else utterances
+    if len(utterances) != len(requests):
+        raise ValueError(f"{len(requests)} requests have {len(utterances)} utterance numbers; give one for each")
     plans = [plan_prompt(request, tokenizer, config) for request in requests]
     limits = [frame_limit(request, plan, config) for request, plan in zip(requests, plans, strict=True)]
     speeches: list[Speech] = []
@@ -94,7 +99,8 @@ def synthesize(
             plans[rows],
             frame_limits=limits[rows],
             seed=seed,
-            first_utterance=first,
+            utterances=utterances[rows],
+            rows=batch_size if fill else None,
             chunk_frames=chunk_frames,
             progress=progress,
         )
@@ -103,6 +109,7 @@ def synthesize(
             config.codec,
             codes,
             [reference_codes(request, config) for request in requests[rows]],
+            rows=batch_size if fill else None,
             official=official_decoding,
             progress=progress,
         )
@@ -133,7 +140,8 @@ def make_codes(
     *,
     frame_limits: Sequence[int],
     seed: int,
-    first_utterance: int = 0,
+    utterances: Sequence[int] | None = None,
+    rows: int | None = None,
     chunk_frames: int = 8,
     progress: Progress | None = None,
 ) -> tuple[list[np.ndarray], list[bool]]:
@@ -146,14 +154,16 @@ def make_codes(
         plans: one per utterance.
         frame_limits: the most frames of each.
         seed: of the draws, together with the utterance's number.
-        first_utterance: the number of the first one; the others follow.
+        utterances: the number of each, 0 … 2³¹ − 1; by default 0, 1, 2, ….
+        rows: of the compiled program, at least as many as plans; by default the next bucket.
         chunk_frames: frames between two looks at whether all rows have ended.
         progress: told of prompts read and frames made.
 
     Returns:
         The codes int32 [T, Q] of each utterance, and whether the model itself ended it.
     """
-    count, rows = len(plans), bucket(len(plans), 1)
+    count = len(plans)
+    rows = bucket(count, 1) if rows is None else rows
     # Rows that fill up the bucket repeat a plan and may make no frame.
     filler = rows - count
     batch = batch_plans(
@@ -162,7 +172,8 @@ def make_codes(
         trailing_length=bucket(max(len(plan.trailing_text_ids) for plan in plans), PROMPT_BUCKET),
         tts_pad=config.prompt.tts_pad,
     )
-    keys = utterance_keys(seed, jnp.arange(first_utterance, first_utterance + rows))
+    numbers = range(count) if utterances is None else utterances
+    keys = utterance_keys(seed, jnp.asarray([*numbers, *[0] * filler], jnp.int32))
     limits = jnp.asarray([*frame_limits, *[0] * filler], jnp.int32)
     if progress is not None:
         progress("prefill", 0, count)
@@ -193,6 +204,7 @@ def decode_codes(
     codes: Sequence[np.ndarray],
     references: Sequence[np.ndarray] | None = None,
     *,
+    rows: int | None = None,
     official: bool = False,
     progress: Progress | None = None,
 ) -> list[np.ndarray]:
@@ -205,20 +217,22 @@ def decode_codes(
         config: of the codec.
         codes: of each utterance.
         references: codes [R, Q] that come before each utterance's; their samples are cut off.
+        rows: of the compiled program, but no more than 8; by default the next bucket. `official` has one row.
         official: decode in chunks without carried state, and cut references off in proportion, as the
             official package does.
         progress: told of utterances decoded.
     """
     if references is None:
         references = [row[:0] for row in codes]
-    whole = [np.concatenate(rows) for rows in zip(references, codes, strict=True)]
+    whole = [np.concatenate(both) for both in zip(references, codes, strict=True)]
     samples: list[np.ndarray] = []
     for first in range(0, len(whole), 1 if official else _CODEC_ROWS):
         if official:
             chunked = codec_chunked(params, config.decoder, whole[first][None])
             samples.append(np.asarray(chunked[0], np.float32))
         else:
-            samples += _decode_exactly(params, config, whole[first : first + _CODEC_ROWS])
+            part = whole[first : first + _CODEC_ROWS]
+            samples += _decode_exactly(params, config, part, min(rows or bucket(len(part), 1), _CODEC_ROWS))
         if progress is not None:
             progress("decode", len(samples), len(codes))
     cuts = [len(reference) * config.frame_samples for reference in references]
@@ -228,8 +242,9 @@ def decode_codes(
     return [row[cut:] for row, cut in zip(samples, cuts, strict=True)]
 
 
-def _decode_exactly(params: dict[str, Any], config: CodecConfig, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-    rows = bucket(len(codes), 1)
+def _decode_exactly(
+    params: dict[str, Any], config: CodecConfig, codes: Sequence[np.ndarray], rows: int
+) -> list[np.ndarray]:
     frames = -(-max(map(len, codes)) // _CODEC_CHUNK_FRAMES) * _CODEC_CHUNK_FRAMES
     padded = np.zeros((rows, frames, config.num_codebooks), np.int32)
     for row, utterance in enumerate(codes):

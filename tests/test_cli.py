@@ -32,7 +32,7 @@ from tests.command import assert_refused, start, write_model
 from tests.command import run as run_command
 from tests.shapes import SMALL
 
-COMMANDS = ("say", "design", "clone", "voices", "languages", "info", "convert", "parity")
+COMMANDS = ("say", "design", "clone", "batch", "voices", "languages", "info", "convert", "parity")
 GROUPS = {"voice": ("save", "show", "blend"), "codec": ("encode", "decode")}
 
 

@@ -1,0 +1,303 @@
+"""Manifests: the list of what a batch job speaks, as JSON lines or as CSV. No JAX.
+
+A manifest is UTF-8. As JSON lines (any name) each line is an object; as CSV (a name that ends in .csv) the first line
+names the columns, and an empty cell is a field that is not given. The fields:
+
+    id              name of the files that are written; the number of the line by default
+    text            what is said; the only field that must be given
+    language, speaker, instruct
+    text_mode       "all-at-once" or "as-it-comes"
+    max_seconds     the longest speech to make
+    seed            in place of the job's
+    reference       recording to clone: a file or a URL; with reference_text (what it says) or x_vector_only
+    voice           file of a voice to clone, in place of a recording
+
+Files are named relative to the manifest's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_SEED = 2**31 - 1
+TEXT_MODES = ("all-at-once", "as-it-comes")
+
+# Bytes: file systems allow 255, of which the ending takes some.
+_LONGEST_ID = 200
+_UNSAFE = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f]')
+# Names of devices on Windows, whatever their ending.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_URLS = ("http://", "https://", "data:")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of a manifest; the module describes the fields, and None is one that is not given."""
+
+    line: int
+    id: str
+    text: str
+    language: str | None = None
+    speaker: str | None = None
+    instruct: str | None = None
+    text_mode: str | None = None
+    max_seconds: float | None = None
+    seed: int | None = None
+    reference: str | None = None
+    reference_text: str | None = None
+    x_vector_only: bool = False
+    voice: str | None = None
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that cannot be spoken, and why.
+
+    Attributes:
+        line: its number, from 1.
+        id: None where it is not known.
+        reason: all that is wrong with it, in one line.
+    """
+
+    line: int
+    id: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        name = "" if self.id in (None, str(self.line)) else f" ({self.id})"
+        return f"line {self.line}{name}: {self.reason}"
+
+
+class ManifestError(ValueError):
+    """A file that is no manifest at all."""
+
+
+def read(path: Path) -> tuple[list[Item], list[BadLine]]:
+    """Reads a manifest and checks all that can be checked without a model.
+
+    Returns:
+        The good lines and the bad ones, each in the order of the file.
+
+    Raises:
+        ManifestError: the file is empty, or a CSV file without usable columns.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    rows = _csv_rows(path, content) if path.suffix.lower() == ".csv" else _json_rows(content)
+    items: list[Item] = []
+    bad: list[BadLine] = []
+    lines: dict[str, int] = {}
+    for line, row in rows:
+        item = row if isinstance(row, BadLine) else _item(line, row, path.parent)
+        if isinstance(item, Item):
+            # File systems may take names for one that differ in case, or in how letters are composed.
+            name = unicodedata.normalize("NFC", item.id).casefold()
+            first = lines.setdefault(name, line)
+            if first != line:
+                item = BadLine(line, item.id, f"the id {item.id!r} is a duplicate of that of line {first}")
+        (items if isinstance(item, Item) else bad).append(item)
+    if not items and not bad:
+        raise ManifestError(f"{path} is empty: it has no line to speak")
+    return items, bad
+
+
+def _json_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+        except UnicodeDecodeError as error:
+            row = BadLine(number, None, f"is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}")
+        except json.JSONDecodeError as error:
+            row = BadLine(number, None, f"is not JSON: {error.msg} at character {error.colno}")
+        except (ValueError, RecursionError) as error:
+            row = BadLine(number, None, f"is not usable JSON: {error}")
+        if not isinstance(row, dict | BadLine):
+            row = BadLine(number, None, f"is not a JSON object but {_kind(row)}")
+        yield number, row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the field {twice[0]!r} is given twice")
+    return dict(pairs)
+
+
+def _csv_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ManifestError(
+            f"{path} is not UTF-8 text: line {line} has the byte 0x{content[error.start]:02x}"
+        ) from None
+    # A reader counts the lines of the file, which are more than rows where a text has line ends.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    start = 1
+    names: list[str] | None = None
+    try:
+        for cells in reader:
+            number, start = start, reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if names is None:
+                names = _columns(path, cells)
+            elif len(cells) > len(names):
+                yield number, BadLine(number, None, f"has {len(cells)} cells for {len(names)} columns; quote commas")
+            else:
+                yield number, {name: cell for name, cell in zip(names, cells, strict=False) if cell.strip()}
+    except csv.Error as error:
+        yield start, BadLine(start, None, f"is not CSV: {error}; what follows was not read")
+
+
+def _columns(path: Path, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    unknown = [name for name in names if name not in _FIELDS]
+    if unknown:
+        raise ManifestError(
+            f"{path} has the unknown column{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}: its first line "
+            f"must name the columns, of which there are {', '.join(_FIELDS)}"
+        )
+    if len(set(names)) < len(names):
+        raise ManifestError(f"{path} names a column twice: {', '.join(names)}")
+    if "text" not in names:
+        raise ManifestError(f"{path} has no column 'text'")
+    return names
+
+
+def _item(line: int, row: Mapping[str, Any], folder: Path) -> Item | BadLine:
+    problems: list[str] = []
+    unknown = [name for name in row if name not in _FIELDS]
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        problems.append(f"unknown field{'s' * (len(unknown) > 1)} {names}; there are {', '.join(_FIELDS)}")
+    values: dict[str, Any] = {}
+    for name, value in row.items():
+        if name in _FIELDS and value is not None:
+            try:
+                values[name] = _FIELDS[name](value)
+            except ValueError as error:
+                problems.append(f"{name} {error}")
+    if row.get("text") is None:
+        problems.append("the text is missing")
+    if row.get("id") is None:
+        values["id"] = str(line)
+    problems += _contradictions(row)
+    if problems:
+        return BadLine(line, values.get("id"), "; ".join(problems))
+    for name in ("reference", "voice"):
+        if name in values and not values[name].startswith(_URLS):
+            values[name] = str(folder / Path(values[name]).expanduser())
+    return Item(line=line, **values)
+
+
+def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
+    given = {name for name, value in row.items() if value is not None}
+    alone = row.get("x_vector_only") not in (None, False) and _TRUTHS.get(str(row["x_vector_only"]).lower(), True)
+    if {"reference", "voice"} <= given:
+        yield "reference and voice are two voices: give one"
+    elif "reference" in given:
+        if alone and "reference_text" in given:
+            yield "x_vector_only leaves out what the recording says and takes no reference_text"
+        if not alone and "reference_text" not in given:
+            yield "reference_text is missing: give what the reference says, or x_vector_only"
+    elif "reference_text" in given:
+        yield "reference_text is for a reference" + ("; the voice has its own" if "voice" in given else "")
+    elif alone and "voice" not in given:
+        yield "x_vector_only is for a reference or a voice"
+
+
+# What a field's value must be: each gives the value, or a ValueError that says what is wrong.
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text, not {_kind(value)}")
+    if not value.strip():
+        raise ValueError("is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("has half of a surrogate pair, which is no character") from None
+    return value
+
+
+def _id(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    name = _text(value)
+    shown = repr(name if len(name) <= 60 else f"{name[:60]}…")
+    if _UNSAFE.search(name):
+        raise ValueError(f'{shown} is no file name: it must be one without / \\ < > : " | ? * and control characters')
+    if name.startswith((".", " ", "-")) or name.endswith((".", " ")):
+        raise ValueError(f"{shown} is no safe file name: it starts with '.', '-' or a space, or ends in '.' or a space")
+    if _DEVICES.fullmatch(name):
+        raise ValueError(f"{shown} is no safe file name: on Windows it is a device")
+    if len(name.encode()) > _LONGEST_ID:
+        raise ValueError(f"{shown} is too long: {len(name.encode())} bytes, at most {_LONGEST_ID} are allowed")
+    return name
+
+
+def _text_mode(value: Any) -> str:
+    if value not in TEXT_MODES:
+        raise ValueError(f"must be {' or '.join(TEXT_MODES)}, got {value!r}")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"must be a number above 0, got {value!r}")
+    return number
+
+
+def _seed(value: Any) -> int:
+    digits = isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20
+    number = int(value) if digits else value
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_SEED:
+        raise ValueError(f"must be a whole number 0 … {MAX_SEED}, got {value!r}")
+    return number
+
+
+def _truth(value: Any) -> bool:
+    number = _TRUTHS.get(value.strip().lower()) if isinstance(value, str) else value
+    if not isinstance(number, bool):
+        raise ValueError(f"must be true or false, got {value!r}")
+    return number
+
+
+_FIELDS: Mapping[str, Callable[[Any], Any]] = {
+    "id": _id,
+    "text": _text,
+    "language": _text,
+    "speaker": _text,
+    "instruct": _text,
+    "text_mode": _text_mode,
+    "max_seconds": _seconds,
+    "seed": _seed,
+    "reference": _text,
+    "reference_text": _text,
+    "x_vector_only": _truth,
+    "voice": _text,
+}
