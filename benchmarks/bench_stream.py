@@ -17,7 +17,7 @@ import side_by_side
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds."
 
 
-def measure_ours(checkpoint: str, frames: int) -> side_by_side.Figures:
+def measure_ours(checkpoint: str, frames: int, _batch: int) -> side_by_side.Figures:
     from qwen3_tts_jax import Qwen3TTS, Request
 
     model = Qwen3TTS.from_pretrained(checkpoint, dtype="float32")
@@ -37,7 +37,7 @@ def measure_ours(checkpoint: str, frames: int) -> side_by_side.Figures:
     return {"compile": first["total"] - second["total"], **second}
 
 
-def measure_official(checkpoint: str, frames: int) -> side_by_side.Figures:
+def measure_official(checkpoint: str, frames: int, _batch: int) -> side_by_side.Figures:
     from qwen3_tts_jax.convert.reference import load_official
 
     model = load_official(checkpoint)

@@ -15,43 +15,62 @@ from importlib.metadata import version
 from pathlib import Path
 
 Figures = dict[str, float]
-Measure = Callable[[str, int], Figures]
-KINDS = ("ours", "official")
+Measure = Callable[[str, int, int], Figures]
+Results = dict[str, list[Figures]]
 
 
 def main(
-    script: str, description: str | None, measures: Mapping[str, Measure], rows: Sequence[tuple[str, str]]
+    script: str,
+    description: str | None,
+    measures: Mapping[str, Measure],
+    rows: Sequence[tuple[str, str]],
+    *,
+    batches: Sequence[int] = (1,),
+    plotted: str | None = None,
 ) -> None:
     """The command of a benchmark: parses its arguments, measures in turn, prints and keeps the figures.
 
     Args:
         script: its file, which is run again for each measurement.
         description: for --help.
-        measures: by `KINDS`, measure(checkpoint, frames); each runs in a process of its own.
+        measures: by kind, measure(checkpoint, frames, batch); each runs in a process of its own. The others
+            are compared with the first.
         rows: see `print_table`.
+        batches: utterances at a time, unless --batches says otherwise.
+        plotted: the key of the figure that --plot draws over the batch.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a folder in the published layout")
     parser.add_argument("--frames", type=int, default=24, help="frames of 80 ms per utterance (default 24)")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=batches, help=f"default {' '.join(map(str, batches))}"
+    )
+    parser.add_argument("--kinds", nargs="+", choices=measures, default=list(measures), help="default all")
     parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each kind (default 3)")
     parser.add_argument("--output", type=Path, help="append the raw figures to this file of JSON lines")
-    parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
+    if plotted is not None:
+        parser.add_argument("--plot", type=Path, help=f"draw {plotted} over the batch into this PNG (needs matplotlib)")
+    parser.add_argument("--worker", choices=measures, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        figures = measures[arguments.worker](arguments.checkpoint, arguments.frames)
+        figures = measures[arguments.worker](arguments.checkpoint, arguments.frames, arguments.batches[0])
         figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(json.dumps(figures))
         return
-    command = [sys.executable, script, arguments.checkpoint, "--frames", str(arguments.frames)]
-    results = in_turn(command, arguments.repeats)
-    if arguments.output:
-        save(arguments.output, results, frames=arguments.frames)
-    print_table(results, rows)
+    results = {}
+    for batch in arguments.batches:
+        command = [sys.executable, script, arguments.checkpoint, "--frames", str(arguments.frames)]
+        results[batch] = in_turn([*command, "--batches", str(batch)], arguments.kinds, arguments.repeats)
+        if arguments.output:
+            save(arguments.output, results[batch], frames=arguments.frames, batch=batch)
+        print_table(results[batch], rows, f"batch {batch}, ")
+    if plotted is not None and arguments.plot:
+        plot(arguments.plot, results, plotted, dict(rows)[plotted])
 
 
-def in_turn(command: Sequence[str], repeats: int) -> dict[str, list[Figures]]:
-    """Runs `command --worker KIND` in fresh processes: ours, official, ours, …"""
-    results: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
+def in_turn(command: Sequence[str], kinds: Sequence[str], repeats: int) -> Results:
+    """Runs `command --worker KIND` in fresh processes: the first kind, the second, …, the first, …"""
+    results: Results = {kind: [] for kind in kinds}
     for repeat in range(repeats):
         for kind, figures in results.items():
             print(f"run {repeat + 1} of {repeats}: {kind}", file=sys.stderr)
@@ -80,18 +99,35 @@ def save(path: Path, results: Mapping[str, list[Figures]], **settings: object) -
                 file.write(json.dumps({"kind": kind, **settings, **row, "machine": machine()}) + "\n")
 
 
-def print_table(results: Mapping[str, list[Figures]], rows: Sequence[tuple[str, str]]) -> None:
-    """A Markdown table of (key, label) rows: medians with their spread, and the quotient where both have it."""
+def print_table(results: Results, rows: Sequence[tuple[str, str]], title: str = "") -> None:
+    """A Markdown table of (key, label) rows: medians with their spread, and how many times the first kind's."""
+    first, *others = results
     print(f"\n{json.dumps(machine())}\n")
-    print(f"| median (min to max) of {len(results[KINDS[0]])} | ours | official | official / ours |\n|---|---|---|---|")
+    heads = [first, *(head for kind in others for head in (kind, f"{kind} / {first}"))]
+    print(f"| {title}median (min to max) of {len(results[first])} | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
     for key, label in rows:
-        cells, medians = [], []
-        for figures in results.values():
-            values = [row[key] for row in figures if key in row]
-            if values:
-                medians.append(statistics.median(values))
-                cells.append(f"{medians[-1]:.3g} ({min(values):.3g} to {max(values):.3g})")
-            else:
-                cells.append("")
-        quotient = f"{medians[1] / medians[0]:.2f}" if len(medians) == 2 else ""
-        print(f"| {label} | {' | '.join(cells)} | {quotient} |")
+        values = {kind: [row[key] for row in figures if key in row] for kind, figures in results.items()}
+        cells = []
+        for kind, found in values.items():
+            median = f"{statistics.median(found):.3g} ({min(found):.3g} to {max(found):.3g})" if found else ""
+            cells.append(median)
+            if kind != first:
+                both = found and values[first]
+                cells.append(f"{statistics.median(found) / statistics.median(values[first]):.2f}" if both else "")
+        print(f"| {label} | {' | '.join(cells)} |")
+
+
+def plot(path: Path, results: Mapping[int, Results], key: str, label: str) -> None:
+    """Medians of `key` over the batch, a line per kind, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for kind in next(iter(results.values())):
+        medians = [statistics.median(row[key] for row in figures[kind]) for figures in results.values()]
+        axes.plot(list(results), medians, marker="o", label=kind)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="utterances at a time", ylabel=label, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)

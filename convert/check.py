@@ -103,7 +103,7 @@ def check_tree(where: str | Path, tree: Mapping[str, Any], rules: Iterable[Rule]
 
 
 def _differences(tensors: Mapping[str, StoredTensor], rules: Iterable[Rule]) -> list[str]:
-    expected = {name: rule.shape for rule in rules for name in rule.torch}
+    expected = {name: shape for rule in rules for name, shape in rule.torch.items()}
     problems = _compare({name: tensor.shape for name, tensor in tensors.items()}, expected)
     for name, tensor in tensors.items():
         if name in expected and tensor.dtype not in DTYPES:

@@ -68,8 +68,8 @@ def _tensors(leaves: Mapping[str, Any], rules: Iterable[Rule], dtype: str | None
     tensors = {}
     for rule in rules:
         array = np.asarray(leaves[rule.flax])
-        for name, leaf in zip(rule.torch, array if rule.stacked else [array], strict=True):
-            tensor = np.ascontiguousarray(rule.transform.invert(leaf))
+        for (name, shape), view in zip(rule.torch.items(), rule.split(array), strict=True):
+            tensor = np.ascontiguousarray(rule.transform.invert(view)).reshape(shape)
             tensors[name] = tensor if dtype is None else tensor.astype(jnp.dtype(dtype), copy=False)
     return tensors
 

@@ -24,6 +24,9 @@ from qwen3_tts_jax.hf_config import read_folder
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes to do."""
 
+Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+"""Where the leaf with this path and shape goes; see `sharding.placement`."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,14 +35,15 @@ def load_checkpoint(
     config: ModelConfig,
     parts: Iterable[str] = SYNTHESIS_PARTS,
     progress: Progress | None = None,
+    placement: Placement | None = None,
 ) -> dict[str, Any]:
     """`load_params`, or `orbax_checkpoint.load` where the folder was converted."""
     if not is_converted(folder):
-        return load_params(folder, config, parts, progress)
+        return load_params(folder, config, parts, progress, placement)
     # Only here, for the import of Orbax takes a second.
     from qwen3_tts_jax.convert import orbax_checkpoint
 
-    return orbax_checkpoint.load(folder, config, parts, progress)
+    return orbax_checkpoint.load(folder, config, parts, progress, placement)
 
 
 def load_params(
@@ -47,8 +51,9 @@ def load_params(
     config: ModelConfig,
     parts: Iterable[str] = SYNTHESIS_PARTS,
     progress: Progress | None = None,
+    placement: Placement | None = None,
 ) -> dict[str, Any]:
-    """Loads `parts` (of `rule.PARTS`) of a checkpoint onto JAX's default device.
+    """Loads `parts` (of `rule.PARTS`) of a checkpoint, to `placement` or else onto JAX's default device.
 
     The folder is in the published layout: `model.safetensors` and `speech_tokenizer/model.safetensors`,
     each a single file or sharded, in float32, bfloat16 or float16. Every name, shape and dtype of both is
@@ -64,7 +69,7 @@ def load_params(
     """
     rules = select(all_rules(config), config, parts)
     stored = check_folder(Path(folder), config)
-    return _load(folder, rules, stored, lambda rule: compute_dtype(config, rule), progress)
+    return _load(folder, rules, stored, lambda rule: compute_dtype(config, rule), progress, placement)
 
 
 def load_codec(folder: str | Path, config: CodecConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -93,6 +98,7 @@ def _load(
     stored: Mapping[str, StoredTensor],
     dtype_of: Callable[[Rule], jnp.dtype | None],
     progress: Progress | None,
+    placement: Placement | None = None,
 ) -> dict[str, Any]:
     total = sum(stored[name].nbytes for rule in rules for name in rule.torch)
     done = 0
@@ -114,10 +120,11 @@ def _load(
             if dtype is None:
                 dtype = jnp.result_type(*(DTYPES[stored[name].dtype] for name in rule.torch))
             array = _aligned_empty(rule.flax_shape, dtype)
-            for name, out in zip(rule.torch, array if rule.stacked else [array], strict=True):
+            for name, out in zip(rule.torch, rule.split(array), strict=True):
                 read_into(streams[stored[name].file], stored[name], rule.transform, out, advance)
             # Waiting keeps host copies from piling up in front of an accelerator.
-            leaves[rule.flax] = jax.block_until_ready(jax.device_put(array))
+            where = None if placement is None else placement(rule.flax, rule.flax_shape)
+            leaves[rule.flax] = jax.block_until_ready(jax.device_put(array, where))
     _log.info("loaded %d leaves (%.2f GB) from %s", len(leaves), total / 1e9, folder)
     return unflatten_dict(leaves, sep="/")
 

@@ -22,12 +22,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, WEIGHTS, CheckpointError, check_tree
-from qwen3_tts_jax.convert.load import Progress
+from qwen3_tts_jax.convert.load import Placement, Progress
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
 from qwen3_tts_jax.hf_config import read_folder
 
-FORMAT = 1
+FORMAT = 2
 _PARAMS = "params"
 _log = logging.getLogger(__name__)
 
@@ -83,8 +83,9 @@ def load(
     config: ModelConfig,
     parts: Iterable[str] = SYNTHESIS_PARTS,
     progress: Progress | None = None,
+    placement: Placement | None = None,
 ) -> dict[str, Any]:
-    """Loads `parts` of a folder that `save` wrote onto JAX's default device.
+    """Loads `parts` of a folder that `save` wrote, to `placement` or else onto JAX's default device.
 
     Dtypes are those of `load.load_params`: compute dtypes, and gathered tables as they were saved.
     `progress` is called after every part with the bytes done and the bytes to do.
@@ -106,7 +107,9 @@ def load(
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         wanted = {
             rule.flax: jax.ShapeDtypeStruct(
-                rule.flax_shape, compute_dtype(config, rule) or stored[rule.flax].dtype, sharding=device
+                rule.flax_shape,
+                compute_dtype(config, rule) or stored[rule.flax].dtype,
+                sharding=device if placement is None else placement(rule.flax, rule.flax_shape),
             )
             for rule in rules
         }

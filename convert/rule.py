@@ -5,8 +5,10 @@ Every function here takes the PyTorch prefix of a layer, then its path in the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from qwen3_tts_jax.config import TransformerConfig
 from qwen3_tts_jax.convert.transforms import CONV, CONV_TRANSPOSE, IDENTITY, Transform
@@ -20,39 +22,52 @@ class Rule:
     """One leaf of the parameter tree and the PyTorch tensors that it is made of.
 
     Attributes:
-        torch: one name or, where `stacked`, the names along a new leading axis.
+        torch: names and shapes of the tensors; one, or several where `stacked` or `groups`.
         flax: path in the tree, "talker/codec_head/weight".
         transform: layout change of each tensor.
-        shape: of each PyTorch tensor.
-        stacked: the leaf is [len(torch), *transform.shape(shape)].
+        stacked: tensors of one shape lie along a new leading axis.
+        groups: linear layers are joined by groups of outputs: each weight [groups · rows, in] gives the next
+            `rows` of every group, so the leaf is [groups, sum of rows, in].
         gathered: rows of it are looked up, never multiplied, so it keeps the file's dtype.
     """
 
-    torch: tuple[str, ...]
+    torch: Mapping[str, tuple[int, ...]]
     flax: str
-    transform: Transform
-    shape: tuple[int, ...]
+    transform: Transform = IDENTITY
     stacked: bool = False
+    groups: int | None = None
     gathered: bool = False
 
     @property
     def flax_shape(self) -> tuple[int, ...]:
         """The shape of the leaf."""
-        shape = self.transform.shape(self.shape)
-        return (len(self.torch), *shape) if self.stacked else shape
+        shapes = list(self.torch.values())
+        if self.groups is not None:
+            return (self.groups, sum(rows for rows, _ in shapes) // self.groups, shapes[0][1])
+        shape = self.transform.shape(shapes[0])
+        return (len(shapes), *shape) if self.stacked else shape
 
     @property
     def part(self) -> str:
         """The member of `PARTS` that the leaf belongs to."""
         return next(part for part in PARTS if self.flax.startswith(f"{part}/"))
 
+    def split(self, leaf: np.ndarray) -> list[np.ndarray]:
+        """Views of the leaf, one for each tensor; of joined ones as [groups, rows, in]."""
+        if self.stacked:
+            return list(leaf)
+        if self.groups is None:
+            return [leaf]
+        ends = np.cumsum([rows // self.groups for rows, _ in self.torch.values()])
+        return np.split(leaf, ends[:-1], axis=1)
+
 
 def tensor(torch: str, flax: str, *shape: int, transform: Transform = IDENTITY) -> Rule:
-    return Rule((torch,), flax, transform, shape)
+    return Rule({torch: shape}, flax, transform)
 
 
 def embedding(torch: str, flax: str, vocab: int, width: int) -> Iterator[Rule]:
-    yield Rule((f"{torch}.weight",), f"{flax}/embedding", IDENTITY, (vocab, width), gathered=True)
+    yield Rule({f"{torch}.weight": (vocab, width)}, f"{flax}/embedding", gathered=True)
 
 
 def linear(torch: str, flax: str, inputs: int, outputs: int, bias: bool = False) -> Iterator[Rule]:
@@ -97,9 +112,11 @@ def _layer(torch: str, flax: str, config: TransformerConfig) -> Iterator[Rule]:
     has_bias = config.norm == "layer"
     attention, attention_flax = f"{torch}.self_attn", f"{flax}/attention"
     yield from norm(f"{torch}.input_layernorm", f"{flax}/attention_norm", width, has_bias)
-    yield from linear(f"{attention}.q_proj", f"{attention_flax}/q", width, queries)
-    yield from linear(f"{attention}.k_proj", f"{attention_flax}/k", width, keys)
-    yield from linear(f"{attention}.v_proj", f"{attention_flax}/v", width, keys)
+    joined = {
+        f"{attention}.{name}_proj.weight": (rows, width)
+        for name, rows in zip("qkv", (queries, keys, keys), strict=True)
+    }
+    yield Rule(joined, f"{attention_flax}/qkv/weight", groups=config.num_kv_heads)
     yield from linear(f"{attention}.o_proj", f"{attention_flax}/o", queries, width)
     if config.qk_norm:
         yield from norm(f"{attention}.q_norm", f"{attention_flax}/q_norm", config.head_dim)
@@ -107,9 +124,12 @@ def _layer(torch: str, flax: str, config: TransformerConfig) -> Iterator[Rule]:
     if config.layer_scale:
         yield tensor(f"{torch}.self_attn_layer_scale.scale", f"{flax}/attention_layer_scale/scale", width)
     yield from norm(f"{torch}.post_attention_layernorm", f"{flax}/mlp_norm", width, has_bias)
-    swiglu = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    for name, torch_name in (swiglu if config.mlp == "swiglu" else {"up": "fc1", "down": "fc2"}).items():
-        inputs, outputs = (config.mlp_width, width) if name == "down" else (width, config.mlp_width)
-        yield from linear(f"{torch}.mlp.{torch_name}", f"{flax}/mlp/{name}", inputs, outputs)
+    if config.mlp == "swiglu":
+        gate_up = {f"{torch}.mlp.{name}_proj.weight": (config.mlp_width, width) for name in ("gate", "up")}
+        yield Rule(gate_up, f"{flax}/mlp/gate_up/weight", stacked=True)
+    else:
+        yield from linear(f"{torch}.mlp.fc1", f"{flax}/mlp/up", width, config.mlp_width)
+    down = "down_proj" if config.mlp == "swiglu" else "fc2"
+    yield from linear(f"{torch}.mlp.{down}", f"{flax}/mlp/down", config.mlp_width, width)
     if config.layer_scale:
         yield tensor(f"{torch}.mlp_layer_scale.scale", f"{flax}/mlp_layer_scale/scale", width)

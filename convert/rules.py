@@ -32,7 +32,7 @@ from qwen3_tts_jax.convert.rule import (
     transformer,
     transposed_conv,
 )
-from qwen3_tts_jax.convert.transforms import IDENTITY, SQUEEZE
+from qwen3_tts_jax.convert.transforms import SQUEEZE
 
 SYNTHESIS_PARTS = ("talker", "code_predictor", "codec/decoder")
 """What text to speech without a reference recording needs."""
@@ -57,18 +57,14 @@ def model_rules(config: ModelConfig) -> list[Rule]:
         *linear("talker.codec_head", "talker/codec_head", width, talker.codec_vocab_size),
         *transformer(f"{torch}.model", "code_predictor/transformer", predictor.transformer),
         Rule(
-            tuple(f"{torch}.model.codec_embedding.{i}.weight" for i in heads),
+            {f"{torch}.model.codec_embedding.{i}.weight": (predictor.codebook_size, width) for i in heads},
             "code_predictor/codec_embeddings/embedding",
-            IDENTITY,
-            (predictor.codebook_size, predictor.talker_width),
             stacked=True,
             gathered=True,
         ),
         Rule(
-            tuple(f"{torch}.lm_head.{i}.weight" for i in heads),
+            {f"{torch}.lm_head.{i}.weight": (predictor.codebook_size, predictor_width) for i in heads},
             "code_predictor/codec_heads/weight",
-            IDENTITY,
-            (predictor.codebook_size, predictor_width),
             stacked=True,
         ),
     ]
@@ -246,5 +242,5 @@ def _quantizer(
         weight, path = f"{torch}.{name}_proj.weight", f"{flax}/{name}_projection/weight"
         yield tensor(weight, path, outputs, inputs, 1, transform=SQUEEZE)
     for leaf, (name, shape) in tables.items():
-        names = tuple(f"{torch}.{name.format(j)}" for j in range(count))
-        yield Rule(names, f"{flax}/{leaf}", IDENTITY, shape, stacked=True, gathered=True)
+        tensors = {f"{torch}.{name.format(j)}": shape for j in range(count)}
+        yield Rule(tensors, f"{flax}/{leaf}", stacked=True, gathered=True)

@@ -79,14 +79,14 @@ def read_into(
 ) -> None:
     """Reads one tensor from its open file into `out`, in its transform's layout and in out's dtype.
 
-    `out` must be contiguous. `advance` is told the number of bytes after every piece.
+    `advance` is told the number of bytes after every piece.
     """
     dtype = DTYPES[tensor.dtype]
     stream.seek(tensor.offset)
-    if transform not in (IDENTITY, SQUEEZE):
+    if transform not in (IDENTITY, SQUEEZE) or not out.flags.c_contiguous:
         whole = np.empty(tensor.shape, dtype)
         _read(stream, whole)
-        out[...] = transform.apply(whole)
+        out[...] = transform.apply(whole).reshape(out.shape)
         advance(tensor.nbytes)
         return
     flat = out.reshape(-1)

@@ -74,7 +74,7 @@ def trace_ours(
     speeches = Qwen3TTS(config, params, tokenizer).synthesize(requests, greedy)
 
     def used(values: np.ndarray) -> Rows:
-        return [row[start:] for row, start in zip(values.astype(np.float32), batch.start, strict=True)]
+        return [row[:length] for row, length in zip(values.astype(np.float32), batch.lengths, strict=True)]
 
     track = track.astype(np.float32)[:, np.minimum(np.arange(len(official.text_track[0])), track.shape[1] - 1)]
     return Trace(
@@ -106,7 +106,7 @@ def _read_prompt(
     """The talker's inputs [B, T, D], text track [B, U, D], layers' outputs and normed last one [B, T, D]."""
     embeddings, track = embed_prompt(params, config, prompt)
     stack = config.talker.transformer
-    cache = KVCache.zeros(stack, prompt.start, embeddings.shape[1])
+    cache = KVCache.zeros(stack, *embeddings.shape[:2])
     (hidden, _), captured = Talker(config.talker).apply(
         {"params": params["talker"]},
         embeddings,
@@ -145,7 +145,7 @@ def _predictor_logits(params: Params, config: ModelConfig, state: DecodeState, c
     others = predictor.apply(variables, codebooks, codes[:, 1:-1], method=CodePredictor.embed_code)
     dtype = state.hidden.dtype
     x = jnp.concatenate([state.hidden[:, None], code_0.astype(dtype), others.astype(dtype)], axis=1)
-    cache = KVCache.zeros(config.code_predictor.transformer, jnp.zeros(batch, jnp.int32), num_codebooks)
+    cache = KVCache.zeros(config.code_predictor.transformer, batch, num_codebooks)
     hidden, _ = predictor.apply(variables, x, cache)
     logits = [
         predictor.apply(variables, hidden[:, codebook], codebook, method=CodePredictor.logits)

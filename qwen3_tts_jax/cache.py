@@ -3,7 +3,8 @@
 Two caches with one interface: `positions` and `mask` describe the next T positions, `extend` adds
 their keys and values for one layer and returns all that the layer may attend to, and `advance`
 moves on once every layer has been extended. Layers are separate leaves, because slicing a stacked
-array copies it.
+array copies it. Keys have their slots last and values their head dim last: in both products of a
+decode step the sum then runs over the slower axis, which is what vectorises.
 """
 
 from __future__ import annotations
@@ -21,68 +22,82 @@ from qwen3_tts_jax.config import TransformerConfig
 class KVCache:
     """A preallocated cache of `capacity` slots that sees everything before it.
 
-    Rows are padded on the left: row b holds nothing in its first `start[b]` slots, and the position
-    of slot s is s − start[b]. Writing past the capacity is an error of the caller; `grow` first.
+    Slot s of a row holds its position s, so rows of different length share a cache and one can be replaced
+    without the others. Writing past the capacity is an error of the caller; `grow` first.
 
     Attributes:
-        keys, values: one [B, K, S, H] per layer.
-        start: int32 [B], the first slot that row b uses.
-        length: int32 [], slots written so far, the same for all rows.
+        keys: one [B, K, H, S] per layer.
+        values: one [B, K, S, H] per layer.
+        length: int32 [B], slots written so far, or int32 [] where that is the same in all rows; what lies
+            beyond is never looked at.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
-    start: jax.Array
     length: jax.Array
 
     @classmethod
-    def zeros(cls, config: TransformerConfig, start: jax.Array, capacity: int) -> Self:
-        """An empty cache for the rows of `start` (int32 [B], their left padding)."""
-        shape = (start.shape[0], config.num_kv_heads, capacity, config.head_dim)
-
-        def empty() -> tuple[jax.Array, ...]:
-            return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
-
-        return cls(keys=empty(), values=empty(), start=start, length=jnp.zeros((), jnp.int32))
+    def zeros(cls, config: TransformerConfig, batch: int, capacity: int, *, aligned: bool = False) -> Self:
+        """An empty cache; rows that are `aligned` always have the same length, and are written faster."""
+        keys, values = _empty(config, batch, capacity)
+        return cls(keys=keys, values=values, length=jnp.zeros(() if aligned else batch, jnp.int32))
 
     @property
     def capacity(self) -> int:
-        return self.keys[0].shape[2]
+        return self.values[0].shape[2]
 
     def positions(self, steps: int) -> jax.Array:
-        """Positions of the next `steps` slots, int32 [B, T]; negative in the left padding."""
-        return self.length + jnp.arange(steps, dtype=jnp.int32) - self.start[:, None]
+        """Positions of the next `steps` inputs, int32 [B, T], or [1, T] of aligned rows."""
+        return jnp.atleast_1d(self.length)[:, None] + jnp.arange(steps, dtype=jnp.int32)
 
     def mask(self, steps: int) -> jax.Array:
-        """True where the next `steps` slots may look, bool [B, T, S]: causal, without the padding."""
+        """True where the next `steps` inputs may look, bool [B or 1, T, S]: at themselves and what was before."""
         slots = jnp.arange(self.capacity, dtype=jnp.int32)
-        queries = self.length + jnp.arange(steps, dtype=jnp.int32)
-        causal = slots[None, :] <= queries[:, None]
-        return causal[None] & (slots >= self.start[:, None])[:, None]
+        return slots <= self.positions(steps)[..., None]
 
     def extend(self, layer: int, keys: jax.Array, values: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
-        """Writes keys and values [B, T, K, H] of `layer`; returns the cache and all of them [B, K, S, H]."""
+        """Writes keys and values [B, T, K, H] of `layer`; returns the cache and all [B, K, H, S], [B, K, S, H]."""
 
-        def write(buffer: jax.Array, new: jax.Array) -> jax.Array:
-            update = new.swapaxes(1, 2).astype(buffer.dtype)
-            return jax.lax.dynamic_update_slice(buffer, update, (0, 0, self.length, 0))
+        def write(buffer: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+            new = new.astype(buffer.dtype)
+            if self.length.ndim == 0:
+                return jax.lax.dynamic_update_slice_in_dim(buffer, new, self.length, axis)
+            return jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(buffer, new, self.length, axis - 1)
 
-        all_keys, all_values = write(self.keys[layer], keys), write(self.values[layer], values)
-        cache = self.replace(keys=_with(self.keys, layer, all_keys), values=_with(self.values, layer, all_values))
-        return cache, all_keys, all_values
+        all_keys = write(self.keys[layer], keys.transpose(0, 2, 3, 1), axis=3)
+        all_values = write(self.values[layer], values.swapaxes(1, 2), axis=2)
+        return _replaced(self, layer, all_keys, all_values), all_keys, all_values
 
-    def advance(self, steps: int) -> Self:
-        """Counts the next `steps` slots as written."""
+    def advance(self, steps: int | jax.Array) -> Self:
+        """Counts the next `steps` slots as written: as many in every row, or int32 [B]."""
         return self.replace(length=self.length + steps)
 
     def grow(self, capacity: int) -> Self:
         """The same cache with room for `capacity` slots in all."""
         extra = capacity - self.capacity
+        return self.replace(
+            keys=tuple(jnp.pad(buffer, ((0, 0), (0, 0), (0, 0), (0, extra))) for buffer in self.keys),
+            values=tuple(jnp.pad(buffer, ((0, 0), (0, 0), (0, extra), (0, 0))) for buffer in self.values),
+        )
 
-        def pad(buffer: jax.Array) -> jax.Array:
-            return jnp.pad(buffer, ((0, 0), (0, 0), (0, extra), (0, 0)))
+    def insert(self, rows: jax.Array, new: Self) -> Self:
+        """Puts the rows of `new`, which may have fewer slots, in the place of `rows`.
 
-        return self.replace(keys=tuple(map(pad, self.keys)), values=tuple(map(pad, self.values)))
+        Args:
+            rows: int32 [R], where each row of `new` goes; one that is the batch size or more goes nowhere.
+            new: a cache of R rows.
+        """
+        slots = slice(new.capacity)
+
+        def put(buffers: tuple[jax.Array, ...], rows_of_new: tuple[jax.Array, ...], *where) -> tuple[jax.Array, ...]:
+            pairs = zip(buffers, rows_of_new, strict=True)
+            return tuple(buffer.at[(rows, *where)].set(row, mode="drop") for buffer, row in pairs)
+
+        return self.replace(
+            keys=put(self.keys, new.keys, slice(None), slice(None), slots),
+            values=put(self.values, new.values, slice(None), slots),
+            length=self.length.at[rows].set(new.length, mode="drop"),
+        )
 
 
 @flax.struct.dataclass
@@ -90,8 +105,9 @@ class WindowCache:
     """The last `window − 1` positions, for causal attention through a sliding window.
 
     Attributes:
-        keys, values: one [B, K, window − 1, H] per layer, oldest first.
-        length: int32 [], positions seen so far.
+        keys: one [B, K, H, window − 1] per layer, oldest first.
+        values: one [B, K, window − 1, H] per layer.
+        length: int32 [B], positions seen so far.
     """
 
     keys: tuple[jax.Array, ...]
@@ -101,39 +117,32 @@ class WindowCache:
     @classmethod
     def zeros(cls, config: TransformerConfig, batch: int) -> Self:
         """A cache that has seen nothing; `config.sliding_window` must be set."""
-        shape = (batch, config.num_kv_heads, config.sliding_window - 1, config.head_dim)
-
-        def empty() -> tuple[jax.Array, ...]:
-            return tuple(jnp.zeros(shape, config.dtype) for _ in range(config.num_layers))
-
-        return cls(keys=empty(), values=empty(), length=jnp.zeros((), jnp.int32))
+        keys, values = _empty(config, batch, config.sliding_window - 1)
+        return cls(keys=keys, values=values, length=jnp.zeros(batch, jnp.int32))
 
     def positions(self, steps: int) -> jax.Array:
-        """Positions of the next `steps` inputs, int32 [1, T]."""
-        return (self.length + jnp.arange(steps, dtype=jnp.int32))[None]
+        """Positions of the next `steps` inputs, int32 [B, T]."""
+        return self.length[:, None] + jnp.arange(steps, dtype=jnp.int32)
 
     def mask(self, steps: int) -> jax.Array:
-        """True where the next `steps` inputs may look among past and new, bool [1, T, window − 1 + T]."""
-        past = self.keys[0].shape[2]
+        """True where the next `steps` inputs may look among past and new, bool [B, T, window − 1 + T]."""
+        past = self.values[0].shape[2]
         queries = jnp.arange(steps)[:, None]
         offsets = jnp.arange(past + steps)[None] - past
         in_window = (offsets <= queries) & (offsets >= queries - past)
-        return (in_window & (offsets + self.length >= 0))[None]
+        return in_window & (offsets + self.length[:, None, None] >= 0)
 
     def extend(self, layer: int, keys: jax.Array, values: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
-        """Appends keys and values [B, T, K, H] of `layer`; returns the cache and all [B, K, S, H]."""
-        past = self.keys[layer].shape[2]
+        """Appends keys and values [B, T, K, H] of `layer`; returns the cache and all [B, K, H, S], [B, K, S, H]."""
 
-        def append(buffer: jax.Array, new: jax.Array) -> jax.Array:
-            return jnp.concatenate([buffer, new.swapaxes(1, 2).astype(buffer.dtype)], axis=2)
+        def append(buffer: jax.Array, new: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+            whole = jnp.concatenate([buffer, new.astype(buffer.dtype)], axis)
+            steps = new.shape[axis]
+            return whole, jax.lax.slice_in_dim(whole, steps, None, axis=axis)
 
-        all_keys, all_values = append(self.keys[layer], keys), append(self.values[layer], values)
-        first = all_keys.shape[2] - past
-        cache = self.replace(
-            keys=_with(self.keys, layer, all_keys[:, :, first:]),
-            values=_with(self.values, layer, all_values[:, :, first:]),
-        )
-        return cache, all_keys, all_values
+        all_keys, last_keys = append(self.keys[layer], keys.transpose(0, 2, 3, 1), 3)
+        all_values, last_values = append(self.values[layer], values.swapaxes(1, 2), 2)
+        return _replaced(self, layer, last_keys, last_values), all_keys, all_values
 
     def advance(self, steps: int) -> Self:
         """Counts `steps` more positions as seen."""
@@ -143,5 +152,15 @@ class WindowCache:
 Cache = KVCache | WindowCache
 
 
-def _with(items: tuple[jax.Array, ...], index: int, item: jax.Array) -> tuple[jax.Array, ...]:
-    return (*items[:index], item, *items[index + 1 :])
+def _empty(config: TransformerConfig, batch: int, slots: int) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    heads, width = config.num_kv_heads, config.head_dim
+    keys = tuple(jnp.zeros((batch, heads, width, slots), config.dtype) for _ in range(config.num_layers))
+    values = tuple(jnp.zeros((batch, heads, slots, width), config.dtype) for _ in range(config.num_layers))
+    return keys, values
+
+
+def _replaced(cache: Cache, layer: int, keys: jax.Array, values: jax.Array) -> Cache:
+    def at_layer(buffers: tuple[jax.Array, ...], buffer: jax.Array) -> tuple[jax.Array, ...]:
+        return (*buffers[:layer], buffer, *buffers[layer + 1 :])
+
+    return cache.replace(keys=at_layer(cache.keys, keys), values=at_layer(cache.values, values))

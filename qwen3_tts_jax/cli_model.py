@@ -221,7 +221,7 @@ def _parts(config: ModelConfig, sizes: Mapping[str, tuple[str, int]]) -> Iterato
     }
     parameters: Counter[str] = Counter()
     for rule in all_rules(config):
-        parameters[rule.part] += math.prod(rule.shape) * len(rule.torch)
+        parameters[rule.part] += sum(map(math.prod, rule.torch.values()))
     yield f"{'part':17}{'parameters':>15}{'dtype':>18}{'MB':>9}  layers"
     for part, count in parameters.items():
         dtype, size = sizes.get(part, ("", None))

@@ -35,9 +35,9 @@ class DecodeState:
         seen: bool [B, V], codes 0 drawn so far (for the repetition penalty).
         text_track: [B, U + 1, D], text added to the embeddings of frames `text_start`, `text_start` + 1, …;
             the last one (tts_pad) for ever.
-        text_start: int32 [], the frame that the text track starts with.
+        text_start: int32 [B], the frame that the text track starts with.
         keys: PRNG keys [B], one per utterance.
-        frame: int32 [], frames made so far.
+        frame: int32 [B], frames made so far; it stands still in rows that have ended.
         frame_limit: int32 [B], frames after which a row is cut off.
         ended: bool [B], True where a row drew the end of speech.
     """
@@ -130,28 +130,53 @@ def prefill(
     embeddings, text_track = embed_prompt(params, config, prompt)
     batch, steps = prompt.text_ids.shape
     with jax.named_scope("prefill"):
-        cache = KVCache.zeros(config.talker.transformer, prompt.start, capacity=steps)
+        cache = KVCache.zeros(config.talker.transformer, batch, capacity=steps)
         hidden, cache = _talker(params, config, embeddings, cache)
-        hidden = hidden[:, -1]
-        return DecodeState(
-            cache=cache.grow(capacity),
-            hidden=hidden,
-            logits=_talker(params, config, hidden, method=Talker.logits),
-            seen=jnp.zeros((batch, config.talker.codec_vocab_size), bool),
-            text_track=text_track,
-            text_start=jnp.zeros((), jnp.int32),
-            keys=keys,
-            frame=jnp.zeros((), jnp.int32),
-            frame_limit=frame_limit,
-            ended=jnp.zeros(batch, bool),
-        )
+        hidden = jnp.take_along_axis(hidden, prompt.lengths[:, None, None] - 1, axis=1)[:, 0]
+        # What the padding left in the cache lies beyond the length and is overwritten.
+        cache = cache.grow(capacity).replace(length=prompt.lengths)
+        state = idle_state(config, cache, text_track)
+        logits = _talker(params, config, hidden, method=Talker.logits)
+        return state.replace(hidden=hidden, logits=logits, keys=keys, frame_limit=frame_limit)
+
+
+def idle_state(config: ModelConfig, cache: KVCache, text_track: jax.Array) -> DecodeState:
+    """A state whose rows make no frames, for `insert` to put prompts into; the cache's length is taken as it is."""
+    batch, _, width = text_track.shape
+    vocab = config.talker.codec_vocab_size
+    zeros = jnp.zeros(batch, jnp.int32)
+    return DecodeState(
+        cache=cache,
+        hidden=jnp.zeros((batch, width), text_track.dtype),
+        logits=jnp.zeros((batch, vocab), jnp.float32),
+        seen=jnp.zeros((batch, vocab), bool),
+        text_track=text_track,
+        text_start=zeros,
+        keys=utterance_keys(0, zeros),
+        frame=zeros,
+        frame_limit=zeros,
+        ended=jnp.zeros(batch, bool),
+    )
+
+
+def insert(state: DecodeState, rows: jax.Array, new: DecodeState) -> DecodeState:
+    """Puts prompts that were read apart into `rows` (int32 [R]); a row of the batch size or more is left out.
+
+    `new` has R rows, the same text track length, and no more slots in its cache.
+    """
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return old.at[rows].set(new, mode="drop")
+
+    cache = state.cache.insert(rows, new.cache)
+    return jax.tree.map(put, state.replace(cache=None), new.replace(cache=None)).replace(cache=cache)
 
 
 def allowed_codes(config: ModelConfig, frame: jax.Array) -> jax.Array:
-    """What code 0 may be at `frame`: the codes themselves and, from frame 2 on, the end of speech; bool [V]."""
+    """What code 0 may be at `frame` [B]: the codes themselves and, from frame 2 on, the end of speech; bool [B, V]."""
     ids = jnp.arange(config.talker.codec_vocab_size)
     is_code = ids < config.talker.codec_vocab_size - config.talker.num_special_codes
-    return is_code | ((ids == config.prompt.codec_eos) & (frame >= MIN_FRAMES))
+    return is_code | ((ids == config.prompt.codec_eos) & (frame[:, None] >= MIN_FRAMES))
 
 
 def predict_codes(
@@ -177,40 +202,47 @@ def predict_codes(
         logits = _predictor(params, config, hidden, codebook, method=CodePredictor.logits)
         return sample(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, codebook), sampling)
 
-    def step(carry: tuple[jax.Array, KVCache], codebook: jax.Array):
-        code, cache = carry
-        x = _predictor(params, config, codebook, code, method=CodePredictor.embed_code)
+    def step(carry: tuple[jax.Array, jax.Array, KVCache], codebook: jax.Array):
+        codes, code, cache = carry
+        x = _predictor(params, config, codebook - 1, code, method=CodePredictor.embed_code)
         hidden, cache = _predictor(params, config, x[:, None], cache)
-        code = draw(hidden[:, -1], codebook + 1)
-        return (code, cache), code
+        code = draw(hidden[:, -1], codebook)
+        return (put(codes, code, codebook), code, cache), None
 
+    def put(codes: jax.Array, code: jax.Array, codebook: jax.Array) -> jax.Array:
+        # A select rather than a write at a traced place: GPUs can then record the loop as one graph.
+        return jnp.where(jnp.arange(1, num_codebooks) == codebook, code[:, None], codes)
+
+    num_codebooks = config.talker.num_codebooks
     with jax.named_scope("code_predictor"):
-        start = jnp.zeros(code_0.shape, jnp.int32)
-        cache = KVCache.zeros(config.code_predictor.transformer, start, config.talker.num_codebooks)
+        cache = KVCache.zeros(config.code_predictor.transformer, code_0.shape[0], num_codebooks, aligned=True)
         embedded = _talker(params, config, code_0, method=Talker.embed_code).astype(hidden.dtype)
         hidden, cache = _predictor(params, config, jnp.stack([hidden, embedded], axis=1), cache)
-        code_1 = draw(hidden[:, -1], jnp.int32(1))
-        codebooks = jnp.arange(1, config.talker.num_codebooks - 1)
-        _, rest = jax.lax.scan(step, (code_1, cache), codebooks)
-        return jnp.concatenate([code_1[:, None], rest.swapaxes(0, 1)], axis=1)
+        code = draw(hidden[:, -1], jnp.int32(1))
+        codes = jnp.broadcast_to(code[:, None], (code.shape[0], num_codebooks - 1))
+        (codes, _, _), _ = jax.lax.scan(step, (codes, code, cache), jnp.arange(2, num_codebooks))
+        return codes
 
 
 def advance(params: Params, config: ModelConfig, state: DecodeState, codes: jax.Array) -> DecodeState:
-    """Feeds a frame (int32 [B, Q]) and its text to the talker, which then predicts the next code 0."""
+    """Feeds a frame (int32 [B, Q]) and its text to the talker, which then predicts the next code 0.
+
+    Rows that have ended stay where they are: what they compute is overwritten by whoever comes next.
+    """
     with jax.named_scope("talker"):
         last = state.text_track.shape[1] - 1
         entry = jnp.minimum(state.frame - state.text_start, last)
-        text = jax.lax.dynamic_index_in_dim(state.text_track, entry, 1, keepdims=False)
+        text = jnp.take_along_axis(state.text_track, entry[:, None, None], axis=1)[:, 0]
         x = embed_codes(params, config, codes) + text
         hidden, cache = _talker(params, config, x[:, None], state.cache)
         hidden = hidden[:, -1]
-        rows = jnp.arange(codes.shape[0])
+        rows, made = jnp.arange(codes.shape[0]), state.active.astype(jnp.int32)
         return state.replace(
-            cache=cache,
+            cache=cache.replace(length=state.cache.length + made),
             hidden=hidden,
             logits=_talker(params, config, hidden, method=Talker.logits),
             seen=state.seen.at[rows, codes[:, 0]].set(True),
-            frame=state.frame + 1,
+            frame=state.frame + made,
         )
 
 
@@ -221,7 +253,7 @@ def frame_step(
 
     A row ends when it draws the end of speech (`ended`) or reaches its `frame_limit`.
     """
-    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.frame)
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.frame)
     code_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
     allowed = allowed_codes(config, state.frame)
     code_0 = sample(state.logits, code_keys, generation.talker, state.seen, allowed)
@@ -303,10 +335,19 @@ def grow(state: DecodeState, capacity: int) -> DecodeState:
     return state.replace(cache=state.cache.grow(capacity))
 
 
+def empty_batch(params: Params, config: ModelConfig, rows: int, capacity: int, text_slots: int) -> DecodeState:
+    """A batch of `rows` for `insert`, with `capacity` slots in its cache and text tracks of `text_slots` ids."""
+    cache = KVCache.zeros(config.talker.transformer, rows, capacity)
+    text_ids = jnp.full((rows, text_slots), config.prompt.tts_pad, jnp.int32)
+    return idle_state(config, cache, embed_text_track(params, config, text_ids))
+
+
 prefill_compiled = jax.jit(prefill, static_argnames=("config", "capacity"))
 generate_chunk = jax.jit(generate, static_argnames=("config", "generation", "num_frames"), donate_argnames="state")
 generate_stream = jax.jit(
     generate_at_most, static_argnames=("config", "generation", "max_frames"), donate_argnames="state"
 )
+empty_batch_compiled = jax.jit(empty_batch, static_argnames=("config", "rows", "capacity", "text_slots"))
+insert_compiled = jax.jit(insert, donate_argnames="state")
 set_text_compiled = jax.jit(set_text, static_argnames="config", donate_argnames="state")
 grow_compiled = jax.jit(grow, static_argnames="capacity")

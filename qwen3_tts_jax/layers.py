@@ -18,7 +18,40 @@ import numpy as np
 # It has no effect on bfloat16 operands.
 PRECISION = jax.lax.Precision.HIGHEST
 
+# Up to so many rows, XLA's CPU products are 1.2 to 3 times as fast with the rows as columns: W xᵀ.
+_FEW_ROWS = 64
+
 weight_init = nn.initializers.normal(0.02)
+
+
+def multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """X Wᵀ: [..., in] and [*outputs, in] → [..., *outputs]."""
+
+    def by_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jnp.tensordot(x, weight, axes=(-1, -1), precision=PRECISION)
+
+    def by_columns(x: jax.Array, weight: jax.Array) -> jax.Array:
+        # Without the barriers XLA turns the product back into the other form.
+        columns = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+        y = jax.lax.optimization_barrier(jnp.tensordot(weight, columns, axes=(-1, 0), precision=PRECISION))
+        return jnp.moveaxis(y, -1, 0).reshape(*x.shape[:-1], *weight.shape[:-1])
+
+    if 1 < x.size // x.shape[-1] <= _FEW_ROWS:
+        return jax.lax.platform_dependent(x, weight, cpu=by_columns, default=by_rows)
+    return by_rows(x, weight)
+
+
+def _project(module: nn.Module, x: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
+    """Multiplies x by the weight of `module`, [..., in] → [..., *outputs], in its `dtype`.
+
+    Where `quantize.quantize` has been, the weight is int8 with a float32 scale for each output.
+    """
+    x, shape = x.astype(module.dtype), (*outputs, x.shape[-1])
+    if not module.has_variable("params", "weight_int8"):
+        return multiply(x, module.param("weight", weight_init, shape, module.dtype))
+    weight = module.param("weight_int8", nn.initializers.zeros, shape, jnp.int8)
+    scale = module.param("scale", nn.initializers.ones, outputs)
+    return (multiply(x, weight.astype(module.dtype)) * scale).astype(module.dtype)
 
 
 class Linear(nn.Module):
@@ -30,11 +63,21 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.param("weight", weight_init, (self.features, x.shape[-1]), self.dtype)
-        y = jnp.einsum("...i,oi->...o", x.astype(self.dtype), weight, precision=PRECISION)
+        y = _project(self, x, (self.features,))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.dtype)
         return y
+
+
+class JointLinear(nn.Module):
+    """Linear layers with one input in one product, [..., in] → [..., *outputs]; the weight is [*outputs, in]."""
+
+    outputs: tuple[int, ...]
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return _project(self, x, self.outputs)
 
 
 class Embedding(nn.Module):
@@ -94,9 +137,9 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate = Linear(self.width, dtype=self.dtype, name="gate")(x)
-        up = Linear(self.width, dtype=self.dtype, name="up")(x)
-        return Linear(x.shape[-1], dtype=self.dtype, name="down")(nn.silu(gate) * up)
+        gate_up = JointLinear((2, self.width), dtype=self.dtype, name="gate_up")(x)
+        y = nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+        return Linear(x.shape[-1], dtype=self.dtype, name="down")(y)
 
 
 class GeluMLP(nn.Module):

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
 
-from qwen3_tts_jax import audio, convert, hf_config
+from qwen3_tts_jax import audio, convert, hf_config, sharding
 from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair_references
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.prompt import Request
+from qwen3_tts_jax.quantize import quantize
 from qwen3_tts_jax.stream import CHUNK_FRAMES, stream
-from qwen3_tts_jax.synthesis import Progress, Speech, synthesize
+from qwen3_tts_jax.synthesis import Progress, Speech, synthesize_each
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from qwen3_tts_jax.voices import make_voices
@@ -42,11 +43,13 @@ class Qwen3TTS:
         dtype: str = "auto",
         codec_dtype: str = "float32",
         *,
+        weights: Literal["float", "int8"] = "float",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool | None = None,
         verify: bool = False,
         chunk_frames: int = 8,
+        mesh: jax.sharding.Mesh | None = None,
         progress: Progress | None = None,
     ) -> Self:
         """Loads a checkpoint.
@@ -57,11 +60,15 @@ class Qwen3TTS:
             dtype: of talker and code predictor: "float32", "bfloat16", or "auto", which is bfloat16 on GPU
                 and TPU and float32 on a CPU, where products in bfloat16 are ten times slower.
             codec_dtype: of the codec.
+            weights: "int8" rounds those of the talker and the code predictor, which are then a quarter of the size
+                (see `quantize`): for memory, and for accelerators, whose speed it is to read them. CPUs are slower
+                with it. Codes are no longer those of the reference.
             revision: branch, tag or commit on Hugging Face.
             cache_dir: where downloads are kept; Hugging Face's own cache by default.
             local_files_only: never ask the network; None lets the environment variable HF_HUB_OFFLINE decide.
             verify: compare the files' sha256 with the published ones first.
             chunk_frames: see `__init__`.
+            mesh: devices to share the work, from `sharding.make_mesh`; JAX's default device alone without one.
             progress: called as progress("load", bytes_done, bytes_total).
 
         Raises:
@@ -69,6 +76,8 @@ class Qwen3TTS:
             qwen3_tts_jax.config.ConfigError: a model that this package cannot run.
             qwen3_tts_jax.convert.CheckpointError: weights that do not fit the config, all errors at once.
         """
+        if weights not in ("float", "int8"):
+            raise ValueError(f'weights must be "float" or "int8", got {weights!r}')
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         folder = convert.resolve(
@@ -76,9 +85,12 @@ class Qwen3TTS:
         )
         config = hf_config.read_folder(folder).with_dtypes(dtype, codec_dtype)
         tokenizer = TextTokenizer.from_folder(folder)
+        placement = None if mesh is None else sharding.placement(mesh, config)
         report = None if progress is None else lambda done, total: progress("load", done, total)
         parts = convert.PARTS if config.model_type == "base" else convert.SYNTHESIS_PARTS
-        params = convert.load_checkpoint(folder, config, parts, progress=report)
+        params = convert.load_checkpoint(folder, config, parts, progress=report, placement=placement)
+        if weights == "int8":
+            params = quantize(params)
         return cls(config, params, tokenizer, chunk_frames=chunk_frames)
 
     # What the official package offers, under its names.
@@ -351,10 +363,11 @@ class Qwen3TTS:
             requests: what to say, in which voice, and for how long at most.
             sampling: the checkpoint's own by default.
             seed: the same seed gives the same speech.
-            batch_size: the most utterances in one batch.
+            batch_size: the most utterances at a time; where one ends, the next begins.
             utterances: their numbers, 0 … 2³¹ − 1; by default 0, 1, 2, ….
-            fill: compute every batch in `batch_size` rows, however few are used, so that not even the rounding
-                depends on how many requests there are. Their prompts' lengths still count in buckets.
+            fill: compute in `batch_size` rows, however few are used, with a cache for the longest limit from the
+                start: then shapes, and with them the rounding, follow from the largest request in each respect
+                and not from how many there are or how long the others speak.
             official_decoding: decode as the official package does: in chunks of 300 frames that see 25
                 frames before them, which differs from the exact decode beyond 24 s, and with a reference cut
                 off in proportion to its frames, which may leave one of its samples.
@@ -363,7 +376,25 @@ class Qwen3TTS:
         Raises:
             ValueError: a bad request, before anything is computed.
         """
-        return synthesize(
+        options = {"batch_size": batch_size, "utterances": utterances, "fill": fill}
+        options |= {"official_decoding": official_decoding, "progress": progress}
+        speeches = dict(self.synthesize_each(requests, sampling, seed, **options))
+        return [speeches[index] for index in range(len(requests))]
+
+    def synthesize_each(
+        self,
+        requests: Sequence[Request],
+        sampling: GenerationConfig | None = None,
+        seed: int = 0,
+        *,
+        batch_size: int = 32,
+        utterances: Sequence[int] | None = None,
+        fill: bool = False,
+        official_decoding: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, Speech]]:
+        """`synthesize` that yields the index of a request and its speech as soon as it is there."""
+        return synthesize_each(
             self.params,
             self.config,
             self.tokenizer,

@@ -101,14 +101,14 @@ class PromptPlan:
 
 
 class PromptBatch(NamedTuple):
-    """Prompts of equal length: padded on the left, their trailing text on the right.
+    """Prompts padded on the right to one length T, and so their trailing text.
 
     A named tuple, so that it is a JAX tree without this module importing JAX.
 
     Attributes:
         text_ids: int32 [B, T]; `NONE` in the padding.
         codes: int32 [B, T, Q]; `NONE` in the padding.
-        start: int32 [B], the number of padded positions, which is where the prompt starts.
+        lengths: int32 [B], positions of each prompt without the padding.
         trailing_text_ids: int32 [B, Tt], filled up with `tts_pad`.
         x_vectors: float32 [B, D], zeros in rows without one; None where no row has one.
         speaker_position: int32 [B], where x_vectors are added; `NONE` in rows without one.
@@ -116,7 +116,7 @@ class PromptBatch(NamedTuple):
 
     text_ids: np.ndarray
     codes: np.ndarray
-    start: np.ndarray
+    lengths: np.ndarray
     trailing_text_ids: np.ndarray
     x_vectors: np.ndarray | None
     speaker_position: np.ndarray
@@ -262,15 +262,15 @@ def batch_plans(
     text_ids = np.full((batch, length), NONE, np.int32)
     codes = np.full((batch, length, num_codebooks), NONE, np.int32)
     trailing_text_ids = np.full((batch, trailing_length), tts_pad, np.int32)
-    start = np.array([length - len(plan.text_ids) for plan in plans], np.int32)
+    lengths = np.array([len(plan.text_ids) for plan in plans], np.int32)
     speaker_position = np.full(batch, NONE, np.int32)
     widths = {len(plan.x_vector) for plan in plans if plan.x_vector is not None}
     x_vectors = np.zeros((batch, *widths), np.float32) if widths else None
     for row, plan in enumerate(plans):
-        text_ids[row, start[row] :] = plan.text_ids
-        codes[row, start[row] :] = plan.codes
+        text_ids[row, : lengths[row]] = plan.text_ids
+        codes[row, : lengths[row]] = plan.codes
         trailing_text_ids[row, : len(plan.trailing_text_ids)] = plan.trailing_text_ids
         if plan.x_vector is not None:
             x_vectors[row] = plan.x_vector
-            speaker_position[row] = start[row] + plan.speaker_position
-    return PromptBatch(text_ids, codes, start, trailing_text_ids, x_vectors, speaker_position)
+            speaker_position[row] = plan.speaker_position
+    return PromptBatch(text_ids, codes, lengths, trailing_text_ids, x_vectors, speaker_position)

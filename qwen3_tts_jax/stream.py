@@ -27,6 +27,7 @@ from qwen3_tts_jax.generate import (
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, plan_prompt, validate
 from qwen3_tts_jax.synthesis import (
+    FRAMES_PER_TOKEN,
     PROMPT_BUCKET,
     FinishReason,
     Speech,
@@ -43,7 +44,6 @@ fewer interruptions."""
 
 # Frames that the cache has room for at first: by the prompt's tokens, or where the text is still arriving
 # (144 s). A cache that grows later interrupts the speech until a larger program is compiled.
-_FRAMES_PER_TOKEN = 8
 _FRAMES_OF_OPEN_TEXT = 1800
 _MIN_CAPACITY = 512
 # A piece of text that comes within this time was there already, and so, maybe, is the next.
@@ -202,7 +202,7 @@ def stream_codes(
     plan = replace(plan, trailing_text_ids=text.window(0, longest, pad)[0])
     prompt = batch_plans([plan], tts_pad=pad, length=slots)
     spoken = len(plan.text_ids) + known
-    expected = spoken * _FRAMES_PER_TOKEN if text.complete else _FRAMES_OF_OPEN_TEXT
+    expected = spoken * FRAMES_PER_TOKEN if text.complete else _FRAMES_OF_OPEN_TEXT
     capacity = _capacity(slots + min(frame_limit, expected) + longest)
     keys, limits = utterance_keys(seed, jnp.zeros(1, jnp.int32)), jnp.full(1, frame_limit, jnp.int32)
     state = prefill_compiled(params, config, prompt, keys, limits, capacity)

@@ -6,8 +6,10 @@ again; the host looks at the device only between chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import jax
@@ -16,8 +18,16 @@ import numpy as np
 
 from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.config import CodecConfig, GenerationConfig, ModelConfig
-from qwen3_tts_jax.generate import generate_chunk, grow_compiled, prefill_compiled, utterance_keys
+from qwen3_tts_jax.generate import (
+    empty_batch_compiled,
+    generate_chunk,
+    grow_compiled,
+    insert_compiled,
+    prefill_compiled,
+    utterance_keys,
+)
 from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, plan_prompt
+from qwen3_tts_jax.sharding import place_batch, place_state, whole_rows
 
 FinishReason = Literal["stop", "length"]
 
@@ -26,6 +36,8 @@ Progress = Callable[[Literal["load", "encode", "prefill", "speak", "decode"], in
 prompts read, frames made, utterances decoded."""
 
 PROMPT_BUCKET = 32
+BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
+"""Speech hardly ever takes longer than 2 s, and 0.64 s per token of its text."""
 _CODEC_CHUNK_FRAMES = 16
 _CODEC_ROWS = 8
 
@@ -66,7 +78,7 @@ def bucket(size: int, smallest: int) -> int:
     return min(n * step for n in (1, 2, 3, 4) if n * step >= size)
 
 
-def synthesize(
+def synthesize_each(
     params: dict[str, Any],
     config: ModelConfig,
     tokenizer: Tokenizer,
@@ -80,43 +92,50 @@ def synthesize(
     fill: bool = False,
     official_decoding: bool = False,
     progress: Progress | None = None,
-) -> list[Speech]:
-    """Speaks any number of requests in batches; `Qwen3TTS.synthesize` tells what the arguments are."""
+) -> Iterator[tuple[int, Speech]]:
+    """Speaks any number of requests; `Qwen3TTS.synthesize_each` tells what the arguments are.
+
+    All that can be refused is refused at once, not when the first speech is asked for.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     utterances = range(len(requests)) if utterances is None else utterances
     if len(utterances) != len(requests):
         raise ValueError(f"{len(requests)} requests have {len(utterances)} utterance numbers; give one for each")
     plans = [plan_prompt(request, tokenizer, config) for request in requests]
-    limits = [frame_limit(request, plan, config) for request, plan in zip(requests, plans, strict=True)]
-    speeches: list[Speech] = []
-    for first in range(0, len(plans), batch_size):
-        rows = slice(first, first + batch_size)
-        codes, ended = make_codes(
-            params,
-            config,
-            generation,
-            plans[rows],
-            frame_limits=limits[rows],
-            seed=seed,
-            utterances=utterances[rows],
-            rows=batch_size if fill else None,
-            chunk_frames=chunk_frames,
-            progress=progress,
-        )
-        samples = decode_codes(
-            params["codec"]["decoder"],
-            config.codec,
-            codes,
-            [reference_codes(request, config) for request in requests[rows]],
-            rows=batch_size if fill else None,
-            official=official_decoding,
-            progress=progress,
-        )
-        reasons = ["stop" if row else "length" for row in ended]
-        rate = config.codec.sample_rate
-        speeches += [Speech(*row) for row in zip(samples, [rate] * len(codes), codes, reasons, strict=True)]
-    return speeches
+    rows = whole_rows(params, batch_size if fill else min(batch_size, bucket(len(requests), 1)))
+    spoken = speak_codes(
+        params,
+        config,
+        generation,
+        plans,
+        frame_limits=[frame_limit(request, plan, config) for request, plan in zip(requests, plans, strict=True)],
+        seed=seed,
+        utterances=utterances,
+        rows=rows,
+        chunk_frames=chunk_frames,
+        fixed_capacity=fill,
+        progress=progress,
+    )
+
+    def each() -> Iterator[tuple[int, Speech]]:
+        decoded, together = 0, min(rows, _CODEC_ROWS)
+        while group := list(islice(spoken, together)):
+            samples = decode_codes(
+                params["codec"]["decoder"],
+                config.codec,
+                [codes for _, codes, _ in group],
+                [reference_codes(requests[index], config) for index, _, _ in group],
+                rows=together if fill else None,
+                official=official_decoding,
+            )
+            decoded += len(group)
+            if progress is not None:
+                progress("decode", decoded, len(requests))
+            for (index, codes, reason), row in zip(group, samples, strict=True):
+                yield index, Speech(row, config.codec.sample_rate, codes, reason)
+
+    return each()
 
 
 def frame_limit(request: Request, plan: PromptPlan, config: ModelConfig) -> int:
@@ -132,7 +151,17 @@ def reference_codes(request: Request, config: ModelConfig) -> np.ndarray:
     return request.voice.codes
 
 
-def make_codes(
+@dataclass
+class _Seat:
+    """What a row of the batch is busy with: the plan's index, its limit, and the codes so far."""
+
+    index: int
+    limit: int
+    chunks: list[np.ndarray] = field(default_factory=list)
+    frames: int = 0
+
+
+def speak_codes(
     params: dict[str, Any],
     config: ModelConfig,
     generation: GenerationConfig,
@@ -140,62 +169,99 @@ def make_codes(
     *,
     frame_limits: Sequence[int],
     seed: int,
-    utterances: Sequence[int] | None = None,
-    rows: int | None = None,
+    utterances: Sequence[int],
+    rows: int,
     chunk_frames: int = 8,
+    fixed_capacity: bool = False,
     progress: Progress | None = None,
-) -> tuple[list[np.ndarray], list[bool]]:
-    """Speaks one batch of prompts into codes.
+) -> Iterator[tuple[int, np.ndarray, FinishReason]]:
+    """Speaks prompts into codes, `rows` at a time: whoever ends makes room for the next between two chunks.
 
     Args:
         params: the trees `talker` and `code_predictor`.
         config: of the model.
         generation: how codes are drawn.
-        plans: one per utterance.
+        plans: one per utterance; the longest start first, so that the last do not leave the batch idle.
         frame_limits: the most frames of each.
         seed: of the draws, together with the utterance's number.
-        utterances: the number of each, 0 … 2³¹ − 1; by default 0, 1, 2, ….
-        rows: of the compiled program, at least as many as plans; by default the next bucket.
-        chunk_frames: frames between two looks at whether all rows have ended.
-        progress: told of prompts read and frames made.
+        utterances: the number of each, 0 … 2³¹ − 1.
+        rows: of the compiled programs.
+        chunk_frames: frames between two looks at who has ended.
+        fixed_capacity: allocate the cache for the largest limit at once. By default it is what such texts take
+            and grows where speech is longer, which compiles another program.
+        progress: told of prompts read, and of frames made out of the sum of the limits.
 
-    Returns:
-        The codes int32 [T, Q] of each utterance, and whether the model itself ended it.
+    Yields:
+        As utterances end: the plan's index, codes int32 [T, Q], and why it ended.
     """
-    count = len(plans)
-    rows = bucket(count, 1) if rows is None else rows
-    # Rows that fill up the bucket repeat a plan and may make no frame.
-    filler = rows - count
-    batch = batch_plans(
-        [*plans, *[plans[0]] * filler],
-        length=bucket(max(len(plan.text_ids) for plan in plans), PROMPT_BUCKET),
-        trailing_length=bucket(max(len(plan.trailing_text_ids) for plan in plans), PROMPT_BUCKET),
-        tts_pad=config.prompt.tts_pad,
-    )
-    numbers = range(count) if utterances is None else utterances
-    keys = utterance_keys(seed, jnp.asarray([*numbers, *[0] * filler], jnp.int32))
-    limits = jnp.asarray([*frame_limits, *[0] * filler], jnp.int32)
-    if progress is not None:
-        progress("prefill", 0, count)
-    prompt_slots = batch.text_ids.shape[1]
-    capacity = bucket(prompt_slots + chunk_frames, PROMPT_BUCKET)
-    state = jax.block_until_ready(prefill_compiled(params, config, batch, keys, limits, capacity))
-    if progress is not None:
-        progress("prefill", count, count)
+    if not plans:
+        return
+    prompt_slots = bucket(max(len(plan.text_ids) for plan in plans), PROMPT_BUCKET)
+    text_slots = bucket(max(len(plan.trailing_text_ids) for plan in plans), PROMPT_BUCKET)
+    frames = max(frame_limits)
+    if not fixed_capacity:
+        frames = min(frames, max(map(_expected_frames, plans)))
+    capacity = prompt_slots + bucket(frames, PROMPT_BUCKET)
+    # Prompts read at once: few, so that a single row that is free need not wait for others.
+    readers = max(1, min(8, rows // 8))
 
-    chunks = [np.zeros((rows, 0, config.talker.num_codebooks), np.int32)]
-    frames, most = 0, max(frame_limits)
-    while frames < most and bool(jnp.any(state.active)):
-        capacity = bucket(prompt_slots + frames + chunk_frames, PROMPT_BUCKET)
-        if capacity > state.cache.capacity:
+    waiting = deque(sorted(range(len(plans)), key=lambda i: _expected_frames(plans[i]), reverse=True))
+    seats: list[_Seat | None] = [None] * rows
+    state = place_state(params, empty_batch_compiled(params, config, rows, capacity, text_slots))
+    ended: list[tuple[int, np.ndarray, FinishReason]] = []
+    made = 0
+    if progress is not None:
+        progress("prefill", 0, len(plans))
+    while waiting or any(seats):
+        free = [row for row, seat in enumerate(seats) if seat is None][: len(waiting)]
+        for first in range(0, len(free), readers):
+            taken = free[first : first + readers]
+            indices = [waiting.popleft() for _ in taken]
+            for row, index in zip(taken, indices, strict=True):
+                seats[row] = _Seat(index, frame_limits[index])
+            # Surplus rows repeat a plan and are inserted nowhere.
+            filler = readers - len(taken)
+            indices += indices[:1] * filler
+            prompts = batch_plans(
+                [plans[index] for index in indices],
+                length=prompt_slots,
+                trailing_length=text_slots,
+                tts_pad=config.prompt.tts_pad,
+            )
+            keys = utterance_keys(seed, jnp.asarray([utterances[index] for index in indices], jnp.int32))
+            limits = jnp.asarray([frame_limits[index] for index in indices], jnp.int32)
+            prompts, keys, limits = place_batch(params, (prompts, keys, limits))
+            new = prefill_compiled(params, config, prompts, keys, limits, prompt_slots)
+            state = insert_compiled(state, jnp.asarray([*taken, *[rows] * filler], jnp.int32), new)
+        if free and progress is not None:
+            jax.block_until_ready(state)
+            progress("prefill", len(plans) - len(waiting), len(plans))
+        needed = prompt_slots + max(min(seat.frames + chunk_frames, seat.limit) for seat in seats if seat is not None)
+        if needed > capacity:
+            capacity = bucket(needed, PROMPT_BUCKET)
             state = grow_compiled(state, capacity)
-        state, codes = generate_chunk(params, config, generation, state, chunk_frames)
-        chunks.append(np.asarray(codes))
-        frames += chunk_frames
+        state, chunk = generate_chunk(params, config, generation, state, chunk_frames)
+        # The device makes this chunk while the caller decodes those who ended in the one before.
+        yield from ended
+        chunk, stopped, ended = np.asarray(chunk), np.asarray(state.ended), []
+        for row, seat in enumerate(seats):
+            if seat is None:
+                continue
+            codes = chunk[row][chunk[row, :, 0] >= 0]
+            seat.chunks.append(codes)
+            seat.frames += len(codes)
+            made += len(codes)
+            if stopped[row] or seat.frames == seat.limit:
+                ended.append((seat.index, np.concatenate(seat.chunks), "stop" if stopped[row] else "length"))
+                seats[row] = None
         if progress is not None:
-            progress("speak", min(frames, most), most)
-    codes = np.concatenate(chunks, axis=1)[:count]
-    return [row[row[:, 0] >= 0] for row in codes], np.asarray(state.ended)[:count].tolist()
+            progress("speak", made, sum(frame_limits))
+    yield from ended
+
+
+def _expected_frames(plan: PromptPlan) -> int:
+    """Frames that hardly any utterance of such a text exceeds: three times what speech takes, and two seconds."""
+    return BASE_FRAMES + FRAMES_PER_TOKEN * (len(plan.text_ids) + len(plan.trailing_text_ids))
 
 
 def decode_codes(
@@ -206,7 +272,6 @@ def decode_codes(
     *,
     rows: int | None = None,
     official: bool = False,
-    progress: Progress | None = None,
 ) -> list[np.ndarray]:
     """Samples float32 [T × frame_samples] of each utterance's codes [T, Q].
 
@@ -217,24 +282,21 @@ def decode_codes(
         config: of the codec.
         codes: of each utterance.
         references: codes [R, Q] that come before each utterance's; their samples are cut off.
-        rows: of the compiled program, but no more than 8; by default the next bucket. `official` has one row.
+        rows: of the compiled program; by default the next bucket up to 8. `official` has one row.
         official: decode in chunks without carried state, and cut references off in proportion, as the
             official package does.
-        progress: told of utterances decoded.
     """
     if references is None:
         references = [row[:0] for row in codes]
     whole = [np.concatenate(both) for both in zip(references, codes, strict=True)]
     samples: list[np.ndarray] = []
-    for first in range(0, len(whole), 1 if official else _CODEC_ROWS):
-        if official:
-            chunked = codec_chunked(params, config.decoder, whole[first][None])
-            samples.append(np.asarray(chunked[0], np.float32))
-        else:
-            part = whole[first : first + _CODEC_ROWS]
-            samples += _decode_exactly(params, config, part, min(rows or bucket(len(part), 1), _CODEC_ROWS))
-        if progress is not None:
-            progress("decode", len(samples), len(codes))
+    if official:
+        samples += [np.asarray(codec_chunked(params, config.decoder, row[None])[0], np.float32) for row in whole]
+    else:
+        together = rows or _CODEC_ROWS
+        for first in range(0, len(whole), together):
+            part = whole[first : first + together]
+            samples += _decode_exactly(params, config, part, rows or bucket(len(part), 1))
     cuts = [len(reference) * config.frame_samples for reference in references]
     if official:
         parts = [len(reference) / max(len(row), 1) for reference, row in zip(references, whole, strict=True)]
@@ -253,6 +315,7 @@ def _decode_exactly(
     chunks = [np.zeros((rows, 0), np.float32)]
     for frame in range(0, frames, _CODEC_CHUNK_FRAMES):
         chunk = padded[:, frame : frame + _CODEC_CHUNK_FRAMES]
+        state, chunk = place_batch(params, (state, chunk))
         state, samples = codec_step(params, config.decoder, state, chunk)
         chunks.append(np.asarray(samples))
     whole = np.concatenate(chunks, axis=1)

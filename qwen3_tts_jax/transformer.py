@@ -11,6 +11,7 @@ from qwen3_tts_jax.config import TransformerConfig
 from qwen3_tts_jax.layers import (
     PRECISION,
     GeluMLP,
+    JointLinear,
     LayerNorm,
     LayerScale,
     Linear,
@@ -21,6 +22,45 @@ from qwen3_tts_jax.layers import (
 )
 
 _MASKED = float(jnp.finfo(jnp.float32).min)
+
+
+def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    """softmax(queries · keys / √H) · values, with the softmax in float32 (Vaswani et al. 2017).
+
+    Args:
+        queries: [B, T, K, G, H], the G query heads of each key/value head.
+        keys: [B, K, H, S].
+        values: [B, K, S, H].
+        mask: bool [B or 1, T, S], False where a query may not look.
+
+    Returns:
+        [B, T, K, G, H].
+    """
+    operands = (queries, keys, values, mask)
+    return jax.lax.platform_dependent(*operands, cpu=_attend_on_cpu, default=_attend_by_products)
+
+
+def _attend_by_products(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    scores = jnp.einsum("btkgh,bkhs->bkgts", queries, keys, precision=PRECISION, preferred_element_type=jnp.float32)
+    weights = _weights(scores, mask[:, None, None], queries)
+    return jnp.einsum("bkgts,bksh->btkgh", weights, values, precision=PRECISION)
+
+
+def _attend_on_cpu(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    # In float32, for XLA's CPU backend does not have every product of bfloat16.
+    dtype = queries.dtype
+    queries, keys, values = (x.astype(jnp.float32) for x in (queries, keys, values))
+    if queries.shape[1] > 1:
+        return _attend_by_products(queries, keys, values, mask).astype(dtype)
+    # For one query, sums that are written out are several times as fast as products.
+    scores = jnp.sum(queries[:, 0, ..., None] * keys[:, :, None], axis=3)
+    weights = _weights(scores, mask[:, :, None], queries)
+    return jnp.sum(weights[..., None] * values[:, :, None], axis=3)[:, None].astype(dtype)
+
+
+def _weights(scores: jax.Array, mask: jax.Array, queries: jax.Array) -> jax.Array:
+    scores = jnp.where(mask, scores * queries.shape[-1] ** -0.5, _MASKED)
+    return jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
 
 
 class Attention(nn.Module):
@@ -42,24 +82,19 @@ class Attention(nn.Module):
         batch, steps, width = x.shape
         groups = config.num_heads // config.num_kv_heads
 
-        def project(name: str, heads: int) -> jax.Array:
-            y = Linear(heads * config.head_dim, dtype=config.dtype, name=name)(x)
-            return y.reshape(batch, steps, heads, config.head_dim)
-
-        queries = project("q", config.num_heads)
-        keys = project("k", config.num_kv_heads)
-        values = project("v", config.num_kv_heads)
+        # For each key/value head: its query heads, the key, the value.
+        outputs = (config.num_kv_heads, (groups + 2) * config.head_dim)
+        heads = JointLinear(outputs, dtype=config.dtype, name="qkv")(x)
+        heads = heads.reshape(batch, steps, config.num_kv_heads, groups + 2, config.head_dim)
+        queries = heads[..., :groups, :].reshape(batch, steps, config.num_heads, config.head_dim)
+        keys, values = heads[..., groups, :], heads[..., groups + 1, :]
         if config.qk_norm:
             queries = RMSNorm(config.norm_eps, name="q_norm")(queries)
             keys = RMSNorm(config.norm_eps, name="k_norm")(keys)
         cache, keys, values = cache.extend(layer, apply_rope(keys, rope), values)
 
         queries = apply_rope(queries, rope).reshape(batch, steps, config.num_kv_heads, groups, config.head_dim)
-        scores = jnp.einsum("btkgh,bksh->bkgts", queries, keys, precision=PRECISION, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask[:, None, None], scores * config.head_dim**-0.5, _MASKED)
-        weights = jax.nn.softmax(scores, axis=-1).astype(config.dtype)
-        y = jnp.einsum("bkgts,bksh->btkgh", weights, values, precision=PRECISION)
-        y = y.reshape(batch, steps, config.num_heads * config.head_dim)
+        y = attend(queries, keys, values, mask).reshape(batch, steps, config.num_heads * config.head_dim)
         return Linear(width, dtype=config.dtype, name="o")(y), cache
 
 

@@ -15,6 +15,7 @@ def drawn_tree(rules: Iterable[Rule], seed: int = 0) -> dict:
     """The float32 tree that conversion makes of the tensors that `draw` draws."""
     leaves = {}
     for rule in rules:
-        tensors = [rule.transform.apply(draw(name, rule.shape, seed)) for name in rule.torch]
-        leaves[rule.flax] = np.stack(tensors) if rule.stacked else np.ascontiguousarray(tensors[0])
+        leaf = leaves[rule.flax] = np.empty(rule.flax_shape, np.float32)
+        for (name, shape), view in zip(rule.torch.items(), rule.split(leaf), strict=True):
+            view[...] = rule.transform.apply(draw(name, shape, seed)).reshape(view.shape)
     return unflatten_dict(leaves, sep="/")

@@ -34,7 +34,7 @@ def write(folder: Path, config: ModelConfig, dtype: str = "bfloat16", shards: in
         (folder / "model.safetensors", model_rules(config), dtype),
         (folder / CODEC, codec_rules(config.codec), "float32"),
     ):
-        tensors = {name: draw(name, rule.shape).astype(file_dtype) for rule in rules for name in rule.torch}
+        tensors = {name: draw(name, shape).astype(file_dtype) for rule in rules for name, shape in rule.torch.items()}
         if shards == 1 or file == folder / CODEC:
             save_file(tensors, file)
             continue

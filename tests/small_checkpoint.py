@@ -62,8 +62,8 @@ def write_small_checkpoint(
 def _write_weights(folder: Path, rules: Iterable[Rule], seed: int, dtype: str, row_scales: Mapping[int, float]) -> None:
     tensors = {}
     for rule in rules:
-        for name in rule.torch:
-            values = draw(name, rule.shape, seed)
+        for name, shape in rule.torch.items():
+            values = draw(name, shape, seed)
             if name == _END_ROWS:
                 for row, scale in row_scales.items():
                     values[row] *= scale

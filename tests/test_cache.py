@@ -29,11 +29,10 @@ def model(config):
     return jax.jit(lambda x, cache: module.apply({"params": structure.unflatten(params)}, x, cache))
 
 
-def empty(config, batch, capacity, start=None):
+def empty(config, batch, capacity):
     if config.sliding_window is not None:
         return WindowCache.zeros(config, batch)
-    start = jnp.zeros(batch, jnp.int32) if start is None else jnp.asarray(start, jnp.int32)
-    return KVCache.zeros(config, start, capacity)
+    return KVCache.zeros(config, batch, capacity)
 
 
 def inputs(batch, steps, seed=1):
@@ -51,7 +50,7 @@ def test_any_split_equals_one_pass(config, splits):
         pieces.append(y)
         first += steps
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, atol=2e-5)
-    assert int(cache.length) == 11
+    assert cache.length.tolist() == [11, 11]
 
 
 @pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["full", "window"])
@@ -72,18 +71,38 @@ def test_a_window_forgets():
     assert changed.tolist() == [False] * 2 + [True] * 7 + [False] * 3
 
 
-def test_left_padding_changes_nothing():
-    run, x = model(CONFIG), inputs(1, 8)
-    alone, _ = run(x, empty(CONFIG, 1, 8))
-    padded = jnp.concatenate([inputs(1, 5, seed=9), x], axis=1)
-    shifted, _ = run(padded, empty(CONFIG, 1, 13, start=[5]))
-    np.testing.assert_allclose(shifted[:, 5:], alone, atol=2e-5)
+def test_padding_on_the_right_is_overwritten_and_never_seen():
+    """Rows of 5 and 8 in a batch of 8 go on, each from its own end, as they do alone."""
+    run, x = model(CONFIG), inputs(2, 11)
+    alone, _ = run(x[:1, :8], empty(CONFIG, 1, 8))
+    whole, _ = run(x[1:], empty(CONFIG, 1, 11))
+    y, cache = run(x[:, :8], empty(CONFIG, 2, 12))
+    np.testing.assert_allclose(y[0], alone[0], atol=2e-5)
+    cache = cache.replace(length=jnp.asarray([5, 8], jnp.int32))
+    rest = jnp.stack([x[0, 5:8], x[1, 8:11]])
+    for step in range(3):
+        y, cache = run(rest[:, step : step + 1], cache)
+        np.testing.assert_allclose(y[0, 0], alone[0, 5 + step], atol=2e-5)
+        np.testing.assert_allclose(y[1, 0], whole[0, 8 + step], atol=2e-5)
+    assert cache.length.tolist() == [8, 11]
+
+
+def test_a_row_is_replaced_without_the_others():
+    run, x = model(CONFIG), inputs(3, 9)
+    whole, _ = run(x, empty(CONFIG, 3, 9))
+    _, cache = run(x[:, :6], empty(CONFIG, 3, 9))
+    _, new = run(x[1:, :4], empty(CONFIG, 2, 4))
+    # Row 1 of `new` goes into row 0; row 0 of it, with a number beyond the batch, nowhere.
+    cache = cache.insert(jnp.asarray([3, 0]), new)
+    assert cache.length.tolist() == [4, 6, 6]
+    y, _ = run(jnp.stack([x[2, 4:5], x[1, 6:7], x[2, 6:7]]), cache)
+    np.testing.assert_allclose(y[:, 0], [whole[2, 4], whole[1, 6], whole[2, 6]], atol=2e-5)
 
 
 def test_growing_keeps_what_was_written():
     run, x = model(CONFIG), inputs(2, 7)
-    whole, _ = run(x, empty(CONFIG, 2, 7, start=[0, 2]))
-    _, cache = run(x[:, :5], empty(CONFIG, 2, 5, start=[0, 2]))
+    whole, _ = run(x, empty(CONFIG, 2, 7))
+    _, cache = run(x[:, :5], empty(CONFIG, 2, 5))
     y, cache = run(x[:, 5:], cache.grow(19))
     assert cache.capacity == 19
     np.testing.assert_allclose(y, whole[:, 5:], atol=2e-5)

@@ -47,12 +47,12 @@ def assert_equal_bits(found, expected):
 
 
 def digest(rules, dtype):
-    lines = sorted(f"{name}\t{dtype}\t{list(rule.shape)}" for rule in rules for name in rule.torch)
+    lines = sorted(f"{name}\t{dtype}\t{list(shape)}" for rule in rules for name, shape in rule.torch.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def count(rules):
-    return sum(len(rule.torch) * math.prod(rule.shape) for rule in rules)
+    return sum(math.prod(shape) for rule in rules for shape in rule.torch.values())
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -114,8 +114,16 @@ def test_leaves_are_where_the_model_looks_for_them(custom_voice):
     params = load_params(folder, config, all_parts(config))
     main, codec = load_file(folder / "model.safetensors"), load_file(folder / CODEC)
     talker = params["talker"]["transformer"]["layers_1"]
-    name = "talker.model.layers.1.self_attn.k_proj.weight"
-    np.testing.assert_array_equal(talker["attention"]["k"]["weight"], main[name].astype(np.float32))
+    qkv, attention = talker["attention"]["qkv"]["weight"], config.talker.transformer
+    groups, size = attention.num_heads // attention.num_kv_heads, attention.head_dim
+    for name, first, count in (("q", 0, groups), ("k", groups, 1), ("v", groups + 1, 1)):
+        tensor = main[f"talker.model.layers.1.self_attn.{name}_proj.weight"].astype(np.float32)
+        for head, weight in enumerate(tensor.reshape(-1, size, tensor.shape[1])):
+            start = size * (first + head % count)
+            np.testing.assert_array_equal(qkv[head // count, start : start + size], weight)
+    for half, name in enumerate(("gate", "up")):
+        tensor = main[f"talker.model.layers.1.mlp.{name}_proj.weight"].astype(np.float32)
+        np.testing.assert_array_equal(talker["mlp"]["gate_up"]["weight"][half], tensor)
     embeddings = params["code_predictor"]["codec_embeddings"]["embedding"]
     name = "talker.code_predictor.model.codec_embedding.11.weight"
     np.testing.assert_array_equal(embeddings[11], main[name])
@@ -174,7 +182,7 @@ def test_only_the_selected_parts_are_read(custom_voice):
     assert set(params) == {"code_predictor", "codec"}
     assert set(params["codec"]) == {"decoder"}
     sizes = {"code_predictor": 2, "codec/decoder": 4}
-    total = sum(sizes[rule.part] * len(rule.torch) * math.prod(rule.shape) for rule in rules)
+    total = sum(sizes[rule.part] * math.prod(shape) for rule in rules for shape in rule.torch.values())
     assert [call[1] for call in calls] == [total] * len(calls)
     done = [0, *(call[0] for call in calls)]
     assert done[-1] == total

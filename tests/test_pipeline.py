@@ -104,9 +104,45 @@ def test_progress_counts_every_stage_to_its_end(model):
     seen = []
     model.synthesize(requests(3), batch_size=2, progress=lambda *event: seen.append(event))
     assert seen == [
-        ("prefill", 0, 2), ("prefill", 2, 2), ("speak", 4, 7), ("speak", 7, 7), ("decode", 2, 2),
-        ("prefill", 0, 1), ("prefill", 1, 1), ("speak", 4, 8), ("speak", 8, 8), ("decode", 1, 1),
+        ("prefill", 0, 3), ("prefill", 2, 3), ("speak", 8, 21), ("speak", 13, 21),
+        ("prefill", 3, 3), ("speak", 17, 21), ("speak", 21, 21), ("decode", 3, 3),
     ]  # fmt: skip
+
+
+def test_a_row_that_ends_is_refilled_between_chunks(model, monkeypatch):
+    """One long and four short utterances in two rows: the four follow one another beside the long one."""
+    limits = [4, 16, 4, 4, 4]
+    wanted = [replace(request, max_frames=limit) for request, limit in zip(requests(5), limits, strict=True)]
+    chunks = []
+
+    def counted(*args):
+        chunks.append(args)
+        return generate_chunk(*args)
+
+    monkeypatch.setattr(synthesis, "generate_chunk", counted)
+    each = list(model.synthesize_each(wanted, seed=3, batch_size=2))
+    # The longest text starts first and ends last.
+    assert [index for index, _ in each] == [3, 0, 4, 1, 2]
+    assert len(chunks) == 4
+    for index, speech in each:
+        assert len(speech.codes) == limits[index]
+        alone = model.synthesize([wanted[index]], seed=3, utterances=[index])[0]
+        np.testing.assert_array_equal(speech.codes, alone.codes)
+        np.testing.assert_allclose(speech.samples, alone.samples, atol=1e-5)
+
+
+def test_filled_batches_give_the_same_bytes_in_any_company(model):
+    """Shapes follow from the largest request, here the first; neither order, company nor count may show."""
+    wanted = requests(6)
+    wanted[0] = replace(wanted[0], max_frames=20)
+    whole = dict(model.synthesize_each(wanted, seed=3, batch_size=3, fill=True))
+    for part in ([0, 4], [5, 0, 3, 2]):
+        chosen = [wanted[index] for index in part]
+        for speech, index in zip(
+            model.synthesize(chosen, seed=3, batch_size=3, fill=True, utterances=part), part, strict=True
+        ):
+            np.testing.assert_array_equal(speech.codes, whole[index].codes)
+            np.testing.assert_array_equal(speech.samples, whole[index].samples)
 
 
 def test_loading_reports_every_byte(folder):

@@ -322,8 +322,8 @@ def test_batch_keeps_each_x_vector_at_its_place():
     other = VoicePrompt(X_VECTOR[::-1])
     voices = [cloned(3), None, other]
     batch = batch_plans([plan(BASE, voice=voice) for voice in voices], tts_pad=PAD, length=20)
-    assert batch.start.tolist() == [3, 9, 8]
-    assert batch.speaker_position.tolist() == [9, NONE, 14]
+    assert batch.lengths.tolist() == [17, 11, 12]
+    assert batch.speaker_position.tolist() == [6, NONE, 6]
     np.testing.assert_array_equal(batch.x_vectors, [X_VECTOR, np.zeros(1024), X_VECTOR[::-1]])
     assert (batch.x_vectors.dtype, batch.speaker_position.dtype) == (np.float32, np.int32)
     for row in (0, 2):
@@ -337,20 +337,20 @@ def test_batch_without_voices_has_no_x_vectors():
     assert batch.speaker_position.tolist() == [NONE, NONE]
 
 
-def test_batch_pads_prompts_left_and_trailing_text_right():
+def test_batch_pads_prompts_and_trailing_text_on_the_right():
     plans = [plan(text="a", text_mode="as_it_comes"), plan(text="bcd", text_mode="as_it_comes", instruct="x")]
     plans.append(plan(text="ef"))
     lengths = [len(p.text_ids) for p in plans]
     assert lengths == [9, 15, 12]
     batch = batch_plans(plans, tts_pad=PAD)
-    assert batch.start.tolist() == [6, 0, 3]
+    assert batch.lengths.tolist() == lengths
     assert batch.trailing_text_ids.tolist() == [[EOS, PAD, PAD], [ord("c"), ord("d"), EOS], [PAD] * 3]
-    for row, (start, one) in enumerate(zip(batch.start, plans, strict=True)):
-        np.testing.assert_array_equal(batch.text_ids[row, :start], NONE)
-        np.testing.assert_array_equal(batch.codes[row, :start], NONE)
-        np.testing.assert_array_equal(batch.text_ids[row, start:], one.text_ids)
-        np.testing.assert_array_equal(batch.codes[row, start:], one.codes)
-    for array in (batch.text_ids, batch.codes, batch.start, batch.trailing_text_ids):
+    for row, (length, one) in enumerate(zip(lengths, plans, strict=True)):
+        np.testing.assert_array_equal(batch.text_ids[row, length:], NONE)
+        np.testing.assert_array_equal(batch.codes[row, length:], NONE)
+        np.testing.assert_array_equal(batch.text_ids[row, :length], one.text_ids)
+        np.testing.assert_array_equal(batch.codes[row, :length], one.codes)
+    for array in (batch.text_ids, batch.codes, batch.lengths, batch.trailing_text_ids):
         assert array.dtype == np.int32
 
 
@@ -358,7 +358,7 @@ def test_batch_pads_to_the_given_lengths():
     batch = batch_plans([plan(text="abc", text_mode="as_it_comes")], tts_pad=7, length=11, trailing_length=5)
     assert batch.text_ids.shape == (1, 11)
     assert batch.codes.shape == (1, 11, 16)
-    assert batch.start.tolist() == [2]
+    assert batch.lengths.tolist() == [9]
     assert batch.trailing_text_ids.tolist() == [[ord("b"), ord("c"), EOS, 7, 7]]
 
 
@@ -368,7 +368,7 @@ def test_batch_of_whole_texts_has_no_trailing_text():
 
 def test_batch_refuses_what_does_not_fit():
     one = plan(text="ab", text_mode="as_it_comes")
-    assert batch_plans([one], tts_pad=PAD, length=9, trailing_length=2).start.tolist() == [0]
+    assert batch_plans([one], tts_pad=PAD, length=9, trailing_length=2).lengths.tolist() == [9]
     with pytest.raises(ValueError, match="a prompt of 9 tokens does not fit length=8"):
         batch_plans([one], tts_pad=PAD, length=8)
     with pytest.raises(ValueError, match="2 trailing tokens do not fit trailing_length=1"):

@@ -75,7 +75,7 @@ def initial_state(config: CodecEncoderConfig, batch: int, capacity: int | None =
     if capacity is None:
         cache: Cache = WindowCache.zeros(config.transformer, batch)
     else:
-        cache = KVCache.zeros(config.transformer, jnp.zeros(batch, jnp.int32), capacity)
+        cache = KVCache.zeros(config.transformer, batch, capacity)
     return EncoderState(cache=cache, contexts=contexts)
 
 
@@ -171,7 +171,7 @@ class CodecEncoder(nn.Module):
         stride = config.downsample_stride
         downsample = CausalConv(width, _OVERLAP * stride, stride=stride, use_bias=False, dtype=dtype, name="downsample")
         # This convolution alone is padded with copies of the first and the last input instead of zeros.
-        context = jnp.where(state.cache.length == 0, x[:, :1], contexts["downsample"])
+        context = jnp.where(state.cache.length[:, None, None] == 0, x[:, :1], contexts["downsample"])
         latents, new["downsample"] = downsample(_fill_stride(x, stride, lengths, mode="edge"), context)
         lengths = _strided(lengths, stride)
 

@@ -120,7 +120,7 @@ def test_transformer(model, windowed):
 
     config, steps = model.codec.encoder.transformer, 31
     x = _random(2, steps, config.width)
-    cache = WindowCache.zeros(config, 2) if windowed else KVCache.zeros(config, jnp.zeros(2, jnp.int32), steps)
+    cache = WindowCache.zeros(config, 2) if windowed else KVCache.zeros(config, 2, steps)
     y, _ = jax.jit(Transformer(config).apply)({"params": _params(model)["transformer"]}, x, cache)
     with quiet(), windowed_attention() if windowed else nullcontext():
         expected = official_codec(model).encoder.encoder_transformer(torch.from_numpy(x)).last_hidden_state

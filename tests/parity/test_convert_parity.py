@@ -26,7 +26,7 @@ def test_rules_are_the_state_dicts_of_the_official_classes(name):
     with quiet(), torch.device("meta"):
         models = model_class(config_class(**top)), codec_class(codec_config_class(**codec))
     for model, rules in zip(models, (model_rules(config), codec_rules(config.codec)), strict=True):
-        expected = {torch_name: rule.shape for rule in rules for torch_name in rule.torch}
+        expected = {torch_name: shape for rule in rules for torch_name, shape in rule.torch.items()}
         assert {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()} == expected
 
 

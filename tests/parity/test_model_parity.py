@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from qwen3_tts_jax import generate as g
-from qwen3_tts_jax import synthesis
 from qwen3_tts_jax.arguments import merge_sampling
 from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
@@ -60,11 +59,15 @@ def official_codes(model, call):
 
 @pytest.mark.parametrize("variant", SMALL)
 def test_talker_layers_and_logits(variant, ours, official):
-    """Every layer of a left-padded prefill, then steps over a cache that was padded to a larger capacity."""
+    """Every layer of a prefill of rows of different length, then steps over a cache with more capacity.
+
+    The official package pads on the left, we on the right.
+    """
     model, reference = ours(variant), official(variant).model.talker
     config, params = model.config, model.params
     rng = np.random.default_rng(0)
     start, steps = np.array([0, 5, 2]), 11
+    lengths = steps - start
     x = rng.normal(size=(3, steps + 3, config.talker.transformer.width)).astype(np.float32)
     mask = (np.arange(steps) >= start[:, None]).astype(np.int64)
 
@@ -73,24 +76,24 @@ def test_talker_layers_and_logits(variant, ours, official):
             inputs_embeds=torch.tensor(x[:, :steps]), attention_mask=torch.tensor(mask),
             cache_position=torch.arange(steps), output_hidden_states=True, use_cache=True,
         )  # fmt: skip
-    cache = KVCache.zeros(config.talker.transformer, jnp.asarray(start, jnp.int32), steps)
+    padded = np.stack([np.roll(row[:steps], -first, axis=0) for row, first in zip(x, start, strict=True)])
     talker = Talker(config.talker)
     (hidden, cache), seen = talker.apply(
-        {"params": params["talker"]}, x[:, :steps], cache, capture_intermediates=True, mutable=["intermediates"]
+        {"params": params["talker"]},
+        padded,
+        KVCache.zeros(config.talker.transformer, 3, steps),
+        capture_intermediates=True,
+        mutable=["intermediates"],
     )
     layers = seen["intermediates"]["transformer"]
-    for layer in range(1, config.talker.transformer.num_layers):
-        block = layers[f"layers_{layer - 1}"]["__call__"][0][0]
-        theirs = expected.hidden_states[0][layer].numpy()
+    outputs = [layers[f"layers_{layer}"]["__call__"][0][0] for layer in range(config.talker.transformer.num_layers - 1)]
+    for output, theirs in zip([*outputs, hidden], expected.hidden_states[0][1:], strict=True):
         for row in range(3):
-            np.testing.assert_allclose(block[row, start[row] :], theirs[row, start[row] :], atol=1e-4)
-    for row in range(3):
-        theirs = expected.hidden_states[0][-1].numpy()
-        np.testing.assert_allclose(hidden[row, start[row] :], theirs[row, start[row] :], atol=1e-4)
+            np.testing.assert_allclose(output[row, : lengths[row]], theirs[row, start[row] :].numpy(), atol=1e-4)
     logits = talker.apply({"params": params["talker"]}, hidden, method=Talker.logits)
-    np.testing.assert_allclose(logits[:, -1], expected.logits[:, -1].numpy(), atol=1e-4)
+    np.testing.assert_allclose(logits[np.arange(3), lengths - 1], expected.logits[:, -1].numpy(), atol=1e-4)
 
-    cache = cache.grow(steps + 9)
+    cache = cache.grow(steps + 9).replace(length=jnp.asarray(lengths, jnp.int32))
     past = expected.past_key_values
     for step in range(3):
         position = steps + step
@@ -128,7 +131,7 @@ def test_code_predictor_logits_under_forced_codes(variant, ours, official):
     codes = rng.integers(0, config.code_predictor.codebook_size, (3, config.talker.num_codebooks))
     with quiet(), torch.no_grad():
         expected = reference(inputs_embeds=torch.tensor(x), use_cache=True)
-    cache = KVCache.zeros(config.code_predictor.transformer, jnp.zeros(3, jnp.int32), config.talker.num_codebooks)
+    cache = KVCache.zeros(config.code_predictor.transformer, 3, config.talker.num_codebooks)
     hidden, cache = predictor.apply(variables, x, cache)
     for q in range(1, config.talker.num_codebooks):
         logits = predictor.apply(variables, hidden[:, -1], q, method=CodePredictor.logits)
@@ -212,14 +215,15 @@ def check_same_speech(model, reference, method, arguments, max_new_tokens=24, ke
     """Greedy codes 0 … Q−1 equal in every frame of every row, samples within 1e-4."""
     options = GREEDY | {"max_new_tokens": max_new_tokens} | (keywords or {})
     (wavs, rate), codes = official_codes(reference, lambda: getattr(reference, method)(*arguments, **options))
-    ours_codes = []
+    synthesize, ours_codes = model.synthesize, []
 
-    def capture(*decode_arguments, **decode_options):
-        ours_codes.extend(decode_arguments[2])
-        return decode_codes(*decode_arguments, **decode_options)
+    def noting(*args, **keywords):
+        speeches = synthesize(*args, **keywords)
+        ours_codes.extend(speech.codes for speech in speeches)
+        return speeches
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthesis, "decode_codes", capture)
+        patch.setattr(model, "synthesize", noting)
         our_wavs, our_rate = getattr(model, method)(*arguments, **options)
     assert our_rate == rate
     assert len({row.tobytes() for row in codes}) == len(codes)

@@ -128,12 +128,14 @@ def assert_equal_prompts(batch: PromptBatch, model: Any, theirs: dict[str, np.nd
     cloned = np.flatnonzero(batch.speaker_position != NONE)
     if len(cloned):
         ours[cloned, batch.speaker_position[cloned]] += batch.x_vectors[cloned]
-    length = batch.text_ids.shape[1]
-    mask = np.arange(length) >= batch.start[:, None]
-    np.testing.assert_array_equal(mask, theirs["attention_mask"])
-    np.testing.assert_allclose(ours, theirs["inputs_embeds"], rtol=0, atol=1e-5)
-    # A wrong row of an embedding is far off, so the comparison above can tell ids apart.
-    assert np.abs(theirs["inputs_embeds"][mask]).mean() > 0.1
+    # The official package pads on the left.
+    np.testing.assert_array_equal(batch.lengths, theirs["attention_mask"].sum(axis=1))
+    for row, length in enumerate(batch.lengths):
+        expected = theirs["inputs_embeds"][row, -length:]
+        assert theirs["attention_mask"][row, -length:].all()
+        np.testing.assert_allclose(ours[row, :length], expected, rtol=0, atol=1e-5)
+        # A wrong row of an embedding is far off, so the comparison above can tell ids apart.
+        assert np.abs(expected).mean() > 0.1
 
     trailing = theirs["trailing_text_hidden"]
     padding = max(trailing.shape[1] - batch.trailing_text_ids.shape[1], 0)

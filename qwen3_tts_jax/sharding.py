@@ -1,0 +1,186 @@
+"""Several devices: one mesh, and where each array lies on it.
+
+The mesh has the axes `data`, over which rows of a batch are spread, and `model`, over which the talker and the
+code predictor are split (Shoeybi et al. 2019, arXiv:1909.08053): by key/value heads, by MLP width, and the text
+embedding by vocabulary. The codec and the speaker encoder are whole on every device. XLA does the rest: a
+compiled function whose arguments lie on a mesh computes there, and what it returns follows. On one device
+nothing here is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from qwen3_tts_jax.config import ModelConfig
+
+DATA, MODEL = "data", "model"
+
+Placement = Callable[[str, tuple[int, ...]], NamedSharding]
+"""Where the parameter with this path ("talker/codec_head/weight") and shape goes."""
+
+Tree = TypeVar("Tree")
+
+# The axis of a weight that is split, by the end of its layer's path, in the talker and the code predictor. It is that
+# of the layer's scale or bias, too, where they have it. What is not here is whole: norms, and the embeddings and
+# output layers of codes. Those are small, and split they would cost five exchanges between the devices for each of
+# a frame's codes, most of them in the sampling.
+_SPLIT_AXES = {
+    "attention/qkv": 0,  # [K, (G + 2) H, D], what belongs to a key/value head side by side
+    "attention/o": 1,  # [D, N H], query heads in the same order
+    "mlp/gate_up": 1,  # [2, F, D]
+    "mlp/down": 1,  # [D, F]
+    "text_embedding": 0,  # [V, D]
+    "text_projection/fc1": 0,
+    "text_projection/fc2": 1,
+}
+_SPLIT_PARTS = ("talker/", "code_predictor/")
+
+
+def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of `data` × `model` devices.
+
+    Args:
+        data: parts that a batch is spread over; −1 takes as many as there are devices for.
+        model: devices that share one copy of the talker and the code predictor. 1 is the fastest wherever a
+            copy fits on one device; more let a single utterance, or a larger batch, use the memory of several.
+        devices: all of the machine's (of all processes) by default.
+
+    Raises:
+        ValueError: sizes below 1, or for which there are not the devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if model < 1 or (data < 1 and data != -1):
+        raise ValueError(f"a mesh needs sizes of at least 1 (data may be -1), got data={data}, model={model}")
+    if data == -1 and len(devices) % model:
+        raise ValueError(f"{len(devices)} devices cannot be shared out in groups of model={model}")
+    data = len(devices) // model if data == -1 else data
+    if data * model > len(devices):
+        raise ValueError(f"a mesh of {data} x {model} needs {data * model} devices; there are {len(devices)}")
+    return jax.make_mesh(
+        (data, model), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices[: data * model]
+    )
+
+
+def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
+    """Refuses a mesh without our axes, or whose `model` axis does not divide the key/value heads.
+
+    Raises:
+        ValueError: names the heads and the sizes that would do.
+    """
+    if mesh.axis_names != (DATA, MODEL):
+        raise ValueError(f"the mesh has the axes {mesh.axis_names}, not ('data', 'model'): make it with make_mesh")
+    parts = {"talker": config.talker, "code predictor": config.code_predictor}
+    heads = {name: part.transformer.num_kv_heads for name, part in parts.items()}
+    size = mesh.shape[MODEL]
+    for name, count in heads.items():
+        if count % size:
+            common = [n for n in range(1, count + 1) if not any(other % n for other in heads.values())]
+            raise ValueError(
+                f"the {name} has {count} key/value heads, which model={size} devices cannot share: "
+                f"choose model={' or '.join(map(str, common))}"
+            )
+
+
+def placement(mesh: Mesh, config: ModelConfig) -> Placement:
+    """Where parameters go; what `convert.load_checkpoint` needs to put each leaf straight there.
+
+    An axis whose length the mesh does not divide (a vocabulary, an MLP width) is left whole.
+
+    Raises:
+        ValueError: as `check_mesh`.
+    """
+    check_mesh(mesh, config)
+    size = mesh.shape[MODEL]
+
+    def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        axis = None
+        if path.startswith(_SPLIT_PARTS):
+            layer = path.rpartition("/")[0]
+            axis = next((axis for end, axis in _SPLIT_AXES.items() if layer.endswith(f"/{end}")), None)
+        if axis is None or axis >= len(shape) or shape[axis] % size:
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, MODEL))
+
+    return place
+
+
+def shard_params(params: dict[str, Any], config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """The same parameters on the mesh; those that were there before may be dropped then.
+
+    Raises:
+        ValueError: as `check_mesh`.
+    """
+    place = placement(mesh, config)
+    leaves = flatten_dict(params, sep="/")
+    return unflatten_dict(
+        {path: jax.device_put(leaf, place(path, leaf.shape)) for path, leaf in leaves.items()}, sep="/"
+    )
+
+
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh that parameters, or any tree, lie on; None where they were not put on one."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            return sharding.mesh
+    return None
+
+
+def whole_rows(params: Any, rows: int) -> int:
+    """The next number of rows that the devices of `params` share evenly: `rows` itself on one device."""
+    mesh = mesh_of(params)
+    size = 1 if mesh is None else mesh.shape[DATA]
+    return -(-rows // size) * size
+
+
+def place_batch(params: Any, batch: Tree) -> Tree:
+    """Spreads arrays [B, …] over the devices that `params` lie on, row by row; leaves them alone on one device.
+
+    Rows that cannot be shared evenly (see `whole_rows`) are computed by all. Scalars go everywhere.
+    """
+    mesh = mesh_of(params)
+    if mesh is None:
+        return batch
+    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, _rows_spec(mesh, np.shape(leaf)))), batch)
+
+
+def place_state(params: Any, state: Tree) -> Tree:
+    """As `place_batch`, for what `generate.prefill` returns: its cache is split by key/value heads too.
+
+    This is what chunks return, so that the first of them needs no program of its own.
+    """
+    mesh = mesh_of(params)
+    if mesh is None:
+        return state
+
+    def put(path: tuple, leaf: Any) -> Any:
+        return _put(leaf, NamedSharding(mesh, state_spec(mesh, path, np.shape(leaf))))
+
+    return jax.tree_util.tree_map_with_path(put, state)
+
+
+def state_spec(mesh: Mesh, path: tuple, shape: tuple[int, ...]) -> PartitionSpec:
+    """Where the leaf of a `DecodeState` with this path (of `jax.tree_util`) and shape goes."""
+    rows, size = _rows_spec(mesh, shape), mesh.shape[MODEL]
+    in_cache = any(getattr(entry, "name", None) == "cache" for entry in path)
+    if in_cache and len(shape) == 4 and size > 1:  # [B, K, H, S] and [B, K, S, H]
+        return PartitionSpec(rows[0] if len(rows) else None, MODEL)
+    return rows
+
+
+def _rows_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+    # An axis of one device is left out, as XLA does: to JAX the two are different layouts.
+    if not shape or mesh.shape[DATA] == 1 or shape[0] % mesh.shape[DATA]:
+        return PartitionSpec()
+    return PartitionSpec(DATA)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    same = isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    return leaf if same else jax.device_put(leaf, sharding)

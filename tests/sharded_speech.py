@@ -1,0 +1,166 @@
+"""Speaks on meshes of virtual devices, in a process of its own; prints what came of it as JSON.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.sharded_speech
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from qwen3_tts_jax import generate, hf_export, sharding
+from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
+from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
+from qwen3_tts_jax.convert.rules import model_rules
+from qwen3_tts_jax.prompt import PromptPlan, batch_plans
+from qwen3_tts_jax.synthesis import speak_codes
+from tests.drawn_tree import drawn_tree
+from tests.safetensors_folder import all_parts, small, write
+from tests.shapes import SMALL
+
+FRAMES = 6
+MESHES = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x2": (1, 2)}
+SAMPLED = GenerationConfig(
+    SamplingConfig(temperature=1.1, top_k=20, repetition_penalty=1.05), SamplingConfig(temperature=1.1, top_k=20)
+)
+
+
+def small_config() -> ModelConfig:
+    """Four key/value heads in both stacks; 4 divides the other axes that are split, but not the predictor's MLP."""
+    config = SMALL["1.7B-VoiceDesign"]
+    talker = replace(config.talker.transformer, num_layers=1, num_heads=8, num_kv_heads=4, head_dim=6)
+    predictor = replace(config.code_predictor.transformer, num_layers=1, num_heads=4, num_kv_heads=4, mlp_width=54)
+    return replace(
+        config,
+        talker=replace(config.talker, transformer=talker, text_vocab_size=2048),
+        code_predictor=replace(config.code_predictor, transformer=predictor),
+        prompt=replace(config.prompt, tts_pad=7),
+    )
+
+
+def plans(config: ModelConfig, count: int) -> list[PromptPlan]:
+    """Prompts of different lengths."""
+    rng = np.random.default_rng(0)
+
+    def plan(length: int) -> PromptPlan:
+        codes = np.full((length, config.talker.num_codebooks), -1, np.int32)
+        codes[length // 2 :, 0] = rng.integers(0, config.talker.codec_vocab_size, length - length // 2)
+        ids = rng.integers(0, config.talker.text_vocab_size, length).astype(np.int32)
+        return PromptPlan(ids, codes, rng.integers(0, 1000, 3).astype(np.int32))
+
+    return [plan(5 + row % 7) for row in range(count)]
+
+
+def speak(params: dict[str, Any], config: ModelConfig, count: int) -> tuple[np.ndarray, generate.DecodeState]:
+    """Codes [B, FRAMES, Q] of `count` prompts, made in two chunks, and the last state."""
+    batch = batch_plans(plans(config, count), tts_pad=config.prompt.tts_pad, length=12)
+    keys, limits = generate.utterance_keys(3, jnp.arange(count)), jnp.full(count, 100, jnp.int32)
+    batch, keys, limits = sharding.place_batch(params, (batch, keys, limits))
+    state = sharding.place_state(params, generate.prefill_compiled(params, config, batch, keys, limits, 24))
+    chunks = []
+    for _ in range(2):
+        state, codes = generate.generate_chunk(params, config, SAMPLED, state, FRAMES // 2)
+        chunks.append(np.asarray(codes))
+    return np.concatenate(chunks, axis=1), state
+
+
+def speak_in_turns(params: dict[str, Any], config: ModelConfig) -> list[tuple[int, list[list[int]]]]:
+    """Codes of 11 prompts, 8 at a time: rows that have ended are refilled."""
+    prompts = plans(config, 11)
+    limits = [3 + 2 * (row % 4) for row in range(len(prompts))]
+    spoken = speak_codes(
+        params, config, SAMPLED, prompts, frame_limits=limits, seed=3, utterances=range(len(prompts)), rows=8,
+        chunk_frames=3, fixed_capacity=True,
+    )  # fmt: skip
+    return sorted((index, codes.tolist()) for index, codes, _ in spoken)
+
+
+def spec(leaf: jax.Array) -> list[str | None]:
+    """The mesh axis that each axis of an array is split over."""
+    names = list(leaf.sharding.spec)
+    return names + [None] * (leaf.ndim - len(names))
+
+
+def report(config: ModelConfig, params: dict[str, Any], size: tuple[int, int], whole: np.ndarray) -> dict[str, Any]:
+    """What speaking the same on a mesh gives."""
+    mesh = sharding.make_mesh(*size, devices=jax.devices()[: size[0] * size[1]])
+    placed = sharding.shard_params(params, config, mesh)
+    before = generate.generate_chunk._cache_size()
+    codes, state = speak(placed, config, len(whole))
+    return {
+        "equal": np.array_equal(codes, whole),
+        "programs": generate.generate_chunk._cache_size() - before,
+        "keys": spec(state.cache.keys[0]),
+        "values": spec(state.cache.values[0]),
+        "rows": {name: spec(getattr(state, name)) for name in ("hidden", "logits", "seen", "keys", "ended")},
+        "cache_bytes": state.cache.keys[0].addressable_shards[0].data.nbytes,
+        "params_bytes": sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed)),
+    }
+
+
+def loaded(folder: Path) -> dict[str, bool]:
+    """Whether a checkpoint of each kind goes straight to where its parameters belong."""
+    config, parts = small("1.7B-Base"), all_parts(small("1.7B-Base"))
+    published = write(folder / "published", config)
+    for path, content in zip(
+        ("config.json", "speech_tokenizer/config.json", "generation_config.json"), hf_export.to_hf(config), strict=True
+    ):
+        (published / path).write_text(json.dumps(content))
+    whole = load_checkpoint(published, config, parts)
+    converted = orbax_checkpoint.save(folder / "converted", whole, config, published)
+    place = sharding.placement(sharding.make_mesh(1, 2, jax.devices()[:2]), config)
+    expected = flatten_dict(whole, sep="/")
+
+    def as_expected(source: Path) -> bool:
+        found = flatten_dict(load_checkpoint(source, config, parts, placement=place), sep="/")
+        return found.keys() == expected.keys() and all(
+            leaf.sharding == place(path, leaf.shape) and np.array_equal(leaf, expected[path])
+            for path, leaf in found.items()
+        )
+
+    return {source.name: as_expected(source) for source in (published, converted)}
+
+
+def main() -> None:
+    """Runs all meshes and prints one line of JSON."""
+    config = small_config()
+    params = jax.tree.map(jnp.asarray, drawn_tree(model_rules(config), seed=3))
+    whole, state = speak(params, config, 8)
+    meshes = {name: report(config, params, size, whole) for name, size in MESHES.items()}
+    turns = speak_in_turns(params, config)
+    mesh = sharding.make_mesh(2, 2, devices=jax.devices()[:4])
+    before = generate.generate_chunk._cache_size()
+    in_turns = {
+        "equal": speak_in_turns(sharding.shard_params(params, config, mesh), config) == turns,
+        "spoken": len(turns),
+        "programs": generate.generate_chunk._cache_size() - before,
+    }
+    few, _ = speak(params, config, 3)
+    uneven = report(config, params, (2, 1), few)
+    with tempfile.TemporaryDirectory() as folder:
+        loads = loaded(Path(folder))
+    print(
+        json.dumps(
+            {
+                "different_rows": len({row.tobytes() for row in whole}),
+                "cache_bytes": state.cache.keys[0].nbytes,
+                "params_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+                "meshes": meshes,
+                "uneven": uneven,
+                "in_turns": in_turns,
+                "loaded": loads,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

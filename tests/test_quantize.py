@@ -1,0 +1,75 @@
+"""int8 weights: what they are, that the model uses them, and what stays as it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from qwen3_tts_jax import Qwen3TTS, Request
+from qwen3_tts_jax.convert.rules import model_rules
+from qwen3_tts_jax.quantize import quantize
+from tests.drawn_tree import drawn_tree
+from tests.shapes import SMALL
+from tests.small_checkpoint import write_small_checkpoint
+
+CONFIG = SMALL["1.7B-CustomVoice"]
+
+
+def widened(tree):
+    """The float tree that an int8 tree stands for."""
+    leaves = {}
+    for path, leaf in flatten_dict(tree, sep="/").items():
+        if path.endswith("/weight_int8"):
+            layer = path.removesuffix("/weight_int8")
+            scale = flatten_dict(tree, sep="/")[f"{layer}/scale"]
+            leaves[f"{layer}/weight"] = leaf.astype(jnp.float32) * scale[..., None]
+        elif not (
+            path.endswith("/scale") and f"{path.removesuffix('scale')}weight_int8" in flatten_dict(tree, sep="/")
+        ):
+            leaves[path] = leaf
+    return unflatten_dict(leaves, sep="/")
+
+
+def test_every_weight_is_within_half_a_step_and_each_output_uses_the_whole_range():
+    params = drawn_tree(model_rules(CONFIG), seed=4)
+    before, after = flatten_dict(params, sep="/"), flatten_dict(quantize(params), sep="/")
+    layers = [path.removesuffix("/weight_int8") for path in after if path.endswith("/weight_int8")]
+    stacks = CONFIG.talker.transformer.num_layers + CONFIG.code_predictor.transformer.num_layers
+    assert len(layers) == 4 * stacks
+    for layer in layers:
+        weight, values, scale = before[f"{layer}/weight"], after[f"{layer}/weight_int8"], after[f"{layer}/scale"]
+        assert (values.dtype, scale.dtype) == (jnp.int8, jnp.float32)
+        assert values.shape == weight.shape
+        assert scale.shape == weight.shape[:-1]
+        np.testing.assert_array_equal(jnp.abs(values).max(axis=-1), 127)
+        assert (np.abs(values * scale[..., None] - weight) <= 0.5001 * scale[..., None]).all()
+    kept = [path for path in before if f"{path.removesuffix('/weight')}/weight_int8" not in after]
+    assert all(after[path] is before[path] for path in kept)
+    assert len(after) == len(kept) + 2 * len(layers)
+
+
+def test_a_row_of_zeros_stays_zero():
+    layer = {"o": {"weight": jnp.zeros((3, 5)).at[1].set(2.0)}}
+    tree = quantize({"talker": {"transformer": layer}})["talker"]["transformer"]["o"]
+    np.testing.assert_array_equal(tree["weight_int8"], jnp.zeros((3, 5)).at[1].set(127))
+    assert jnp.isfinite(tree["scale"]).all()
+
+
+def test_the_model_speaks_as_its_widened_weights_do(tmp_path, tokenizer_folder):
+    folder = write_small_checkpoint(tmp_path, CONFIG, tokenizer_folder)
+    requests = [Request(text, speaker="ryan", max_frames=9) for text in ("One.", "Two, and a little more.", "Three!")]
+    model = Qwen3TTS.from_pretrained(folder, dtype="float32", weights="int8")
+    assert quantize(model.params).keys() == model.params.keys()
+    float_model = Qwen3TTS.from_pretrained(folder, dtype="float32")
+    wide = Qwen3TTS(model.config, widened(model.params), model.tokenizer)
+    speeches, expected, exact = (m.synthesize(requests, seed=2) for m in (model, wide, float_model))
+    for speech, other in zip(speeches, expected, strict=True):
+        np.testing.assert_array_equal(speech.codes, other.codes)
+        np.testing.assert_allclose(speech.samples, other.samples, atol=1e-5)
+    assert any(a.codes.tobytes() != b.codes.tobytes() for a, b in zip(speeches, exact, strict=True))
+
+    def size(model):
+        stacks = [model.params[part]["transformer"] for part in ("talker", "code_predictor")]
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(stacks))
+
+    assert 0.25 < size(model) / size(float_model) < 0.3

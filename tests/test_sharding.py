@@ -1,0 +1,147 @@
+"""Meshes: the same codes as on one device, laid out as promised, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qwen3_tts_jax import sharding
+from tests.shapes import SMALL
+from tests.sharded_speech import MESHES
+
+
+@pytest.fixture(scope="module")
+def spoken():
+    """What eight virtual devices say: all meshes in one process, for the start and the compiling take a while."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    # Warnings are errors: one says that a donated buffer could not be used, which is a copy of the cache.
+    command = [sys.executable, "-W", "error", "-m", "tests.sharded_speech"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_mesh_gives_the_codes_of_one_device(spoken, mesh):
+    assert spoken["different_rows"] == 8
+    assert spoken["meshes"][mesh]["equal"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_rows_lie_over_data_and_heads_over_model(spoken, mesh):
+    (data, model), found = MESHES[mesh], spoken["meshes"][mesh]
+    rows, heads = "data" if data > 1 else None, "model" if model > 1 else None
+    assert found["keys"] == found["values"] == [rows, heads, None, None]
+    for name, spec in found["rows"].items():
+        assert spec == [rows] + [None] * (len(spec) - 1), name
+    assert found["cache_bytes"] * data * model == spoken["cache_bytes"]
+
+
+def test_the_model_axis_divides_the_parameters(spoken):
+    held = {mesh: found["params_bytes"] for mesh, found in spoken["meshes"].items()}
+    assert held["8x1"] == spoken["params_bytes"]
+    assert held["4x2"] == held["1x2"]
+    assert held["2x4"] < held["4x2"] < spoken["params_bytes"]
+
+
+def test_chunks_after_the_first_use_its_program(spoken):
+    assert [found["programs"] for found in spoken["meshes"].values()] == [1] * len(MESHES)
+
+
+def test_rows_that_cannot_be_shared_evenly_are_computed_by_all(spoken):
+    assert spoken["uneven"]["equal"]
+    assert spoken["uneven"]["rows"]["hidden"] == [None, None]
+
+
+def test_rows_are_refilled_on_a_mesh_too(spoken):
+    """By one program: what is inserted leaves the state where it was."""
+    assert spoken["in_turns"] == {"equal": True, "spoken": 11, "programs": 1}
+
+
+@pytest.mark.parametrize("kind", ["published", "converted"])
+def test_a_checkpoint_is_loaded_straight_to_its_devices(spoken, kind):
+    assert spoken["loaded"][kind]
+
+
+def test_split_axes_hold_whole_heads():
+    """Every device has its key/value heads, and the query heads and inputs of the output layer that belong to them."""
+    mesh = sharding.make_mesh(1, 1)
+    place = sharding.placement(mesh, SMALL["1.7B-VoiceDesign"])
+    for path, shape, spec in (
+        ("talker/transformer/layers_0/attention/qkv/weight", (3, 48, 56), ("model",)),
+        ("talker/transformer/layers_0/attention/o/weight", (56, 72), (None, "model")),
+        ("code_predictor/transformer/layers_1/mlp/gate_up/weight", (2, 54, 40), (None, "model")),
+        ("code_predictor/transformer/layers_1/mlp/down/weight", (40, 54), (None, "model")),
+        ("talker/transformer/layers_0/attention/qkv/weight_int8", (3, 48, 56), ("model",)),
+        ("talker/transformer/layers_0/mlp/gate_up/scale", (2, 80), (None, "model")),
+        ("talker/transformer/layers_0/mlp/down/scale", (56,), ()),
+        ("talker/text_projection/fc1/bias", (12,), ("model",)),
+        ("talker/text_projection/fc2/bias", (56,), ()),
+        ("code_predictor/codec_heads/weight", (4, 41, 40), ()),
+        ("talker/text_embedding/embedding", (151_936, 12), ("model",)),
+        ("talker/codec_embedding/embedding", (1065, 56), ()),
+        ("talker/transformer/norm/scale", (56,), ()),
+        ("codec/decoder/transformer/layers_0/attention/o/weight", (24, 30), ()),
+        ("speaker_encoder/fc/kernel", (1, 48, 48), ()),
+    ):
+        assert place(path, shape) == NamedSharding(mesh, PartitionSpec(*spec)), path
+
+
+def test_one_device_needs_nothing():
+    params = {"talker": {"codec_head": {"weight": jnp.ones((4, 3))}}}
+    batch = {"ids": np.ones((3, 2), np.int32)}
+    assert sharding.mesh_of(params) is None
+    assert sharding.place_batch(params, batch) is batch
+    assert sharding.place_state(params, batch) is batch
+    assert sharding.whole_rows(params, 3) == 3
+
+
+def test_rows_are_rounded_up_to_the_data_axis(monkeypatch):
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    monkeypatch.setattr(sharding, "mesh_of", lambda params: mesh)
+    assert [sharding.whole_rows({}, rows) for rows in (1, 4, 5)] == [4, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((0, 1), "sizes of at least 1 (data may be -1), got data=0, model=1"),
+        ((1, 0), "got data=1, model=0"),
+        ((-2, 1), "got data=-2, model=1"),
+        ((2, 1), "a mesh of 2 x 1 needs 2 devices; there are 1"),
+        ((-1, 3), "1 devices cannot be shared out in groups of model=3"),
+    ],
+)
+def test_a_mesh_without_its_devices_is_refused(size, message):
+    with pytest.raises(ValueError, match=r".") as error:
+        sharding.make_mesh(*size, devices=jax.devices()[:1])
+    assert message in str(error.value)
+
+
+def test_all_devices_by_default():
+    assert dict(sharding.make_mesh().shape) == {"data": jax.device_count(), "model": 1}
+
+
+def test_heads_that_cannot_be_shared_are_named():
+    config = SMALL["1.7B-Base"]  # 2 and 4 key/value heads
+    for size in (1, 2):
+        sharding.check_mesh(jax.sharding.AbstractMesh((1, size), ("data", "model")), config)
+    with pytest.raises(ValueError, match=r"^the talker has 2 key/value heads, which model=4 .*: choose model=1 or 2$"):
+        sharding.check_mesh(jax.sharding.AbstractMesh((1, 4), ("data", "model")), config)
+    with pytest.raises(ValueError, match=r"^the code predictor has 1 key/value heads, which model=3 .* model=1$"):
+        sharding.check_mesh(jax.sharding.AbstractMesh((1, 3), ("data", "model")), SMALL["1.7B-CustomVoice"])
+
+
+def test_another_mesh_is_refused():
+    mesh = jax.make_mesh((1,), ("batch",), devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"the mesh has the axes \('batch',\), not .*make_mesh"):
+        sharding.shard_params({}, SMALL["1.7B-Base"], mesh)
