@@ -48,7 +48,7 @@ def measure_ours(checkpoint: str, frames: int, batch: int) -> side_by_side.Figur
 
     def predictor(params: Any, state: g.DecodeState, codes: jax.Array) -> jax.Array:
         def step(hidden: jax.Array, row: jax.Array):
-            made = g.predict_codes(params, config, sampling, hidden, row[:, 0], state.keys)
+            made, _ = g.predict_codes(params, config, sampling, hidden, row[:, 0], state.keys)
             # The next frame waits for this one, as it does in generation.
             return hidden + made.sum() * 1e-9, None
 

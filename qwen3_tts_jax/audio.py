@@ -10,7 +10,6 @@ import math
 import operator
 import os
 import urllib.request
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +17,8 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 import soxr
+
+from qwen3_tts_jax.files import check_place, completed
 
 AudioLike = str | Path | bytes | tuple[np.ndarray, int]
 """A recording: a file's path; as text an http or https URL or base64, raw or as a data URL; the content of a
@@ -197,20 +198,10 @@ def check_writable(path: str | Path) -> None:
     """
     path = Path(path)
     _format_of(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file")
-    probe = _temporary_name(path)
-    try:
-        # Creating a file is the only sure test: permission bits say nothing of a read-only disk.
-        probe.touch(exist_ok=False)
-    except OSError as error:
-        raise PermissionError(f"cannot write into the folder {path.parent}: {error.strerror}") from None
-    probe.unlink()
+    check_place(path)
 
 
-def write(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
+def write(path: str | Path, samples: np.ndarray, sample_rate: int, *, sync: bool = False) -> None:
     """Writes mono samples as WAV or FLAC (16-bit PCM) or OGG (Vorbis), by the ending of the name.
 
     The file appears under its name only once it is complete.
@@ -219,6 +210,7 @@ def write(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
         path: a name that ends in .wav, .flac or .ogg.
         samples: floats [N] in ±1; louder ones are clipped.
         sample_rate: in Hz.
+        sync: return only once the file is on the disk.
 
     Raises:
         ValueError: `samples` are not floats [N] or not finite, or as `check_writable`.
@@ -235,16 +227,15 @@ def write(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
     check_writable(path)
     file_format, subtype = _format_of(path)
     clipped = np.clip(samples.astype(np.float32), -1.0, 1.0)
-    temporary = _temporary_name(path)
-    try:
-        with soundfile.SoundFile(
-            temporary, "w", samplerate=sample_rate, channels=1, format=file_format, subtype=subtype
-        ) as file:
-            for start in range(0, len(clipped), _BLOCK):
-                file.write(clipped[start : start + _BLOCK])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # In memory first: where a disk is full, not every encoder of libsndfile says so.
+    content = io.BytesIO()
+    with soundfile.SoundFile(
+        content, "w", samplerate=sample_rate, channels=1, format=file_format, subtype=subtype
+    ) as file:
+        for start in range(0, len(clipped), _BLOCK):
+            file.write(clipped[start : start + _BLOCK])
+    with completed(path, sync=sync) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def _format_of(path: Path) -> tuple[str, str]:
@@ -254,7 +245,3 @@ def _format_of(path: Path) -> tuple[str, str]:
             f"cannot write {path.name!r}: the ending {ending!r} is not supported, use one of {', '.join(_FORMATS)}"
         )
     return _FORMATS[ending]
-
-
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{uuid.uuid4().hex}.partial")

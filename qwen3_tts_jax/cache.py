@@ -14,6 +14,7 @@ from typing import Self
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from qwen3_tts_jax.config import TransformerConfig
 
@@ -66,6 +67,8 @@ class KVCache:
 
         all_keys = write(self.keys[layer], keys.transpose(0, 2, 3, 1), axis=3)
         all_values = write(self.values[layer], values.swapaxes(1, 2), axis=2)
+        # Left to choose, XLA for NVIDIA transposes, and so copies, the whole cache in every frame.
+        all_keys, all_values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (all_keys, all_values))
         return _replaced(self, layer, all_keys, all_values), all_keys, all_values
 
     def advance(self, steps: int | jax.Array) -> Self:

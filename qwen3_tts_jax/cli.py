@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from qwen3_tts_jax import cli_batch
+from qwen3_tts_jax import cli_batch, cli_programs
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_codec import codec_app
 from qwen3_tts_jax.cli_options import APP, DEFAULT_CLONER, DEFAULT_DESIGNER, DEFAULT_VOICES, examples
+from qwen3_tts_jax.cli_train import train_app
 from qwen3_tts_jax.cli_voice import voice_app
 from qwen3_tts_jax.presets import PRESETS
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(voice_app)
 app.add_typer(codec_app)
+app.add_typer(train_app)
 
 
 def main() -> None:
@@ -181,6 +183,8 @@ def _speak(model_type: str, options: dict[str, Any]) -> None:
 
 
 app.command(epilog=cli_batch.EXAMPLES)(cli_batch.batch)
+app.command(epilog=cli_programs.WARMUP_EXAMPLES)(cli_programs.warmup)
+app.command("export-programs", epilog=cli_programs.EXPORT_EXAMPLES)(cli_programs.export_programs)
 
 
 @app.command(

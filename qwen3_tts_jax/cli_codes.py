@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,8 @@ from safetensors.numpy import save as serialize
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.cli_model import Source
 from qwen3_tts_jax.config import CodecConfig, ConfigError
-from qwen3_tts_jax.console import ProgressLine, check_folder, check_output, plain_messages, refuse, refusing
+from qwen3_tts_jax.console import ProgressLine, check_output, plain_messages, refuse, refusing
+from qwen3_tts_jax.files import check_folder, completed
 
 _CODES_ENDINGS = (".npz", ".safetensors")
 _SOUND_ENDINGS = (".wav", ".flac", ".ogg")
@@ -120,7 +120,8 @@ def _sound_files(path: Path, names: Sequence[str], output: Path) -> list[Path]:
     if output.suffix.lower() in _SOUND_ENDINGS and not output.is_dir():
         if len(names) > 1:
             refuse(f"{path} holds {len(names)} recordings and {output} is one file: give a folder with -o")
-        check_folder(output.parent)
+        with refusing(OSError):
+            check_folder(output.parent)
         return [output]
     if output.exists() and not output.is_dir():
         refuse(f"{output} is neither a folder nor a sound file ({', '.join(_SOUND_ENDINGS)})")
@@ -128,7 +129,8 @@ def _sound_files(path: Path, names: Sequence[str], output: Path) -> list[Path]:
         # A name with a path in it could lead out of the folder.
         if name in ("", ".", "..") or set(name) & set("/\\:\0"):
             refuse(f"{path} holds a recording that is called {name!r}, which is no file's name")
-    check_folder(output if output.is_dir() else output.parent)
+    with refusing(OSError):
+        check_folder(output if output.is_dir() else output.parent)
     files = [output / f"{name}.wav" for name in names]
     for file in files:
         if file.exists():
@@ -139,8 +141,7 @@ def _sound_files(path: Path, names: Sequence[str], output: Path) -> list[Path]:
 def _write(path: Path, codes: Mapping[str, np.ndarray], config: CodecConfig) -> None:
     """Writes codes int32 [T, Q] by name; the file appears under its name only once it is complete."""
     rates = {name: getattr(config, name) for name in _RATES}
-    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
+    with completed(path) as temporary:
         if path.suffix.lower() == ".safetensors":
             temporary.write_bytes(serialize(dict(codes), {name: str(rate) for name, rate in rates.items()}))
         else:
@@ -149,9 +150,6 @@ def _write(path: Path, codes: Mapping[str, np.ndarray], config: CodecConfig) -> 
                 for name, array in {**codes, **rates}.items():
                     with archive.open(f"{name}.npy", "w") as entry:
                         np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:

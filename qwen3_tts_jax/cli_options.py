@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,3 +69,24 @@ CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept.")
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Compare the files' sha256 with the published ones.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error, warnings only.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechOptions:
+    """The options of all commands that speak, as they were given."""
+
+    model: str
+    max_seconds: float | None
+    seed: int
+    greedy: bool
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    dtype: str
+    codec_dtype: str
+    revision: str | None
+    cache_dir: Path | None
+    offline: bool
+    verify: bool
+    quiet: bool

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from qwen3_tts_jax.batch.manifest import MAX_SEED
 from qwen3_tts_jax.cli_clone import Recording, Reference, load_voice
 from qwen3_tts_jax.cli_model import COMMANDS, Source, check_type, read_config
+from qwen3_tts_jax.cli_options import SpeechOptions
 from qwen3_tts_jax.cli_stream import check_standard_output, write_stream
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.console import (
@@ -25,7 +27,6 @@ from qwen3_tts_jax.console import (
 )
 
 if TYPE_CHECKING:
-    from qwen3_tts_jax.cli_batch import BatchOptions
     from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.prompt import PromptPlan, Request
     from qwen3_tts_jax.synthesis import FinishReason
@@ -33,13 +34,12 @@ if TYPE_CHECKING:
 
 _DEFAULT_OUTPUT = Path("speech.wav")
 
-_MAX_SEED = 2**31 - 1
 # In place of a text that is yet to come, in what is checked before.
 _TO_COME = "…"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeakOptions:
+class SpeakOptions(SpeechOptions):
     """The options of `say`, `design` and `clone`, as they were given."""
 
     text: str | None
@@ -47,7 +47,6 @@ class SpeakOptions:
     output: Path | None
     stream: bool
     raw: bool
-    model: str
     speaker: str | None = None
     reference: str | None = None
     reference_text: str | None = None
@@ -56,21 +55,7 @@ class SpeakOptions:
     x_vector_only: bool = False
     language: str
     instruct: str | None = None
-    max_seconds: float | None
     text_mode: str
-    seed: int
-    greedy: bool
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    repetition_penalty: float | None
-    dtype: str
-    codec_dtype: str
-    revision: str | None
-    cache_dir: Path | None
-    offline: bool
-    verify: bool
-    quiet: bool
 
 
 def speak(model_type: str, options: SpeakOptions) -> None:
@@ -145,10 +130,6 @@ def _check_options(model_type: str, options: SpeakOptions) -> Path:
         refuse("--stream writes to standard output and takes no --output")
     else:
         check_standard_output()
-    if options.max_seconds is not None and not 0 < options.max_seconds < math.inf:
-        refuse(f"--max-seconds must be a number above 0, got {options.max_seconds:g}")
-    if not 0 <= options.seed <= _MAX_SEED:
-        refuse(f"--seed must be 0 … {_MAX_SEED}, got {options.seed}")
     if model_type == "voice_design" and not (options.instruct or "").strip():
         refuse("--instruct is missing: say in words who speaks, and how")
     return output
@@ -179,8 +160,12 @@ def _voice(options: SpeakOptions) -> Recording | VoicePrompt:
     return replace(voice, codes=None, text=None) if options.x_vector_only else voice
 
 
-def sampling_arguments(options: SpeakOptions | BatchOptions) -> dict[str, Any]:
-    """The sampling arguments of `arguments.merge_sampling`; refuses impossible ones."""
+def sampling_arguments(options: SpeechOptions) -> dict[str, Any]:
+    """The sampling arguments of `arguments.merge_sampling`; refuses impossible ones, and other limits and seeds."""
+    if options.max_seconds is not None and not 0 < options.max_seconds < math.inf:
+        refuse(f"--max-seconds must be a number above 0, got {options.max_seconds:g}")
+    if not 0 <= options.seed <= MAX_SEED:
+        refuse(f"--seed must be 0 … {MAX_SEED}, got {options.seed}")
     names = ("temperature", "top_k", "top_p", "repetition_penalty")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     unused = [f"--{name.replace('_', '-')}" for name in given if name != "repetition_penalty"]

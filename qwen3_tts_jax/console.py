@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import logging
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import typer
+
+from qwen3_tts_jax.files import check_place
 
 _BAD_INPUT = 2
 _STANDARD_INPUT = "standard input"
@@ -138,46 +139,22 @@ def check_output(path: Path, *endings: str) -> None:
     """Refuses, before long work, a name that does not end in one of `endings`, or where no file can be written."""
     if path.suffix.lower() not in endings:
         refuse(f"cannot write {path.name!r}: the name must end in {' or '.join(endings)}")
-    if path.is_dir():
-        refuse(f"{path} is a folder, not a file")
-    check_folder(path.parent)
+    with refusing(OSError):
+        check_place(path)
 
 
-def check_folder(folder: Path) -> None:
-    """Refuses a folder that does not exist or where no file can be written."""
-    if not folder.is_dir():
-        refuse(f"the folder {folder} does not exist; create it first")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        refuse(f"cannot write into the folder {folder}: {error.strerror}")
+class StatusLine:
+    """One line on standard error that says what is going on; nothing where that is no terminal."""
 
-
-class ProgressLine:
-    """One line on standard error that says what is going on; nothing where that is no terminal.
-
-    An instance is a `synthesis.Progress`, and knows more stages: a recording is heard ("listen"), recordings
-    are encoded ("encode"), a file is saved ("save").
-
-    Attributes:
-        until_speech: seconds from the prompt to the first frames, most of which is compilation.
-    """
-
-    def __init__(self, frame_seconds: float, quiet: bool):
+    def __init__(self, quiet: bool, *, elapsed: bool = False):
+        """`elapsed` shows the time since the start, too."""
         # rich takes a tenth of a second to import, and --help has no use for it.
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        self._frame_seconds = frame_seconds
-        self._prompted = self._first_frames = 0.0
-        self._first_count = 0
-        self.until_speech = 0.0
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *[TimeElapsedColumn()] * elapsed]
         self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
+            *columns,
             console=Console(stderr=True),
             transient=True,
             disable=quiet or not sys.stderr.isatty(),
@@ -191,10 +168,40 @@ class ProgressLine:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._progress.stop()
+        typer.echo(_one_line(text), err=True)
+        self._progress.start()
+
+    def _show(self, text: str, done: int = 0, total: int | None = None) -> None:
+        self._progress.update(self._task, description=text, completed=done, total=total)
+
+    def _show_loading(self, done: int, total: int) -> None:
+        self._show(f"loading {done / 1e9:.2f} of {total / 1e9:.2f} GB", done, total)
+
+
+class ProgressLine(StatusLine):
+    """What becomes of one speech.
+
+    An instance is a `synthesis.Progress`, and knows more stages: a recording is heard ("listen"), recordings
+    are encoded ("encode"), a file is saved ("save").
+
+    Attributes:
+        until_speech: seconds from the prompt to the first frames, most of which is compilation.
+    """
+
+    def __init__(self, frame_seconds: float, quiet: bool):
+        super().__init__(quiet, elapsed=True)
+        self._frame_seconds = frame_seconds
+        self._prompted = self._first_frames = 0.0
+        self._first_count = 0
+        self.until_speech = 0.0
+
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Shows bytes loaded, frames spoken or utterances decoded."""
         if stage == "load":
-            self._show(f"loading {done / 1e9:.2f} of {total / 1e9:.2f} GB", done, total)
+            self._show_loading(done, total)
         elif stage == "prefill":
             if done == 0:
                 self._prompted, self._first_frames = time.monotonic(), 0.0
@@ -213,6 +220,3 @@ class ProgressLine:
             return text
         speed = (frames - self._first_count) * self._frame_seconds / max(now - self._first_frames, 1e-9)
         return f"{text}, {speed:.2f} x real time"
-
-    def _show(self, text: str, done: int = 0, total: int | None = None) -> None:
-        self._progress.update(self._task, description=text, completed=done, total=total)

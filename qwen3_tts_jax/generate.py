@@ -17,7 +17,7 @@ from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.prompt import PromptBatch
-from qwen3_tts_jax.sampling import sample
+from qwen3_tts_jax.sampling import draw
 from qwen3_tts_jax.talker import Talker
 
 Params = dict
@@ -186,8 +186,8 @@ def predict_codes(
     hidden: jax.Array,
     code_0: jax.Array,
     keys: jax.Array,
-) -> jax.Array:
-    """Codes 1 … Q−1 of a frame, int32 [B, Q − 1].
+) -> tuple[jax.Array, jax.Array]:
+    """Codes 1 … Q−1 of a frame, int32 [B, Q − 1], and their log-probabilities, float32 [B, Q − 1].
 
     Args:
         params: the trees `talker` and `code_predictor`.
@@ -198,16 +198,16 @@ def predict_codes(
         keys: PRNG keys [B] of the frame; codebook q draws with fold_in(key, q).
     """
 
-    def draw(hidden: jax.Array, codebook: jax.Array) -> jax.Array:
+    def draw_from(hidden: jax.Array, codebook: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = _predictor(params, config, hidden, codebook, method=CodePredictor.logits)
-        return sample(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, codebook), sampling)
+        return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, codebook), sampling)
 
-    def step(carry: tuple[jax.Array, jax.Array, KVCache], codebook: jax.Array):
-        codes, code, cache = carry
+    def step(carry: tuple[jax.Array, jax.Array, jax.Array, KVCache], codebook: jax.Array):
+        codes, scores, code, cache = carry
         x = _predictor(params, config, codebook - 1, code, method=CodePredictor.embed_code)
         hidden, cache = _predictor(params, config, x[:, None], cache)
-        code = draw(hidden[:, -1], codebook)
-        return (put(codes, code, codebook), code, cache), None
+        code, score = draw_from(hidden[:, -1], codebook)
+        return (put(codes, code, codebook), put(scores, score, codebook), code, cache), None
 
     def put(codes: jax.Array, code: jax.Array, codebook: jax.Array) -> jax.Array:
         # A select rather than a write at a traced place: GPUs can then record the loop as one graph.
@@ -218,10 +218,11 @@ def predict_codes(
         cache = KVCache.zeros(config.code_predictor.transformer, code_0.shape[0], num_codebooks, aligned=True)
         embedded = _talker(params, config, code_0, method=Talker.embed_code).astype(hidden.dtype)
         hidden, cache = _predictor(params, config, jnp.stack([hidden, embedded], axis=1), cache)
-        code = draw(hidden[:, -1], jnp.int32(1))
-        codes = jnp.broadcast_to(code[:, None], (code.shape[0], num_codebooks - 1))
-        (codes, _, _), _ = jax.lax.scan(step, (codes, code, cache), jnp.arange(2, num_codebooks))
-        return codes
+        code, score = draw_from(hidden[:, -1], jnp.int32(1))
+        codes, scores = (jnp.broadcast_to(one[:, None], (one.shape[0], num_codebooks - 1)) for one in (code, score))
+        carry = (codes, scores, code, cache)
+        (codes, scores, _, _), _ = jax.lax.scan(step, carry, jnp.arange(2, num_codebooks))
+        return codes, scores
 
 
 def advance(params: Params, config: ModelConfig, state: DecodeState, codes: jax.Array) -> DecodeState:
@@ -253,17 +254,30 @@ def frame_step(
 
     A row ends when it draws the end of speech (`ended`) or reaches its `frame_limit`.
     """
+    return scored_frame_step(params, config, generation, state)[:2]
+
+
+def scored_frame_step(
+    params: Params, config: ModelConfig, generation: GenerationConfig, state: DecodeState
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    """As `frame_step`, and the log-probabilities of what was drawn, float32 [B, Q].
+
+    Where a row draws the end of speech, that one's stands in the place of code 0; the others are 0 there, and
+    all of them in rows that had ended.
+    """
+    speaking = state.active
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.frame)
     code_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
     allowed = allowed_codes(config, state.frame)
-    code_0 = sample(state.logits, code_keys, generation.talker, state.seen, allowed)
+    code_0, score_0 = draw(state.logits, code_keys, generation.talker, state.seen, allowed)
     ended = state.ended | (state.active & (code_0 == config.prompt.codec_eos))
     state = state.replace(ended=ended)
     active = state.active
     # Rows that have ended go on computing: what they make is masked, and no other row sees it.
-    rest = predict_codes(params, config, generation.code_predictor, state.hidden, code_0, keys)
+    rest, scores = predict_codes(params, config, generation.code_predictor, state.hidden, code_0, keys)
     codes = jnp.concatenate([code_0[:, None], rest], axis=1)
-    return advance(params, config, state, codes), jnp.where(active[:, None], codes, -1)
+    drawn = [jnp.where(speaking, score_0, 0.0)[:, None], jnp.where(active[:, None], scores, 0.0)]
+    return advance(params, config, state, codes), jnp.where(active[:, None], codes, -1), jnp.concatenate(drawn, axis=1)
 
 
 def generate(
@@ -284,6 +298,26 @@ def generate(
 
     state, codes = jax.lax.scan(step, state, length=num_frames)
     return state, codes.swapaxes(0, 1)
+
+
+def generate_scored(
+    params: Params,
+    config: ModelConfig,
+    generation: GenerationConfig,
+    state: DecodeState,
+    num_frames: int,
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    """As `generate`, and the log-probabilities of what was drawn, float32 [B, num_frames, Q]; see `scored_frame_step`.
+
+    The sum over a row is the log-probability of all that it said; `train.score` computes the same in one pass.
+    """
+
+    def step(state: DecodeState, _):
+        state, codes, scores = scored_frame_step(params, config, generation, state)
+        return state, (codes, scores)
+
+    state, (codes, scores) = jax.lax.scan(step, state, length=num_frames)
+    return state, codes.swapaxes(0, 1), scores.swapaxes(0, 1)
 
 
 def generate_at_most(

@@ -71,6 +71,26 @@ def _nucleus_floor(logits: jax.Array, top_p: float) -> jax.Array:
     return jnp.take_along_axis(ascending, dropped, axis=-1)
 
 
+def draw(
+    logits: jax.Array,
+    keys: jax.Array,
+    config: SamplingConfig,
+    seen: jax.Array | None = None,
+    allowed: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One code per row, int32 [B], and its log-probability in nats under the distribution it is drawn from, [B].
+
+    Arguments as `process_logits`, and one PRNG key per row, [B].
+    """
+    logits = process_logits(logits, config, seen, allowed)
+    if config.do_sample:
+        codes = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    else:
+        codes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    chosen = jnp.take_along_axis(logits, codes[:, None], axis=-1)[:, 0]
+    return codes, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
 def sample(
     logits: jax.Array,
     keys: jax.Array,
@@ -78,8 +98,5 @@ def sample(
     seen: jax.Array | None = None,
     allowed: jax.Array | None = None,
 ) -> jax.Array:
-    """One code per row, int32 [B]; arguments as `process_logits`, and one PRNG key per row, [B]."""
-    logits = process_logits(logits, config, seen, allowed)
-    if config.do_sample:
-        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    """One code per row, int32 [B]; arguments as `draw`."""
+    return draw(logits, keys, config, seen, allowed)[0]

@@ -272,6 +272,7 @@ def decode_codes(
     *,
     rows: int | None = None,
     official: bool = False,
+    progress: Progress | None = None,
 ) -> list[np.ndarray]:
     """Samples float32 [T × frame_samples] of each utterance's codes [T, Q].
 
@@ -285,6 +286,7 @@ def decode_codes(
         rows: of the compiled program; by default the next bucket up to 8. `official` has one row.
         official: decode in chunks without carried state, and cut references off in proportion, as the
             official package does.
+        progress: told of utterances decoded.
     """
     if references is None:
         references = [row[:0] for row in codes]
@@ -297,6 +299,8 @@ def decode_codes(
         for first in range(0, len(whole), together):
             part = whole[first : first + together]
             samples += _decode_exactly(params, config, part, rows or bucket(len(part), 1))
+            if progress is not None:
+                progress("decode", len(samples), len(codes))
     cuts = [len(reference) * config.frame_samples for reference in references]
     if official:
         parts = [len(reference) / max(len(row), 1) for reference, row in zip(references, whole, strict=True)]

@@ -7,7 +7,6 @@ name, model_size, model_type and seconds.
 
 from __future__ import annotations
 
-import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from qwen3_tts_jax import torch_file
+from qwen3_tts_jax.files import completed
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 FORMAT = "qwen3-tts-jax voice"
@@ -71,12 +71,8 @@ def save(
         "seconds": seconds,
     }
     content = serialize(tensors, {key: str(value) for key, value in metadata.items() if value is not None})
-    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
+    with completed(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> VoicePrompt:

@@ -60,6 +60,13 @@ def write_model(folder: Path, name: str, tokenizer_folder: Path, **options: Any)
     return write_small_checkpoint(folder / name, one_layer(SMALL[name]), tokenizer_folder, **options)
 
 
+def write_models(folder: Path, tokenizer_folder: Path, *names: str, **options: Any) -> Path:
+    """The folder, with a checkpoint per name of `SMALL`."""
+    for name in names:
+        write_model(folder, name, tokenizer_folder, **options)
+    return folder
+
+
 def write_recording(path: Path, seconds: float = 1.0, rate: int = 16_000, seed: int = 0) -> np.ndarray:
     """Noise over a tone as a sound file, which is returned as it is read again: float32 [N]."""
     time = np.arange(round(seconds * rate)) / rate

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen3_tts_jax.text import TextTokenizer
 from tests.tokenizer_files import write_tokenizer_files
 
 # What a test compiles is not for the user's cache folder, nor may a test find what another version compiled.
@@ -17,3 +18,31 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the published text tokenizer: vocab.json, merges.txt, tokenizer_config.json."""
     return write_tokenizer_files(tmp_path_factory.mktemp("text_tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
+    """The published text tokenizer."""
+    return TextTokenizer.from_folder(tokenizer_folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes it an error of the program to load weights."""
+
+    def load(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    for name in (
+        "pipeline.Qwen3TTS.from_pretrained",
+        "speech_tokenizer.SpeechTokenizer.from_pretrained",
+        "convert.load_checkpoint",
+    ):
+        monkeypatch.setattr(f"qwen3_tts_jax.{name}", load)

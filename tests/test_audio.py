@@ -130,12 +130,13 @@ def test_the_file_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "a.wav").write_bytes(b"old")
     seen = []
 
-    def fail(file: soundfile.SoundFile, data: np.ndarray) -> None:
+    def fail(path: Path, content: memoryview) -> None:
+        path.touch()
         seen.append(((tmp_path / "a.wav").read_bytes(), len(list(tmp_path.iterdir()))))
         raise RuntimeError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(soundfile.SoundFile, "write", fail)
+        patch.setattr(Path, "write_bytes", fail)
         with pytest.raises(RuntimeError, match="disk full"):
             audio.write(tmp_path / "a.wav", tone(5), RATE)
     assert seen == [(b"old", 2)]

@@ -28,7 +28,7 @@ from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import plan_prompt
 from qwen3_tts_jax.synthesis import Speech
 from qwen3_tts_jax.text import TextTokenizer
-from tests.command import assert_refused, start, write_model
+from tests.command import assert_refused, start, write_models
 from tests.command import run as run_command
 from tests.shapes import SMALL
 
@@ -39,10 +39,7 @@ GROUPS = {"voice": ("save", "show", "blend"), "codec": ("encode", "decode")}
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     """A folder with a checkpoint per name of `SMALL`."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in SMALL:
-        write_model(folder, name, tokenizer_folder)
-    return folder
+    return write_models(tmp_path_factory.mktemp("models"), tokenizer_folder, *SMALL)
 
 
 @pytest.fixture
@@ -80,16 +77,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
     monkeypatch.setattr(Qwen3TTS, "from_pretrained", Silence)
     return noted
-
-
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes it an error of the program to load weights."""
-
-    def load(*_, **__):
-        raise AssertionError("weights were loaded")
-
-    monkeypatch.setattr(Qwen3TTS, "from_pretrained", load)
 
 
 # Help.

@@ -1,70 +1,37 @@
-"""The command `batch`: what it refuses and reports, and jobs that are interrupted in every way."""
+"""The command `batch`: what it refuses and reports, and what it makes with the kinds of models."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, hf_config, voice_file
-from qwen3_tts_jax.batch import utterance_number
-from qwen3_tts_jax.batch_folder import JobFolder
-from qwen3_tts_jax.cli_batch import BatchLine
-from qwen3_tts_jax.synthesis import Speech
-from tests.command import assert_refused, run, start, write_model, write_recording
+from qwen3_tts_jax import Qwen3TTS, Request, voice_file
+from qwen3_tts_jax.batch import job as batch_job
+from qwen3_tts_jax.batch.job import BatchLine
+from qwen3_tts_jax.batch.speak import utterance_number
+from tests.command import assert_refused, run, start, write_models, write_recording
+from tests.jobs import contents, index, rows, write
+from tests.stand_in import StandIn
 
-ROOT = Path(__file__).parents[1]
-FRAME_SAMPLES = 12
-
-
-class Fake:
-    """In the place of the model, one whose speech is a function of the utterance's number."""
-
-    params = None
-
-    def __init__(self, folder, dtype, codec_dtype, progress, pause: float = 0.0):
-        self.config, self.pause = hf_config.read_folder(folder), pause
-        progress("load", 1, 1)
-
-    def synthesize(self, requests, sampling, seed, *, batch_size, utterances, fill, progress):
-        speeches = []
-        for request, number in zip(requests, utterances, strict=True):
-            time.sleep(self.pause)
-            progress("speak", 1, 2)
-            draws = np.random.default_rng(number)
-            codes = draws.integers(0, 50, (draws.integers(2, 9), 16), np.int32)
-            samples = draws.uniform(-1, 1, len(codes) * FRAME_SAMPLES).astype(np.float32)
-            samples[0] = np.nan if "NaN" in request.text else 0
-            speeches.append(Speech(samples, 24_000, codes, "length" if "long" in request.text else "stop"))
-        return speeches
-
-
-# What a process of its own runs: the command with the fake, a pause per item.
-_PROGRAM = """
-import sys
-from functools import partial
-from qwen3_tts_jax.cli import main
-from qwen3_tts_jax.pipeline import Qwen3TTS
-from tests.test_cli_batch import Fake
-Qwen3TTS.from_pretrained = partial(Fake, pause=0.004)
-main()
-"""
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("1.7B-CustomVoice", "1.7B-VoiceDesign", "1.7B-Base"):
-        write_model(folder, name, tokenizer_folder, eos_boost=1.0)
-    return folder
+    return write_models(
+        tmp_path_factory.mktemp("models"),
+        tokenizer_folder,
+        "1.7B-CustomVoice",
+        "1.7B-VoiceDesign",
+        "1.7B-Base",
+        eos_boost=1.0,
+    )
 
 
 @pytest.fixture
@@ -72,46 +39,9 @@ def model(models: Path) -> Path:
     return models / "1.7B-CustomVoice"
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Qwen3TTS, "from_pretrained", Fake)
-
-
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes it an error of the program to load weights."""
-
-    def load(*_, **__):
-        raise AssertionError("weights were loaded")
-
-    monkeypatch.setattr(Qwen3TTS, "from_pretrained", load)
-
-
-def write(*rows: dict | str, name: str = "m.jsonl") -> None:
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    Path(name).write_text("".join(f"{line}\n" for line in lines))
-
-
-def rows(count: int) -> list[dict]:
-    return [{"id": f"i{i}", "text": f"Number {i}. " * (1 + i % 3)} for i in range(count)]
-
-
-def index(out: str = "out") -> dict[str, dict]:
-    found = [json.loads(line) for line in Path(out, "index.jsonl").read_text().splitlines()]
-    assert len({record["id"] for record in found}) == len(found)
-    return {record["id"]: record for record in found}
-
-
-def contents(out: str) -> dict[str, bytes]:
-    """The sound and the codes that a job has made, by name."""
-    files = [path for path in Path(out).rglob("*") if path.suffix in (".wav", ".npy")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+    monkeypatch.setattr(Qwen3TTS, "from_pretrained", StandIn)
 
 
 # Help and refusals.
@@ -143,6 +73,7 @@ def test_help_has_examples_and_imports_no_jax():
         (["m.jsonl", "-o", "out", "--greedy", "--top-p", "0.5"], ["--greedy draws nothing and takes no --top-p"]),
         (["m.jsonl", "-o", "out", "--temperature", "0"], ["--temperature must be above 0"]),
         (["m.jsonl", "-o", "out", "--top-p", "1.5"], ["top_p"]),
+        (["m.jsonl", "-o", "out", "--workers", "2"], ["--workers is for --engine ray"]),
         (["m.jsonl", "-o", "out", "--model", "no/such/folder"], ["no/such/folder", "neither a folder"]),
     ],
     ids=lambda value: " ".join(value)[:40],
@@ -153,6 +84,15 @@ def test_refusals_before_loading(folder, model, no_weights, arguments, parts):
     before = sorted(folder.iterdir())
     assert_refused(run("batch", *arguments, *([] if "--model" in arguments else ["--model", model])), *parts)
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(("option", "package"), [("--format=parquet", "pyarrow"), ("--engine=ray", "ray")])
+def test_packages_that_are_not_there(model, no_weights, monkeypatch, option, package):
+    write(*rows(2))
+    monkeypatch.setattr(batch_job, "find_spec", lambda name: None if name == package else name)
+    extra = option.rpartition("=")[2]
+    result = run("batch", "m.jsonl", "-o", "out", "-m", model, option)
+    assert_refused(result, f"this needs {package}: pip install 'qwen3-tts-jax[{extra}]'")
 
 
 def test_all_bad_lines_are_listed_before_loading(folder, model, no_weights):
@@ -175,7 +115,7 @@ def test_all_bad_lines_are_listed_before_loading(folder, model, no_weights):
 
 
 def test_bad_lines_are_skipped_on_request(model, fake):
-    write(*rows(2), {"id": "x"}, "{", {"id": "long", "text": "long"})
+    write(*rows(2), {"id": "x"}, "{", {"id": "long", "text": "length"})
     result = run("batch", "m.jsonl", "-o", "out", "-m", model, "--skip-bad")
     assert result.exit_code == 0, result.stderr
     assert result.stderr.startswith("skipped: line 3 (x): the text is missing\nskipped: line 4: is not JSON")
@@ -187,7 +127,7 @@ def test_bad_lines_are_skipped_on_request(model, fake):
     assert found["long"]["finish_reason"] == "length"
     assert {name for name, record in found.items() if record["status"] == "done"} == {"i0", "i1", "long"}
     # Once they are corrected the job goes on with them.
-    write(*rows(2), {"id": "x", "text": "Now."}, {"id": "y", "text": "New."}, {"id": "long", "text": "long"})
+    write(*rows(2), {"id": "x", "text": "Now."}, {"id": "y", "text": "New."}, {"id": "long", "text": "length"})
     result = run("batch", "m.jsonl", "-o", "out", "-m", model)
     assert "5 of 5 items" in result.stdout
     assert "3 were finished before" in result.stdout
@@ -248,116 +188,6 @@ def write_copy(model: Path, other: Path) -> None:
             copy = other / path.relative_to(model)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
-
-
-def test_two_jobs_in_one_folder(model, no_weights):
-    write(*rows(1))
-    with JobFolder(Path("out")):
-        result = run("batch", "m.jsonl", "-o", "out", "-m", model)
-        assert_refused(result, f"another job is at work in out (process {os.getpid()})")
-
-
-def test_a_full_disk_ends_the_job_with_one_line(model, fake, monkeypatch):
-    write(*rows(5))
-    add = JobFolder._append
-
-    def append(self, record):
-        if len(self.finished) == 2:
-            raise OSError(28, "No space left on device")
-        add(self, record)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JobFolder, "_append", append)
-        result = run("batch", "m.jsonl", "-o", "out", "-m", model)
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert "No space left on device; 2 of 5 items are finished, and the same command goes on" in result.stderr
-    assert len(index()) == 2
-    assert run("batch", "m.jsonl", "-o", "out", "-m", model).exit_code == 0
-    assert len(index()) == 5
-
-
-# Interruptions.
-
-
-def start_fake(model: Path, out: str) -> subprocess.Popen:
-    options = ["batch", Path("m.jsonl").absolute(), "-o", Path(out).absolute(), "-m", model, "--save-codes"]
-    command = [sys.executable, "-c", _PROGRAM, *map(str, options), "--batch-size", "5"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def wait_for_lines(process: subprocess.Popen, count: int, out: str = "out") -> None:
-    path = Path(out, "index.jsonl")
-    while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= count):
-        time.sleep(0.001)
-
-
-def test_a_job_that_is_killed_again_and_again(model, fake):
-    count = 60
-    write(*rows(count))
-    moments, kills = random.Random(3), 0
-    for _ in range(5):
-        process = start_fake(model, "out")
-        done = Path("out/index.jsonl").read_bytes().count(b"\n") if Path("out/index.jsonl").exists() else 0
-        wait_for_lines(process, done + moments.randrange(1, 12))
-        time.sleep(moments.random() * 0.01)
-        kills += process.poll() is None
-        process.kill()
-        process.communicate()
-        finished = [json.loads(line)["id"] for line in Path("out/index.jsonl").read_bytes().split(b"\n")[:-1]]
-        assert len(set(finished)) == len(finished) > done
-        assert {f"{name}.wav" for name in finished} <= contents("out").keys()
-    assert kills >= 3
-    assert len(finished) < count
-    options = ["m.jsonl", "-m", model, "--save-codes", "--batch-size", "5"]
-    resumed = run("batch", *options, "-o", "out")
-    assert f"{count} of {count} items" in resumed.stdout
-    before = int(resumed.stdout.split(" were finished before")[0].split("; ")[-1])
-    assert before == len(finished)
-    assert "were finished before" not in run("batch", *options, "-o", "whole").stdout
-    assert contents("out") == contents("whole")
-    assert index("out") == index("whole")
-    assert len(contents("out")) == 2 * count
-
-
-def test_an_interrupt_keeps_what_is_finished(model):
-    write(*rows(200))
-    process = start_fake(model, "out")
-    wait_for_lines(process, 3)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate()
-    assert process.returncode == 130
-    assert stdout == b""
-    assert b"Traceback" not in stderr
-    finished = len(index())
-    assert 3 <= finished < 200
-    assert stderr.decode() == (
-        f"interrupted; {finished} of 200 items are finished, and the same command goes on from there\n"
-    )
-
-
-def test_the_speech_of_a_killed_job_is_that_of_a_whole_one(model):
-    """With the true model, and the rest of the manifest in another order."""
-    write(*rows(7))
-    options = ["-m", model, "--batch-size", "2", "--save-codes"]
-    process = start("batch", "m.jsonl", "-o", "out", *options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_lines(process, 1)
-    process.kill()
-    process.wait()
-    before = contents("out")
-    finished = len(index())
-    assert 1 <= finished < 7
-    write(*rows(7)[::-1])
-    result = run("batch", "m.jsonl", "-o", "out", *options)
-    assert result.exit_code == 0, (result.exception, result.stderr)
-    assert f"{finished} were finished before" in result.stdout
-    assert run("batch", "m.jsonl", "-o", "whole", *options).exit_code == 0
-    whole = contents("whole")
-    assert contents("out") == whole
-    assert before.items() <= whole.items()
-    assert len(whole) == 14
-    assert index("out") == index("whole")
 
 
 # The kinds of models.
@@ -422,3 +252,23 @@ def test_the_line_of_progress(monkeypatch):
     now[0] += 4000.0
     line.done(Task, 0.0)
     assert line.text() == "5 of 8 items, 5.0 s of audio, 0.00 x real time, 1:07:00 left"
+
+
+# Several devices.
+
+
+def test_devices_share_each_batch(model):
+    write(*rows(5))
+    job = ["batch", "m.jsonl", "-m", model, "--save-codes", "--batch-size", "3", "--max-seconds", "0.003"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    process = start(*job, "-o", "two", env=environment)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert stdout.startswith(b"two: 5 of 5 items")
+    assert json.loads(Path("two/job.json").read_text())["settings"]["devices"] == 2
+    assert run(*job, "-o", "one").exit_code == 0
+    for name, content in contents("one").items():
+        if name.endswith(".npy"):
+            assert content == contents("two")[name]
+    assert_refused(run(*job, "-o", "two"), "other settings: devices was 2, is 1")
+    assert_refused(run(*job, "-o", "new", "--devices", "2"), "--devices 2: this machine has 1")

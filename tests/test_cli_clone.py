@@ -16,7 +16,7 @@ from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.synthesis import Speech
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests import golden_voice
-from tests.command import assert_refused, run, write_model, write_recording
+from tests.command import assert_refused, run, write_models, write_recording
 
 X_VECTOR_WIDTH = 56
 FRAME_SAMPLES = 240  # at 24 kHz
@@ -25,10 +25,14 @@ SAYS = "one two"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("1.7B-Base", "0.6B-Base", "1.7B-CustomVoice", "1.7B-VoiceDesign"):
-        write_model(folder, name, tokenizer_folder)
-    return folder
+    return write_models(
+        tmp_path_factory.mktemp("models"),
+        tokenizer_folder,
+        "1.7B-Base",
+        "0.6B-Base",
+        "1.7B-CustomVoice",
+        "1.7B-VoiceDesign",
+    )
 
 
 @pytest.fixture
@@ -37,28 +41,17 @@ def model(models: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(folder: Path) -> Path:
     """The current one, with recordings and a voice of the model."""
-    monkeypatch.chdir(tmp_path)
-    write_recording(tmp_path / "me.wav", 1.005)
+    write_recording(folder / "me.wav", 1.005)
     random = np.random.default_rng(5)
     codes = random.integers(0, 32, (7, 5), np.int32)
-    voice_file.save(VoicePrompt(_x_vector(random), codes, SAYS), tmp_path / "me.safetensors")
-    return tmp_path
+    voice_file.save(VoicePrompt(_x_vector(random), codes, SAYS), folder / "me.safetensors")
+    return folder
 
 
 def _x_vector(random: np.random.Generator, width: int = X_VECTOR_WIDTH) -> np.ndarray:
     return random.standard_normal(width).astype(np.float32)
-
-
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes it an error of the program to load weights."""
-
-    def load(*_, **__):
-        raise AssertionError("weights were loaded")
-
-    monkeypatch.setattr(Qwen3TTS, "from_pretrained", load)
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from tests.command import assert_refused, run, write_model, write_recording
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 # 240 samples a frame, 5 codebooks of 37 codes in the decoder.
 FRAME_SAMPLES = 240
 
@@ -20,22 +22,6 @@ FRAME_SAMPLES = 240
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     return write_model(tmp_path_factory.mktemp("models"), "1.7B-Base", tokenizer_folder)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes it an error of the program to load weights."""
-
-    def load(*_, **__):
-        raise AssertionError("weights were loaded")
-
-    monkeypatch.setattr(SpeechTokenizer, "from_pretrained", load)
 
 
 def _codes(frames: int, seed: int = 0) -> np.ndarray:

@@ -24,18 +24,14 @@ from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.synthesis import Speech
 from tests.command import BUFFERED, assert_refused, run, start, write_model
 
+pytestmark = pytest.mark.usefixtures("folder")
+
 HEADER_BYTES = 44
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     return write_model(tmp_path_factory.mktemp("models"), "1.7B-CustomVoice", tokenizer_folder)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @dataclass

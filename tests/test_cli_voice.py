@@ -14,15 +14,12 @@ import soundfile
 from qwen3_tts_jax import convert, hf_config, voice_file, voices
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests import golden_voice
-from tests.command import assert_refused, run, write_model, write_recording
+from tests.command import assert_refused, run, write_models, write_recording
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("1.7B-Base", "1.7B-CustomVoice"):
-        write_model(folder, name, tokenizer_folder)
-    return folder
+    return write_models(tmp_path_factory.mktemp("models"), tokenizer_folder, "1.7B-Base", "1.7B-CustomVoice")
 
 
 @pytest.fixture
@@ -31,21 +28,10 @@ def model(models: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(folder: Path) -> Path:
     """The current one, with a recording."""
-    monkeypatch.chdir(tmp_path)
-    write_recording(tmp_path / "me.wav", 0.755)
-    return tmp_path
-
-
-@pytest.fixture
-def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes it an error of the program to load weights."""
-
-    def load(*_, **__):
-        raise AssertionError("weights were loaded")
-
-    monkeypatch.setattr(convert, "load_checkpoint", load)
+    write_recording(folder / "me.wav", 0.755)
+    return folder
 
 
 def _facts(*lines: str) -> str:

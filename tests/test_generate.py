@@ -289,7 +289,10 @@ def test_gradients_agree_with_finite_differences():
 
     gradient = jax.grad(loss)(params())
     rng = np.random.default_rng(0)
-    for path in (("talker", "transformer", "layers_1", "attention", "qkv", "weight"), ("talker", "codec_head", "weight")):
+    for path in (
+        ("talker", "transformer", "layers_1", "attention", "qkv", "weight"),
+        ("talker", "codec_head", "weight"),
+    ):
         leaf, slope = params(), gradient
         for key in path:
             leaf, slope = leaf[key], slope[key]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_tts_jax.manifest import BadLine, Item, ManifestError, read
+from qwen3_tts_jax.batch.manifest import BadLine, Item, ManifestError, read
 
 
 def write(folder: Path, *lines: str | dict, name: str = "manifest.jsonl") -> Path:

@@ -37,7 +37,8 @@ _UNSAFE = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f]')
 # Names of devices on Windows, whatever their ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_URLS = ("http://", "https://", "data:")
+URLS = ("http://", "https://")
+"""How references start that are downloaded."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _item(line: int, row: Mapping[str, Any], folder: Path) -> Item | BadLine:
     if problems:
         return BadLine(line, values.get("id"), "; ".join(problems))
     for name in ("reference", "voice"):
-        if name in values and not values[name].startswith(_URLS):
+        if name in values and not values[name].startswith((*URLS, "data:")):
             values[name] = str(folder / Path(values[name]).expanduser())
     return Item(line=line, **values)
 

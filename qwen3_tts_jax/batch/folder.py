@@ -1,0 +1,325 @@
+"""The folder of a batch job: what is finished in it, and that it stays so.
+
+    job.json                    the settings and items that the sound depends on, written before all else
+    index.jsonl                 a line per finished item, and per line or item that is bad or failed
+    ID.wav                      or .flac
+    codes/ID.npy                int16 [T, Q], if wanted
+    data/train-00000.parquet    in place of both in a job of shards, and
+    spool/                      the sound and codes of items that are finished and not yet in a shard
+
+An item is finished if the index has a whole line of it and its files are there: files come before the line, and both
+are on the disk before the next item's. A shard comes before its line, and only then are its items' own files removed.
+No JAX.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import soundfile
+
+from qwen3_tts_jax import audio
+from qwen3_tts_jax.batch import index as batch_index
+from qwen3_tts_jax.batch import settings as batch_settings
+from qwen3_tts_jax.batch.index import Record
+from qwen3_tts_jax.batch.manifest import BadLine
+from qwen3_tts_jax.batch.settings import FolderError
+from qwen3_tts_jax.files import completed, is_partial
+
+if TYPE_CHECKING:
+    from qwen3_tts_jax.batch.plan import Task
+    from qwen3_tts_jax.batch.speak import Result
+
+_LOCK, _INDEX, _JOB = ".lock", "index.jsonl", "job.json"
+# Disks take several files in little more time than one.
+_WRITERS = 8
+_MOST_WAITING = 64
+_CODES, _SPOOL, _SHARDS = "codes", "spool", "data"
+
+
+@dataclass
+class JobFolder:
+    """An open folder; a context manager that keeps other jobs out.
+
+    Attributes:
+        path: the folder, created if its parent is there.
+        audio_format: "wav", "flac" or "parquet".
+        save_codes: whether codes are written too.
+        shard_items: how many items a shard has; the last may have fewer.
+        finished: records of finished items by id; of `begin`.
+    """
+
+    path: Path
+    audio_format: str = "wav"
+    save_codes: bool = False
+    shard_items: int = 1000
+
+    def __post_init__(self) -> None:
+        self.finished: dict[str, Record] = {}
+        self._tasks: dict[str, Task] = {}
+        self._others: list[Record] = []
+        self._spooled: list[str] = []
+        self._shards = 0
+        self._index = self.path / _INDEX
+        self._sharded = self.audio_format == "parquet"
+        own = {_SPOOL: self._sharded, _SHARDS: self._sharded, _CODES: self.save_codes and not self._sharded}
+        self._folders = [self.path / name for name, used in own.items() if used]
+
+    def __enter__(self) -> Self:
+        """Raises: FolderError, where no file can be written or another job is at work."""
+        self.check()
+        with self._writing():
+            self.path.mkdir(exist_ok=True)
+            for folder in self._folders:
+                folder.mkdir(exist_ok=True)
+            self._lock = (self.path / _LOCK).open("a+b", buffering=0)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            process = self._lock.read().decode()
+            self._lock.close()
+            raise FolderError(
+                f"another job is at work in {self.path} (process {process or 'unknown'}): wait for it, or choose "
+                "another folder"
+            ) from None
+        except OSError as error:
+            self._lock.close()
+            raise FolderError(f"{self.path} cannot be locked: {error.strerror}; choose a local folder") from None
+        try:
+            # Only what other jobs are told depends on it, but a disk that is full takes no speech either.
+            with self._writing():
+                self._lock.truncate(0)
+                self._lock.write(str(os.getpid()).encode())
+        except FolderError:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def check(self) -> None:
+        """Refuses what cannot be the folder of a job, or has other things that it might overwrite; writes nothing.
+
+        Raises:
+            FolderError: a file, a folder in one that does not exist, or one that holds no job but other files.
+        """
+        if not self.path.parent.is_dir():
+            raise FolderError(f"the folder {self.path.parent} does not exist; create it first")
+        if not self.path.exists() or (self.path / _JOB).exists():
+            return
+        if not self.path.is_dir():
+            raise FolderError(f"{self.path} is a file, not a folder")
+        # What a job leaves that was ended before it wrote job.json.
+        own = (_LOCK, _CODES, _SPOOL, _SHARDS)
+        others = [found.name for found in self.path.iterdir() if found.name not in own and not is_partial(found)]
+        if others:
+            raise FolderError(f"{self.path} holds no job but other files, such as {min(others)}: choose a new folder")
+
+    def begin(self, settings: Mapping[str, Any], tasks: Sequence[Task], bad: Iterable[BadLine] = ()) -> None:
+        """Finds out what is finished, and writes down what the job is.
+
+        Args:
+            settings: all that the sound of every item depends on, for JSON.
+            tasks: of the manifest; it may have more than when the job began.
+            bad: lines that are skipped.
+
+        Raises:
+            FolderError: the folder holds other files, or a job of other settings or whose finished items are
+                not those of the manifest; or it cannot be written. A job that finished nothing may become another.
+        """
+        settings = {**settings, "format": self.audio_format, "codes saved": self.save_codes}
+        items = {task.id: task.identity for task in tasks}
+        records = self.read_index()
+        job = batch_settings.read(self.path / _JOB)
+        if job is not None and records:
+            batch_settings.require_same(self.path, job["settings"], settings)
+            batch_settings.require_unchanged(self.path, job["items"], items, records)
+        self._others = [{"id": line.id, "line": line.line, "status": "bad", "reason": line.reason} for line in bad]
+        with self._writing():
+            for leftover in self._leftovers(records):
+                leftover.unlink()
+            batch_settings.write(self.path / _JOB, settings, items)
+            batch_index.rewrite(self._index, [*records.values(), *self._others])
+        self.finished = records
+        self._tasks = {task.id: task for task in tasks}
+        if self._sharded:
+            self._spooled = [name for name, record in records.items() if record["file"].startswith(f"{_SPOOL}/")]
+            shards = {record["file"] for record in records.values() if record["file"].startswith(f"{_SHARDS}/")}
+            self._shards = max((int(Path(file).stem.rpartition("-")[2]) + 1 for file in shards), default=0)
+            self._pack(self.shard_items)
+
+    def _leftovers(self, records: Mapping[str, Record]) -> Iterator[Path]:
+        """What a job that was killed had not finished."""
+        known = {self.path / record[key] for record in records.values() for key in ("file", "codes") if key in record}
+        for folder in [self.path, *self._folders]:
+            spent = (".flac", ".npy", ".parquet") if self._sharded and folder != self.path else ()
+            for found in folder.iterdir():
+                if is_partial(found) or (found.suffix in spent and found not in known):
+                    yield found
+
+    def read_index(self) -> dict[str, Record]:
+        """The records of finished items as they are on the disk; raises a FolderError where it cannot be read."""
+        try:
+            return batch_index.read(self._index)
+        except OSError as error:
+            raise FolderError(f"{self._index} cannot be read: {error.strerror}") from None
+
+    def add(self, results: Sequence[Result]) -> None:
+        """Writes the files of finished items at the same time, then their index lines; of those that failed a line.
+
+        An item that failed is tried again by the next job.
+
+        Raises:
+            FolderError: some cannot be written; the others, and the items before them, stay finished.
+        """
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            written = [pool.submit(self._write, result) for result in results]
+        errors = [future.exception() for future in written if future.exception() is not None]
+        records = [future.result() for future in written if future.exception() is None]
+        with self._writing(self._index):
+            batch_index.append(self._index, *records)
+        for record in records:
+            if record["status"] != "done":
+                self._others.append(record)
+                continue
+            self.finished[record["id"]] = record
+            if self._sharded:
+                self._spooled.append(record["id"])
+        if errors:
+            raise errors[0]
+        if self._sharded:
+            self._pack(self.shard_items)
+
+    def _write(self, result: Result) -> Record:
+        """Writes the files of an item; returns its record."""
+        name, speech = result.task.id, result.speech
+        if speech is None:
+            return {"id": name, "status": "failed", "reason": result.reason}
+        file = f"{_SPOOL}/{name}.flac" if self._sharded else f"{name}.{self.audio_format}"
+        record = {
+            "id": name,
+            "status": "done",
+            "file": file,
+            "seconds": round(speech.seconds, 6),
+            "frames": len(speech.codes),
+            "finish_reason": speech.finish_reason,
+            "seed": result.seed,
+            "tries": result.tries,
+        }
+        with self._writing(self.path / file):
+            if self.save_codes:
+                record["codes"] = f"{_SPOOL if self._sharded else _CODES}/{name}.npy"
+                with completed(self.path / record["codes"], sync=True) as temporary, temporary.open("wb") as codes:
+                    np.save(codes, speech.codes.astype(np.int16))
+            audio.write(self.path / file, speech.samples, speech.sample_rate, sync=True)
+        return record
+
+    def finish(self) -> None:
+        """Puts what is left into a last shard; raises a FolderError where it cannot be written."""
+        if self._sharded:
+            self._pack(1)
+            with self._writing(self._index):
+                batch_index.rewrite(self._index, [*self.finished.values(), *self._others])
+
+    def _pack(self, fewest: int) -> None:
+        """Moves finished items into shards as long as there are `fewest`."""
+        while len(self._spooled) >= fewest:
+            names = self._spooled[: self.shard_items]
+            file = f"{_SHARDS}/train-{self._shards:05}.parquet"
+            with self._writing(self.path / file):
+                self._write_shard(self.path / file, names)
+                batch_index.append(self._index, {"status": "shard", "file": file, "ids": names})
+                for name in names:
+                    record = self.finished[name]
+                    self.finished[name] = batch_index.moved(record, file)
+                    for key in ("file", "codes"):
+                        if key in record:
+                            (self.path / record[key]).unlink()
+            del self._spooled[: self.shard_items]
+            self._shards += 1
+
+    def _write_shard(self, path: Path, names: Sequence[str]) -> None:
+        from qwen3_tts_jax.batch import shards
+
+        sample_rate = soundfile.info(self.path / self.finished[names[0]]["file"]).samplerate
+        with completed(path, sync=True) as temporary:
+            shards.write(temporary, map(self._row, names), sample_rate, self.save_codes)
+
+    def _row(self, name: str) -> dict[str, Any]:
+        record, request = self.finished[name], self._tasks[name].request
+        sound = self.path / record["file"]
+        row = {
+            **record,
+            "audio": {"bytes": sound.read_bytes(), "path": sound.name},
+            "text": request.text,
+            "language": request.language,
+            "speaker": request.speaker,
+            "instruct": request.instruct,
+        }
+        if self.save_codes:
+            row["codes"] = list(np.load(self.path / record["codes"]))
+        return row
+
+    @contextmanager
+    def _writing(self, path: Path | None = None) -> Iterator[None]:
+        """Turns what goes wrong into a FolderError."""
+        try:
+            yield
+        except (OSError, soundfile.SoundFileError) as error:
+            reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+            place = f"into the folder {self.path}" if path is None else path
+            raise FolderError(f"cannot write {place}: {reason}") from None
+
+
+class Writer:
+    """Writes results into a folder while others are made; a context manager that has written all when it ends.
+
+    Its methods raise what `JobFolder.add` raised, a FolderError, as soon as it is known.
+    """
+
+    def __init__(self, job: JobFolder):
+        self._job = job
+        self._waiting: Queue[Result | None] = Queue(_MOST_WAITING)
+        self._error: Exception | None = None
+        self._thread = Thread(target=self._work)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        self._waiting.put(None)
+        self._thread.join()
+        if error_type is None and self._error is not None:
+            raise self._error
+
+    def put(self, result: Result) -> None:
+        """Takes a result to write; waits where the disk is slower than the model."""
+        if self._error is not None:
+            raise self._error
+        self._waiting.put(result)
+
+    def _work(self) -> None:
+        more = True
+        while more:
+            results = [self._waiting.get()]
+            while not self._waiting.empty():
+                results.append(self._waiting.get())
+            more = results[-1] is not None
+            try:
+                if self._error is None:
+                    self._job.add([result for result in results if result is not None])
+            except Exception as error:
+                self._error = error

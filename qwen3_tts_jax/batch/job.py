@@ -1,0 +1,287 @@
+"""What the command `batch` does: it checks everything, loads, speaks, and writes each item once it is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from qwen3_tts_jax.batch import manifest, speak
+from qwen3_tts_jax.batch.folder import FolderError, JobFolder, Writer
+from qwen3_tts_jax.batch.manifest import BadLine
+from qwen3_tts_jax.batch.plan import Task, plan, weights_digest
+from qwen3_tts_jax.cli_batch import BatchOptions
+from qwen3_tts_jax.cli_model import Source, read_config
+from qwen3_tts_jax.cli_speak import sampling_arguments
+from qwen3_tts_jax.config import GenerationConfig, ModelConfig
+from qwen3_tts_jax.console import StatusLine, plain_messages, refuse, refusing
+from qwen3_tts_jax.text import TextTokenizer
+
+if TYPE_CHECKING:
+    from qwen3_tts_jax.pipeline import Qwen3TTS
+
+_SHOWN_PROBLEMS = 20
+_INTERRUPTED = 130
+
+
+def run_batch(options: BatchOptions) -> None:
+    """Checks the options, the manifest and the folder, in this order; then loads the weights and speaks."""
+    sampling = sampling_arguments(options)
+    _check_extras(options)
+    job = JobFolder(options.output, options.audio_format, options.save_codes, options.shard_items)
+    with plain_messages(), TemporaryDirectory(prefix="qwen3-tts-jax-") as downloads:
+        with refusing(manifest.ManifestError, OSError):
+            items, bad = manifest.read(options.manifest)
+        with refusing(FolderError):
+            # Once more with the lock, but here before a download.
+            job.check()
+        if bad and not options.skip_bad and not Path(options.model).is_dir():
+            # Before a download. A model that is there finds out what else is wrong.
+            _refuse_bad(bad)
+        folder = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify).folder()
+        config = read_config(folder)
+        with refusing(FileNotFoundError):
+            tokenizer = TextTokenizer.from_folder(folder)
+        tasks, unspeakable = plan(items, config, tokenizer, options.seed, options.max_seconds, Path(downloads))
+        bad = sorted([*bad, *unspeakable], key=lambda line: line.line)
+        if bad and not (options.skip_bad and tasks):
+            _refuse_bad(bad)
+        for line in _first(bad):
+            typer.echo(f"skipped: {line}", err=True)
+        generation, settings = _settings(options, sampling, folder, config)
+        with refusing(FolderError), job:
+            job.begin(settings, tasks, bad)
+            left = [task for task in tasks if task.id not in job.finished]
+            failed = _speak(options, folder, generation, settings, job, tasks, left)
+            _report(options, job, tasks, left, failed, bad)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check_extras(options: BatchOptions) -> None:
+    """Refuses what needs a package that is not there."""
+    for needed, package, extra in (
+        (options.audio_format == "parquet", "pyarrow", "parquet"),
+        (options.engine == "ray", "ray", "ray"),
+    ):
+        if needed and find_spec(package) is None:
+            refuse(f"this needs {package}: pip install 'qwen3-tts-jax[{extra}]'")
+    if options.workers is not None and options.engine != "ray":
+        refuse("--workers is for --engine ray")
+    if options.devices is not None and options.engine == "ray":
+        refuse("--devices is for one machine: with --engine ray each worker has one device")
+
+
+def _first(bad: Sequence[BadLine]) -> list[str]:
+    lines = [" ".join(str(line).split()) for line in bad[:_SHOWN_PROBLEMS]]
+    more = len(bad) - len(lines)
+    return [*lines, f"and {more} more"] if more else lines
+
+
+def _refuse_bad(bad: Sequence[BadLine]) -> None:
+    """Lists what is wrong with a manifest and ends the command."""
+    for line in _first(bad):
+        typer.echo(f"error: {line}", err=True)
+    count = "1 line" if len(bad) == 1 else f"{len(bad)} lines"
+    typer.echo(f"error: {count} cannot be spoken: correct them; --skip-bad speaks the others", err=True)
+    raise typer.Exit(2)
+
+
+def _settings(
+    options: BatchOptions, sampling: dict[str, Any], folder: Path, config: ModelConfig
+) -> tuple[GenerationConfig, dict[str, Any]]:
+    """How codes are drawn, and all that decides the sound besides the items."""
+    from qwen3_tts_jax.arguments import merge_sampling
+
+    generation, _ = merge_sampling(config, sampling)
+    return generation, {
+        "model": {"type": config.model_type, "size": config.model_size, "digest": weights_digest(folder)},
+        "dtype": _auto_dtype(options) if options.dtype == "auto" else options.dtype,
+        "devices": _devices(options),
+        "codec dtype": options.codec_dtype,
+        "sampling": asdict(generation),
+        "seed": options.seed,
+        "retry": options.retry,
+        "batch size": options.batch_size,
+    }
+
+
+def _auto_dtype(options: BatchOptions) -> str:
+    if options.engine == "ray":
+        from qwen3_tts_jax.batch import ray_engine
+
+        # JAX is not asked: it would take the memory of a GPU that a worker needs.
+        ray_engine.connect(options.quiet)
+        return "bfloat16" if ray_engine.gpus() else "float32"
+    import jax
+
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _devices(options: BatchOptions) -> int:
+    """How many devices share a batch, which may change its rounding."""
+    if options.engine == "ray":
+        return 1
+    import jax
+
+    count = jax.local_device_count()
+    if options.devices is not None and options.devices > count:
+        refuse(f"--devices {options.devices}: this machine has {count}")
+    return options.devices or count
+
+
+def _speak(
+    options: BatchOptions,
+    folder: Path,
+    generation: GenerationConfig,
+    settings: dict[str, Any],
+    job: JobFolder,
+    tasks: Sequence[Task],
+    left: Sequence[Task],
+) -> int:
+    """Speaks what is left; returns how many items failed."""
+    failed = 0
+    try:
+        with BatchLine(tasks, left, options.quiet) as line:
+            with Writer(job) as writer:
+                for result in _results(options, folder, generation, settings, left, line):
+                    writer.put(result)
+                    if result.speech is None:
+                        failed += 1
+                        line.say(f"failed: {result.task.id}: {result.reason}")
+                    line.done(result.task, 0.0 if result.speech is None else result.speech.seconds)
+            job.finish()
+    except KeyboardInterrupt:
+        _stopped("interrupted", job, tasks)
+        raise typer.Exit(_INTERRUPTED) from None
+    except (FolderError, speak.JobError) as error:
+        _stopped(f"error: {error}", job, tasks)
+        raise typer.Exit(1) from None
+    return failed
+
+
+def _results(
+    options: BatchOptions,
+    folder: Path,
+    generation: GenerationConfig,
+    settings: dict[str, Any],
+    left: Sequence[Task],
+    line: BatchLine,
+) -> Iterator[speak.Result]:
+    if not left:
+        return
+    dtypes = settings["dtype"], options.codec_dtype
+    if options.engine == "ray":
+        from qwen3_tts_jax.batch import ray_engine
+
+        ray_engine.connect(options.quiet)
+        name = str(Path(options.model).absolute()) if Path(options.model).is_dir() else options.model
+        source = Source(name, options.revision, options.cache_dir, options.offline)
+        load = partial(_load_elsewhere, source, dtypes, settings["model"]["digest"])
+        counts = {"retries": options.retry, "workers": options.workers}
+        line("prefill", 0, len(left))
+        yield from ray_engine.run(load, left, generation, options.batch_size, **counts)
+        return
+    tts = _load(folder, *dtypes, devices=settings["devices"], progress=line)
+    yield from speak.run(tts, left, generation, options.batch_size, retries=options.retry, progress=line)
+
+
+def _load(
+    folder: Path, dtype: str, codec_dtype: str, *, devices: int = 1, progress: BatchLine | None = None
+) -> Qwen3TTS:
+    from qwen3_tts_jax.compile_cache import keep_compiled
+    from qwen3_tts_jax.convert import CheckpointError
+    from qwen3_tts_jax.pipeline import Qwen3TTS
+    from qwen3_tts_jax.sharding import make_mesh
+
+    keep_compiled()
+    mesh = make_mesh(devices) if devices > 1 else None
+    with refusing(CheckpointError):
+        return Qwen3TTS.from_pretrained(folder, dtype, codec_dtype, mesh=mesh, progress=progress)
+
+
+def _load_elsewhere(source: Source, dtypes: tuple[str, str], digest: str) -> Qwen3TTS:
+    """Loads the model in a worker, which may be on another machine and have another by that name."""
+    folder = source.folder()
+    if weights_digest(folder) != digest:
+        raise ValueError(f"{folder} of a worker holds another model than where the job was started")
+    return _load(folder, *dtypes)
+
+
+def _stopped(why: str, job: JobFolder, tasks: Sequence[Task]) -> None:
+    # Read again: an interrupt may come between an item's line and its count.
+    finished = len(job.read_index())
+    typer.echo(
+        f"{why}; {finished} of {len(tasks)} items are finished, and the same command goes on from there",
+        err=True,
+    )
+
+
+def _report(
+    options: BatchOptions,
+    job: JobFolder,
+    tasks: Sequence[Task],
+    left: Sequence[Task],
+    failed: int,
+    bad: Sequence[BadLine],
+) -> None:
+    cut = sum(job.finished[task.id]["finish_reason"] == "length" for task in tasks if task.id in job.finished)
+    seconds = sum(record["seconds"] for record in job.finished.values())
+    facts = [f"{len(job.finished)} of {len(tasks)} items, {seconds:.1f} s of audio"]
+    facts += [f"{len(tasks) - len(left)} were finished before"] * (len(left) < len(tasks))
+    facts += [f"{cut} cut at their limit"] * (cut > 0)
+    facts += [f"{failed} failed"] * (failed > 0)
+    facts += [f"{len(bad)} lines skipped"] * bool(bad)
+    typer.echo(f"{options.output}: {'; '.join(facts)}")
+
+
+class BatchLine(StatusLine):
+    """Items done, audio, speed and time left. An instance is a `synthesis.Progress`."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        left: Sequence[Task],
+        quiet: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        super().__init__(quiet)
+        self._all, self._items = len(tasks), len(tasks) - len(left)
+        self._tokens = sum(task.text_tokens for task in left)
+        self._tokens_done, self._seconds = 0, 0.0
+        self._clock = clock
+        self._start: float | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Shows bytes loaded, or where the batch stands."""
+        if stage == "load":
+            self._show_loading(done, total)
+            return
+        if self._start is None:
+            self._start = self._clock()
+        batch = {"prefill": "reading", "decode": "decoding"}.get(stage) or f"frame {done} of at most {total}"
+        self._show(f"{self.text()} ({batch})", self._items, self._all)
+
+    def done(self, task: Task, seconds: float) -> None:
+        """Counts an item that is finished with so much audio, or has failed."""
+        self._items += 1
+        self._tokens_done += task.text_tokens
+        self._seconds += seconds
+        self._show(self.text(), self._items, self._all)
+
+    def text(self) -> str:
+        """Items done, audio made, its speed, and the time left, which is judged by the tokens of the texts."""
+        text = f"{self._items} of {self._all} items, {self._seconds:.1f} s of audio"
+        if self._start is None or not self._tokens_done:
+            return text
+        taken = max(self._clock() - self._start, 1e-9)
+        left = round(taken * (self._tokens - self._tokens_done) / self._tokens_done)
+        clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        return f"{text}, {self._seconds / taken:.2f} x real time, {clock} left"

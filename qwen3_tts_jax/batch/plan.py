@@ -1,0 +1,249 @@
+"""The plan of a batch job: the items of a manifest, checked against a model → tasks of known sizes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from qwen3_tts_jax import audio, voice_file, voices
+from qwen3_tts_jax.batch.manifest import URLS, BadLine, Item
+from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, Tokenizer, plan_prompt
+from qwen3_tts_jax.synthesis import BASE_FRAMES, FRAMES_PER_TOKEN, PROMPT_BUCKET, bucket, frame_limit
+from qwen3_tts_jax.voice_prompt import VoicePrompt
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A recording whose voice is made when its turn comes.
+
+    Attributes:
+        source: a path or URL.
+        text: what it says; None for the x-vector alone.
+        digest: of its samples as they were when it was checked.
+        kept: file of what was downloaded, which is read in place of the URL where it is there.
+    """
+
+    source: str
+    text: str | None
+    digest: str
+    kept: Path | None = None
+
+    def read(self) -> tuple[np.ndarray, int]:
+        """Its samples and their rate; raises a ValueError or OSError where they are no longer what they were."""
+        kept = self.kept is not None and self.kept.is_file()
+        samples, rate = audio.read(self.kept if kept else self.source)
+        if _recording_digest(samples, rate) != self.digest:
+            raise ValueError(f"{self.source} has changed since the job began")
+        return samples, rate
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """An item that was checked.
+
+    Attributes:
+        id: name of its files.
+        seed: its own or the job's.
+        request: with a voice of the same size in place of that of `reference`.
+        reference: the recording to clone, if it is one.
+        text_tokens: of its text.
+        size: what the shapes of its batch follow from: buckets of the most frames, of the prompt and of the
+            trailing text, and whether there is a voice.
+        identity: all that decides its sound besides the settings of the job, for JSON.
+    """
+
+    id: str
+    seed: int
+    request: Request
+    reference: Reference | None
+    text_tokens: int
+    size: tuple[int, int, int, bool]
+    identity: dict[str, Any]
+
+
+def plan(
+    items: Sequence[Item],
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    seed: int,
+    max_seconds: float | None = None,
+    downloads: Path | None = None,
+) -> tuple[list[Task], list[BadLine]]:
+    """Checks items against a model, reading their recordings and voices, and finds out their sizes.
+
+    Args:
+        items: of a manifest.
+        config: of the model; only the config is needed, not the weights.
+        tokenizer: the model's.
+        seed: of items without one.
+        max_seconds: the longest speech of items without one; by default 2 s, and 0.64 s per token of the text.
+        downloads: folder where recordings of URLs are kept; by default they are downloaded again when their turn comes.
+
+    Returns:
+        Tasks and bad lines, each in the order of the items.
+    """
+    voices_of = _Voices(config, downloads)
+    tasks: list[Task] = []
+    bad: list[BadLine] = []
+    for item in items:
+        try:
+            tasks.append(_task(item, config, tokenizer, *voices_of(item), seed, max_seconds))
+        except (ValueError, OSError) as error:
+            bad.append(BadLine(item.line, item.id, one_line(error)))
+    return tasks, bad
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says."""
+    return " ".join(str(error).split())
+
+
+def _task(
+    item: Item,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    voice: VoicePrompt | None,
+    reference: Reference | None,
+    digest: str | None,
+    seed: int,
+    max_seconds: float | None,
+) -> Task:
+    if config.model_type == "voice_design" and item.instruct is None:
+        raise ValueError("instruct is missing: a voice_design model needs to be told in words who speaks")
+    speaker = item.speaker
+    if speaker is None and config.prompt.speakers:
+        speaker = next(iter(config.prompt.speakers))
+    mode = item.text_mode or ("as-it-comes" if config.model_type == "base" else "all-at-once")
+    text_tokens = len(tokenizer.assistant(item.text)) - ROLE_IDS - CLOSING_IDS
+    seconds = max_seconds if item.max_seconds is None else item.max_seconds
+    if seconds is None:
+        max_frames = min(BASE_FRAMES + FRAMES_PER_TOKEN * text_tokens, config.max_new_tokens - 1)
+    else:
+        max_frames = max(1, int(min(seconds * config.codec.frame_rate, config.talker.max_positions)))
+    request = Request(
+        item.text, item.language or "auto", speaker, item.instruct, mode.replace("-", "_"), max_frames, voice
+    )
+    prompt = plan_prompt(request, tokenizer, config)
+    own_seed = seed if item.seed is None else item.seed
+    return Task(
+        id=item.id,
+        seed=own_seed,
+        request=request,
+        reference=reference,
+        text_tokens=text_tokens,
+        size=_size(request, prompt, config),
+        identity={
+            "text": item.text,
+            "language": request.language.lower(),
+            "speaker": speaker and speaker.lower(),
+            "instruct": item.instruct,
+            "text_mode": mode,
+            "max_frames": max_frames,
+            "seed": own_seed,
+            "voice": digest,
+            "reference_text": reference and reference.text,
+            "x_vector_only": item.x_vector_only,
+        },
+    )
+
+
+def _size(request: Request, prompt: PromptPlan, config: ModelConfig) -> tuple[int, int, int, bool]:
+    return (
+        bucket(frame_limit(request, prompt, config), PROMPT_BUCKET),
+        bucket(len(prompt.text_ids), PROMPT_BUCKET),
+        bucket(len(prompt.trailing_text_ids), PROMPT_BUCKET),
+        request.voice is not None,
+    )
+
+
+_Found = tuple[VoicePrompt | None, Reference | None, str | None]
+"""A voice (of a recording one of the same size), the recording, and a digest of either."""
+
+
+class _Voices:
+    """Finds the voices of items, and reads each file once."""
+
+    def __init__(self, config: ModelConfig, downloads: Path | None):
+        self._config, self._downloads = config, downloads
+        self._found: dict[Any, _Found | str] = {}
+
+    def __call__(self, item: Item) -> _Found:
+        """Raises a ValueError that says what is wrong with the voice of an item."""
+        kind = self._config.model_type
+        if kind != "base":
+            if item.reference is not None or item.voice is not None:
+                raise ValueError(f"a {kind} model clones no voices: reference and voice are for base models")
+            return None, None, None
+        if item.reference is None and item.voice is None:
+            raise ValueError("there is no voice to clone: a base model needs reference (with reference_text) or voice")
+        key = (item.reference, item.reference_text, item.voice, item.x_vector_only)
+        if key not in self._found:
+            try:
+                self._found[key] = self._of_file(item) if item.reference is None else self._of_recording(item)
+            except (ValueError, OSError) as error:
+                self._found[key] = str(error)
+        found = self._found[key]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
+
+    def _of_file(self, item: Item) -> _Found:
+        voice = voice_file.load(item.voice)
+        if item.x_vector_only:
+            voice = replace(voice, codes=None, text=None)
+        codes = b"" if voice.codes is None else voice.codes.tobytes() + voice.text.encode()
+        return voice, None, _digest(voice.x_vector.tobytes() + codes)
+
+    def _of_recording(self, item: Item) -> _Found:
+        samples, rate = audio.read(item.reference)
+        voices.check_recording("the reference", samples, rate)
+        voices.check_text("the reference", item.reference_text)
+        digest = _recording_digest(samples, rate)
+        kept = None
+        if self._downloads is not None and item.reference.startswith(URLS):
+            kept = self._downloads / f"{digest}.wav"
+            soundfile.write(kept, samples, rate, subtype="FLOAT")
+        reference = Reference(item.reference, item.reference_text, digest, kept)
+        x_vector = np.zeros(self._config.speaker_encoder.x_vector_width, np.float32)
+        if item.reference_text is None:
+            return VoicePrompt(x_vector), reference, digest
+        # As many frames as the codec will make of the recording: both quotients are rounded up.
+        codec = self._config.codec
+        resampled = -(-len(samples) * codec.sample_rate // rate)
+        codes = np.zeros((-(-resampled // codec.frame_samples), codec.num_codebooks), np.int32)
+        return VoicePrompt(x_vector, codes, item.reference_text), reference, digest
+
+
+def _recording_digest(samples: np.ndarray, rate: int) -> str:
+    return _digest(rate.to_bytes(8, "big") + samples.tobytes())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def weights_digest(folder: Path) -> str:
+    """Tells apart models without reading all of them: names and sizes of a folder's files, and their ends.
+
+    Args:
+        folder: a checkpoint in any layout that `Qwen3TTS.from_pretrained` reads.
+    """
+    end = 1 << 20
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not path.is_file() or path.suffix.lower() == ".md" or any(part.startswith(".") for part in name.parts):
+            continue
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            found.update(f"{name.as_posix()}\0{size}\0".encode() + file.read(end))
+            file.seek(max(end, size - end))
+            found.update(file.read(end))
+    return found.hexdigest()[:32]

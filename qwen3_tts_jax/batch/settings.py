@@ -1,0 +1,90 @@
+"""job.json, which tells what the job of a folder is: what may not change while it is made. No JAX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen3_tts_jax.files import completed
+
+VERSION = 2
+"""Of job.json; raised when a folder of an earlier release cannot be gone on with."""
+
+_SHOWN = 60
+
+
+class FolderError(Exception):
+    """A folder that the job cannot work in, in one line."""
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What was written; None where there is no file.
+
+    Raises:
+        FolderError: it cannot be read, or is of another version.
+    """
+    try:
+        job = json.loads(path.read_bytes())
+        if job["version"] != VERSION:
+            raise FolderError(
+                f"{path} has version {job['version']!r} and this package goes on with {VERSION}: choose another folder"
+            )
+        _ = job["settings"], job["items"]
+        return job
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise FolderError(f"{path} is damaged: choose another folder, or remove this one") from None
+    except OSError as error:
+        raise FolderError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def write(path: Path, settings: Mapping[str, Any], items: Mapping[str, Any]) -> None:
+    """Writes what `read` gives; raises an OSError where that is not possible."""
+    content = json.dumps({"version": VERSION, "settings": settings, "items": items}, indent=1, ensure_ascii=False)
+    with completed(path, sync=True) as temporary:
+        temporary.write_bytes(content.encode() + b"\n")
+
+
+def require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuses other settings with a FolderError that names what differs."""
+    differences = _differences(before, json.loads(json.dumps(now)))
+    if differences:
+        raise FolderError(
+            f"{folder} holds a job of other settings: {'; '.join(differences)}; use the same, or another folder"
+        )
+
+
+def require_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], finished: Iterable[str]) -> None:
+    """Refuses finished items that were others, with a FolderError that names what differs."""
+    changed = []
+    for name in finished:
+        if name not in now:
+            changed.append(f"{name} is not in the manifest")
+        elif before.get(name) != now[name]:
+            changed.append(f"{name}: {', '.join(_differences(before.get(name, {}), now[name]))}")
+    if changed:
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise FolderError(
+            f"{len(changed)} finished item{'s' * (len(changed) > 1)} of {folder} changed since: "
+            f"{'; '.join(changed[:3])}{more}; use another folder, or other ids"
+        )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two settings, nested ones by their path: "name was 1, is 2"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            difference
+            for key in keys
+            for difference in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if before == now else [f"{name} was {_shown(before)}, is {_shown(now)}"]
+
+
+def _shown(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"

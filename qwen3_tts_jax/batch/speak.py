@@ -1,0 +1,222 @@
+"""The batch job: tasks → speech, in batches whose companions cannot be heard.
+
+An item draws from a key of its own, made of its seed and its id, and is computed in shapes that depend on itself and
+on the batch size alone: tasks of one size are spoken together, in a batch whose idle rows are filled up. So the same
+manifest gives the same codes whatever the order of its lines, and wherever the job was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from qwen3_tts_jax import voices
+from qwen3_tts_jax.batch.plan import Reference, Task, one_line
+from qwen3_tts_jax.config import GenerationConfig, ModelConfig
+from qwen3_tts_jax.prompt import Request
+from qwen3_tts_jax.synthesis import Progress, Speech
+from qwen3_tts_jax.voice_prompt import VoicePrompt
+
+_ROUNDS, _FEWEST = 16, 1024
+"""How many tasks are handed to the model at once: the batch size times the first, at least the second. Their voices are
+in memory together, and the last of them leave rows of the batch idle."""
+
+
+class Model(Protocol):
+    """What a job needs of `Qwen3TTS`."""
+
+    config: ModelConfig
+    params: dict[str, Any]
+
+    def synthesize_each(
+        self,
+        requests: Sequence[Request],
+        sampling: GenerationConfig | None,
+        seed: int,
+        *,
+        batch_size: int,
+        utterances: Sequence[int],
+        fill: bool,
+        progress: Progress | None,
+    ) -> Iterator[tuple[int, Speech]]: ...
+
+
+class JobError(Exception):
+    """Why a job cannot go on, in one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What became of a task.
+
+    Attributes:
+        task: as it was planned.
+        speech: None where there is none.
+        reason: why there is none.
+        seed: that the speech was drawn with; the task's own at the first try.
+        tries: how often it was made.
+    """
+
+    task: Task
+    speech: Speech | None
+    reason: str | None
+    seed: int
+    tries: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Try:
+    task: Task
+    number: int
+
+    @property
+    def seed(self) -> int:
+        return retry_seed(self.task.seed, self.number)
+
+    def result(self, speech: Speech | None, reason: str | None = None) -> Result:
+        return Result(self.task, speech, reason, self.seed, self.number + 1)
+
+
+def utterance_number(seed: int, name: str) -> int:
+    """The number that `Qwen3TTS.synthesize(…, seed=0, utterances=[number])` draws the item with this id from.
+
+    31 bits of sha256("seed:id"): stable, and independent of all other items.
+    """
+    return _number(f"{seed}:{name}")
+
+
+def retry_seed(seed: int, retry: int) -> int:
+    """The seed of an item's try after `retry` others: its own at first, then 31 bits of sha256("seed:retry N").
+
+    An item with this seed in its manifest line gives the same speech at its first try.
+    """
+    return _number(f"{seed}:retry {retry}") if retry else seed
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def schedule(tasks: Iterable[Task]) -> list[list[Task]]:
+    """Tasks by size, and in each by length, the longest first: if memory is short, it shows at once."""
+
+    def order(task: Task) -> Any:
+        return task.size, task.text_tokens, task.id
+
+    return [list(group) for _, group in groupby(sorted(tasks, key=order, reverse=True), key=lambda task: task.size)]
+
+
+def run(
+    model: Model,
+    tasks: Iterable[Task],
+    generation: GenerationConfig,
+    batch_size: int,
+    *,
+    retries: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[Result]:
+    """Speaks tasks and yields each result once it is there.
+
+    A task that fails, such as one whose recording can no longer be read, takes no other with it.
+
+    Args:
+        model: of the config that the tasks were planned with.
+        tasks: of `plan.plan`.
+        generation: how codes are drawn.
+        batch_size: the rows of every batch.
+        retries: how often a speech that was cut at its limit is made again, with the seeds of `retry_seed`.
+        progress: see `synthesis.Progress`.
+
+    Raises:
+        JobError: the device has not enough memory.
+    """
+    made: dict[Reference, VoicePrompt] = {}
+    most = max(_FEWEST, _ROUNDS * batch_size)
+    for group in schedule(tasks):
+        waiting = deque(_Try(task, 0) for task in group)
+        while waiting:
+            part = [waiting.popleft() for _ in range(min(most, len(waiting)))]
+            again = []
+            for tried, result in _speak(model, part, made, generation, batch_size, progress):
+                cut = result.speech is not None and result.speech.finish_reason == "length"
+                if cut and tried.number < retries:
+                    again.append(_Try(tried.task, tried.number + 1))
+                else:
+                    yield result
+            # First of the next: what was made of them is not kept.
+            waiting.extendleft(again)
+            while len(made) > most:
+                del made[next(iter(made))]
+
+
+def _speak(
+    model: Model,
+    part: Iterable[_Try],
+    made: dict[Reference, VoicePrompt],
+    generation: GenerationConfig,
+    batch_size: int,
+    progress: Progress | None,
+) -> Iterator[tuple[_Try, Result]]:
+    """Tries and their results; `made` keeps voices."""
+    ready: list[tuple[_Try, Request]] = []
+    for tried in part:
+        try:
+            ready.append((tried, _with_voice(tried.task, model, made)))
+        except (ValueError, OSError) as error:
+            yield tried, tried.result(None, one_line(error))
+    left = dict(enumerate(ready))
+    try:
+        for index, speech in _speeches(model, ready, generation, batch_size, progress):
+            tried, _ = left.pop(index)
+            finite = np.isfinite(speech.samples).all()
+            yield tried, tried.result(*((speech,) if finite else (None, "the model made samples that are not finite")))
+    except ValueError as error:
+        for tried, _ in left.values():
+            if len(ready) == 1:
+                yield tried, tried.result(None, one_line(error))
+            else:
+                # Which of them it was shows when each is alone.
+                yield from _speak(model, [tried], made, generation, batch_size, progress)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise JobError(
+            f"there is not enough memory for a batch of {batch_size}: choose a smaller --batch-size"
+        ) from error
+
+
+def _speeches(
+    model: Model,
+    ready: Sequence[tuple[_Try, Request]],
+    generation: GenerationConfig,
+    batch_size: int,
+    progress: Progress | None,
+) -> Iterator[tuple[int, Speech]]:
+    if not ready:
+        return iter(())
+    return model.synthesize_each(
+        [request for _, request in ready],
+        generation,
+        0,
+        batch_size=batch_size,
+        utterances=[utterance_number(tried.seed, tried.task.id) for tried, _ in ready],
+        fill=True,
+        progress=progress,
+    )
+
+
+def _with_voice(task: Task, model: Model, made: dict[Reference, VoicePrompt]) -> Request:
+    """The request of a task with the voice of its recording."""
+    reference = task.reference
+    if reference is None:
+        return task.request
+    if reference not in made:
+        (made[reference],) = voices.make_voices(model.params, model.config, [reference.read()], [reference.text])
+    return replace(task.request, voice=made[reference])

@@ -1,0 +1,189 @@
+"""The command `train sft`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from qwen3_tts_jax import cli_options as option
+from qwen3_tts_jax.cli_options import APP, DEFAULT_CLONER, examples
+
+train_app = typer.Typer(name="train", help="Teach a model new voices.", **APP)
+
+_FULL_RATE, _LORA_RATE = 2e-5, 2e-4
+
+
+@train_app.callback()
+def _group() -> None:
+    """Keeps `sft` a command of its own, though it is the only one."""
+
+
+@train_app.command(
+    epilog=examples(
+        "qwen3-tts-jax train sft anna.jsonl --model 0.6B-Base -o anna",
+        "qwen3-tts-jax train sft voices.jsonl --model 1.7B-Base -o voices --lora 16 --validation held-out.jsonl",
+        'qwen3-tts-jax say "Good morning." --model anna/model --speaker anna',
+    )
+)
+def sft(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA.jsonl",
+            help="An object per line: audio, text; if needed ref_audio, ref_text, language, speaker, instruct.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; continued if interrupted.")],
+    model: option.Model = DEFAULT_CLONER,
+    validation: Annotated[Path | None, typer.Option(help="More such lines, to judge by: the best is kept.")] = None,
+    steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Utterances per batch.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Batches per step.")] = 1,
+    learning_rate: Annotated[
+        float | None, typer.Option(help=f"The highest; {_FULL_RATE:g} by default, {_LORA_RATE:g} with --lora.")
+    ] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps up to it; a twentieth of all by default.")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.01,
+    clip: Annotated[float, typer.Option(help="The largest norm of a gradient.")] = 1.0,
+    lora: Annotated[int, typer.Option(help="Rank of low-rank adapters; 0 trains all weights.")] = 0,
+    lora_alpha: Annotated[float | None, typer.Option(help="Their scale; twice the rank by default.")] = None,
+    lora_modules: Annotated[str, typer.Option(help="Which weights get them, by parts of paths.")] = "attention,mlp",
+    freeze: Annotated[str, typer.Option(help="Paths that stay as they are, such as talker/text_embedding.")] = "",
+    code_weight: Annotated[float, typer.Option(help="Of the loss of codes 1 and up, where code 0 has 1.")] = 1.0,
+    text_mode: Annotated[
+        Literal["all-at-once", "as-it-comes", "both"], typer.Option(help="How the model reads the text; both by turns.")
+    ] = "all-at-once",
+    known_speakers: Annotated[bool, typer.Option("--known-speakers", help="Train speakers the model has.")] = False,
+    remat: Annotated[bool, typer.Option(help="Save memory by computing activations twice.")] = True,
+    log_every: Annotated[int, typer.Option(help="Steps between numbers in log.jsonl.")] = 10,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between looks at the validation data.")] = 100,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    sample_every: Annotated[int, typer.Option(help="Steps between samples of speech; 0 makes none.")] = 0,
+    patience: Annotated[int, typer.Option(help="End after so many looks without a better one; 0 never.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Folder of encoded recordings; in the run's by default.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Numbers for it too (tensorboardX).")] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of the data.")] = 0,
+    dtype: option.Dtype = "auto",
+    export_dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Of the model that is written.")
+    ] = "bfloat16",
+    revision: option.Revision = None,
+    cache_dir: option.CacheDir = None,
+    offline: option.Offline = False,
+    quiet: option.Quiet = False,
+) -> None:
+    """Fine-tune a model on recordings with transcripts; OUTPUT/model then is a model.
+
+    Lines with a speaker make a custom-voice model of a base model: `say --speaker NAME` speaks with it. Without,
+    a base model learns to clone ref_audio (by default the recording itself), and a voice-design model to follow
+    instruct.
+    """
+    from qwen3_tts_jax.cli_model import Source
+    from qwen3_tts_jax.config import ConfigError
+    from qwen3_tts_jax.console import plain_messages, refuse, refusing
+
+    write_scalars = _tensorboard(output) if tensorboard else None
+    with plain_messages(), refusing(ValueError, OSError, ArithmeticError):
+        folder = Source(model, revision, cache_dir, offline).folder()
+
+        import jax
+
+        from qwen3_tts_jax.sharding import make_mesh
+        from qwen3_tts_jax.train.lora import LoraConfig
+        from qwen3_tts_jax.train.loss import LossConfig
+        from qwen3_tts_jax.train.run import Schedule
+        from qwen3_tts_jax.train.sft import SftConfig, prepare, run
+        from qwen3_tts_jax.train.step import OptimizerConfig
+
+        if lora < 0:
+            refuse(f"--lora must be 0 or a rank, got {lora}")
+        if lora and freeze:
+            refuse("--freeze is for runs without --lora: there the adapters alone are trained")
+        if dtype == "auto":
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        rate = learning_rate if learning_rate is not None else (_LORA_RATE if lora else _FULL_RATE)
+        warm = warmup if warmup is not None else min(steps // 20, 500)
+        modes = {"both": ("all_at_once", "as_it_comes")}.get(text_mode, (text_mode.replace("-", "_"),))
+        alpha = lora_alpha if lora_alpha is not None else 2.0 * lora
+        config = SftConfig(
+            dtype=dtype,
+            optimizer=OptimizerConfig(rate, steps, warm, weight_decay=weight_decay, clip=clip),
+            loss=LossConfig(codes=code_weight),
+            lora=LoraConfig(lora, alpha, _names(lora_modules)) if lora else None,
+            frozen=_names(freeze),
+            batch_size=batch_size,
+            accumulate=accumulate,
+            text_modes=modes,
+            known_speakers=known_speakers,
+            remat=remat,
+            seed=seed,
+            schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
+            export_dtype=export_dtype,
+        )
+        try:
+            job = prepare(folder, data, output, config, validation)
+        except ConfigError as error:
+            refuse(error)
+        # Orbax warns that a checkpoint of one process has no parts of others to merge.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        count = jax.device_count()
+        mesh = make_mesh() if count > 1 and batch_size % count == 0 else None
+        if mesh is None and count > 1:
+            typer.echo(f"warning: {count} devices cannot share batches of {batch_size}: one works alone", err=True)
+        result = run(job, cache=cache, mesh=mesh, encoding=_counter(quiet), report=_reporter(quiet, write_scalars))
+    end = "ended early" if result.ended_early else "done"
+    typer.echo(f"{output / 'model'}: {end}, the state after step {result.step}, loss {result.loss:.3f}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _counter(quiet: bool) -> Callable[[int, int], None] | None:
+    def show(done: int, total: int) -> None:
+        typer.echo(f"encoded {done} of {total} recordings", err=True)
+
+    return None if quiet else show
+
+
+def _reporter(quiet: bool, write_scalars: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[str, Any]], None]:
+    def show(numbers: dict[str, Any]) -> None:
+        if write_scalars is not None:
+            write_scalars(numbers)
+        if quiet:
+            return
+        if "validation_loss" in numbers:
+            typer.echo(f"step {numbers['step']}: validation loss {numbers['validation_loss']:.4f}", err=True)
+        else:
+            codes = numbers["codes"]
+            rest = sum(codes[1:]) / len(codes[1:])
+            typer.echo(
+                f"step {numbers['step']}: loss {numbers['loss']:.4f} (code 0 {codes[0]:.3f}, others {rest:.3f}, end "
+                f"{numbers['end']:.3f}), {numbers['frames'] / numbers['seconds']:.0f} frames/s",
+                err=True,
+            )
+
+    return show
+
+
+def _tensorboard(output: Path) -> Callable[[dict[str, Any]], None]:
+    from qwen3_tts_jax.console import refuse
+
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        refuse("--tensorboard needs the package tensorboardX: pip install tensorboardX; log.jsonl has the same numbers")
+    writer = SummaryWriter(str(output / "tensorboard"))
+
+    def write(numbers: dict[str, Any]) -> None:
+        for name, value in numbers.items():
+            values = {f"{name}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {name: value}
+            for tag, each in values.items():
+                writer.add_scalar(tag, each, numbers["step"])
+        writer.flush()
+
+    return write

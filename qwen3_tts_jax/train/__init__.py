@@ -1,0 +1,1 @@
+"""Learning: scores under teacher forcing, losses, fine-tuning, and gradients through the codec."""

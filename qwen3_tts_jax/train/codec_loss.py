@@ -1,0 +1,66 @@
+"""How unlike two waveforms are: magnitudes and mel bands of short-time Fourier transforms at several scales."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen3_tts_jax.layers import PRECISION
+from qwen3_tts_jax.mel import mel_filterbank
+
+_FLOOR = 1e-5
+
+
+def magnitudes(samples: jax.Array, fft_size: int) -> jax.Array:
+    """Magnitudes [B, T, F] of windows of `fft_size` (Hann) of samples [B, N], every quarter window; no padding."""
+    hop = fft_size // 4
+    hops = samples[:, : samples.shape[1] // hop * hop].reshape(len(samples), -1, hop)
+    count = hops.shape[1] - 3
+    windows = jnp.concatenate([hops[:, i : i + count] for i in range(4)], axis=-1)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft_size) / fft_size)
+    spectrum = jnp.fft.rfft(windows * hann.astype(np.float32))
+    return jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)
+
+
+def spectral_loss(a: jax.Array, b: jax.Array, fft_sizes: tuple[int, ...] = (512, 1024, 2048)) -> jax.Array:
+    """Spectral convergence and log magnitudes, meaned over scales, [] (Yamamoto et al. 2020, arXiv:1910.11480).
+
+    Args:
+        a: samples [B, N], N at least the largest of `fft_sizes`.
+        b: what it should be.
+        fft_sizes: of the scales.
+    """
+    total = jnp.zeros(())
+    for size in fft_sizes:
+        x, y = magnitudes(a, size), magnitudes(b, size)
+        total += jnp.linalg.norm(x - y) / (jnp.linalg.norm(y) + _FLOOR)
+        total += jnp.mean(jnp.abs(jnp.log(x + _FLOOR) - jnp.log(y + _FLOOR)))
+    return total / len(fft_sizes)
+
+
+def mel_loss(
+    a: jax.Array,
+    b: jax.Array,
+    sample_rate: int,
+    scales: tuple[tuple[int, int], ...] = ((128, 20), (256, 40), (512, 80), (1024, 120), (2048, 160)),
+) -> jax.Array:
+    """Mean distance of log₁₀ mel bands over scales of (window, bands), [] (Kumar et al. 2023, arXiv:2306.06546).
+
+    Args:
+        a: samples [B, N], N at least the largest window.
+        b: what it should be.
+        sample_rate: of both.
+        scales: windows in samples and their bands.
+    """
+    total = jnp.zeros(())
+    for size, bands in scales:
+        filters = mel_filterbank(sample_rate, size, bands)
+        x, y = (
+            jnp.log10(
+                jnp.maximum(jnp.einsum("btf,mf->btm", magnitudes(one, size), filters, precision=PRECISION), _FLOOR)
+            )
+            for one in (a, b)
+        )
+        total += jnp.mean(jnp.abs(x - y))
+    return total / len(scales)

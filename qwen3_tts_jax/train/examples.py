@@ -1,0 +1,288 @@
+"""Lines → what is learnt: codes and voices, encoded once and kept, and batches that follow from seed and step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import soundfile
+
+from qwen3_tts_jax import audio
+from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.prompt import PromptPlan, Request, TextMode, Tokenizer, batch_plans, plan_prompt
+from qwen3_tts_jax.speech_tokenizer import encode_recordings
+from qwen3_tts_jax.synthesis import bucket
+from qwen3_tts_jax.train.lines import DataError, Line
+from qwen3_tts_jax.train.lora import fingerprint
+from qwen3_tts_jax.train.loss import Batch
+from qwen3_tts_jax.voice_prompt import VoicePrompt
+from qwen3_tts_jax.voices import check_recording, make_voices
+
+_PROMPT_BUCKET, _FRAME_BUCKET, _TOGETHER = 32, 16, 8
+
+Progress = Callable[[int, int], None]
+"""progress(recordings done, recordings in all)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One utterance to learn.
+
+    Attributes:
+        line: what is said and how.
+        codes: int32 [T, Q], of the recording.
+        voice: that is cloned; None where the line has a speaker, or the model hears no voices.
+        x_vector: float32 [D], of the reference or the recording, where the model hears voices.
+    """
+
+    line: Line
+    codes: np.ndarray
+    voice: VoicePrompt | None = None
+    x_vector: np.ndarray | None = None
+
+    def plan(self, tokenizer: Tokenizer, config: ModelConfig, text_mode: TextMode) -> PromptPlan:
+        """The prompt that the codes follow."""
+        return plan_prompt(self.request(text_mode), tokenizer, config)
+
+    def request(self, text_mode: TextMode) -> Request:
+        """What the prompt is made of."""
+        return _request(self.line, self.voice, text_mode)
+
+
+def _request(line: Line, voice: VoicePrompt | None, text_mode: TextMode) -> Request:
+    return Request(line.text, line.language, line.speaker, line.instruct, text_mode, voice=voice)
+
+
+def check_lengths(lines: Sequence[Line], tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Refuses clips that do not fit the talker's context, from the headers of their files alone.
+
+    Args:
+        lines: of `read_lines`.
+        tokenizer: of the model.
+        config: that of `lines.add_speakers`.
+
+    Raises:
+        DataError: such a clip, or a file that holds no sound.
+    """
+    for line in lines:
+        frames = [_frames(line, name, config) for name in ("audio", "ref_audio")]
+        voice = None
+        if config.model_type == "base":
+            codes = np.zeros((frames[1], config.talker.num_codebooks), np.int32) if line.ref_text else None
+            voice = VoicePrompt(np.zeros(config.speaker_encoder.x_vector_width, np.float32), codes, line.ref_text)
+        try:
+            plan = plan_prompt(_request(line, voice, "all_at_once"), tokenizer, config)
+        except ValueError as error:
+            raise DataError(f"{line.where}: {error}") from error
+        needed = len(plan.text_ids) + frames[0] + 1
+        if needed > config.talker.max_positions:
+            raise DataError(
+                f"{line.where}: {line.audio} is too long: its {frames[0]} frames and the prompt need {needed} "
+                f"positions, the model has {config.talker.max_positions}; cut it into shorter clips"
+            )
+
+
+def _frames(line: Line, name: str, config: ModelConfig) -> int:
+    file = getattr(line, name)
+    if file is None:
+        return 0
+    try:
+        header = soundfile.info(file)
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{line.where}: {name} {file} is no sound file: {error.error_string}") from error
+    return math.ceil(header.frames / header.samplerate * config.codec.frame_rate)
+
+
+def make_examples(
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    lines: Sequence[Line],
+    cache: str | Path,
+    progress: Progress | None = None,
+) -> list[Example]:
+    """Encodes all recordings of the lines that `cache` does not hold yet.
+
+    Args:
+        params: the trees codec/encoder and, of a base model, speaker_encoder.
+        config: of the model before training.
+        lines: of `read_lines`.
+        cache: a folder of encoded recordings, by their content and by the encoders' weights; may be shared.
+        progress: told of recordings encoded.
+
+    Raises:
+        DataError: a recording that is silent, broken, or shorter than 0.5 s or longer than 300 s. All are read and
+            checked before the first is encoded.
+    """
+    hears = config.speaker_encoder is not None
+    sources = {line: line.ref_audio or line.audio for line in lines}
+    codes = _Encoded(Path(cache), "codes", fingerprint(params["codec"]["encoder"]))
+    x_vectors = _Encoded(Path(cache), "x_vector", fingerprint(params["speaker_encoder"]) if hears else "")
+    for line in lines:
+        codes.want(line.audio, line, "audio")
+        if line.ref_text is not None:
+            codes.want(line.ref_audio, line, "ref_audio")
+        if hears:
+            x_vectors.want(sources[line], line, "audio" if line.ref_audio is None else "ref_audio")
+
+    for store in (codes, x_vectors):
+        store.check()
+    wanted, done = len(codes.todo) + len(x_vectors.todo), 0
+
+    def encode(samples: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
+        rate = config.codec.sample_rate
+        resampled = [audio.resample(one.astype(np.float32), own, rate) for one, own in samples]
+        return encode_recordings(params["codec"]["encoder"], config.codec, resampled)
+
+    def listen(samples: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
+        return [voice.x_vector for voice in make_voices(params, config, samples, [None] * len(samples))]
+
+    for store, compute in ((codes, encode), (x_vectors, listen)):
+        todo = list(store.todo)
+        for first in range(0, len(todo), _TOGETHER):
+            files = todo[first : first + _TOGETHER]
+            for file, result in zip(files, compute([audio.read(file) for file in files]), strict=True):
+                store.put(file, result)
+            done += len(files)
+            if progress is not None:
+                progress(done, wanted)
+    return [_example(line, sources[line], codes, x_vectors) for line in lines]
+
+
+def _example(line: Line, source: Path, codes: _Encoded, x_vectors: _Encoded) -> Example:
+    x_vector = x_vectors.get(source) if source in x_vectors.files else None
+    voice = None
+    if x_vector is not None and line.speaker is None:
+        voice = VoicePrompt(x_vector, None if line.ref_text is None else codes.get(line.ref_audio), line.ref_text)
+    return Example(line, codes.get(line.audio), voice, x_vector)
+
+
+class _Encoded:
+    """Arrays by the content of the sound files that they were made of, in a folder."""
+
+    def __init__(self, folder: Path, kind: str, encoder: str):
+        self.folder, self.kind, self.encoder = folder, kind, encoder
+        self.files: dict[Path, Path] = {}
+        self.todo: dict[Path, str] = {}
+
+    def want(self, file: Path, line: Line, name: str) -> None:
+        if file in self.files:
+            return
+        content = hashlib.sha256(self.encoder.encode() + file.read_bytes()).hexdigest()[:40]
+        self.files[file] = self.folder / f"{self.kind}-{content}.npy"
+        if not self.files[file].is_file():
+            self.todo[file] = f"{line.where}: {name} {file}"
+
+    def check(self) -> None:
+        """Reads and checks every recording that is to be encoded."""
+        for file, name in self.todo.items():
+            try:
+                samples, rate = audio.read(file)
+                check_recording(name, samples, rate)
+            except (OSError, ValueError) as error:
+                message = str(error)
+                raise DataError(message if message.startswith(name) else f"{name}: {message}") from error
+
+    def put(self, file: Path, array: np.ndarray) -> None:
+        target = self.files[file]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_suffix(".tmp")
+        with temporary.open("wb") as stream:
+            np.save(stream, array)
+        temporary.replace(target)
+
+    def get(self, file: Path) -> np.ndarray:
+        return np.load(self.files[file])
+
+
+def speaker_rows(
+    params: Mapping[str, Any], config: ModelConfig, examples: Sequence[Example], rows: Mapping[str, int]
+) -> dict[int, np.ndarray]:
+    """What the codec embedding's rows of new speakers start from, by row.
+
+    From a base model the mean of the speaker's x-vectors, which the model hears voices by. A custom-voice
+    model has none: there it is the mean of its other speakers.
+
+    Args:
+        params: with the tree talker.
+        config: of the model before training.
+        examples: of `make_examples`.
+        rows: of `lines.add_speakers`.
+    """
+    table = params["talker"]["codec_embedding"]["embedding"]
+    started = {}
+    for name, row in rows.items():
+        heard = [each.x_vector for each in examples if each.line.speaker.lower() == name and each.x_vector is not None]
+        if not heard:
+            heard = [np.asarray(table[other], np.float32) for other in config.prompt.speakers.values()]
+        started[row] = np.mean(heard, axis=0)
+    return started
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Batches of examples: a function of the step alone, so that a resumed run sees what it would have seen.
+
+    Attributes:
+        examples: all there are; every epoch has its own order.
+        tokenizer: of the model.
+        config: of the model as it will be.
+        batch_size: rows of a batch on all devices.
+        accumulate: batches per step.
+        text_modes: by turns, how the text is read.
+        seed: of the order.
+    """
+
+    examples: Sequence[Example]
+    tokenizer: Tokenizer
+    config: ModelConfig
+    batch_size: int = 8
+    accumulate: int = 1
+    text_modes: tuple[TextMode, ...] = ("all_at_once",)
+    seed: int = 0
+
+    def of_step(self, step: int) -> tuple[Batch, list[Example]]:
+        """The batches [A, B, …] of a step, and their examples."""
+        rows = self.batch_size * self.accumulate
+        chosen = [divmod(number, len(self.examples)) for number in range(step * rows, (step + 1) * rows)]
+        orders = {epoch: self._order(epoch) for epoch, _ in chosen}
+        picked = [(orders[epoch][place], epoch) for epoch, place in chosen]
+        batch = self.batch([self.examples[index] for index, _ in picked], [sum(pair) for pair in picked])
+        batch = jax.tree.map(lambda leaf: leaf.reshape(self.accumulate, self.batch_size, *leaf.shape[1:]), batch)
+        return batch, [self.examples[index] for index, _ in picked]
+
+    def in_order(self) -> list[Batch]:
+        """All examples once, in batches [B, …]; rows that fill up the last one have no frames."""
+        batches = []
+        for first in range(0, len(self.examples), self.batch_size):
+            part = list(self.examples[first : first + self.batch_size])
+            nothing = replace(part[0], codes=part[0].codes[:0])
+            filled = part + [nothing] * (self.batch_size - len(part))
+            batches.append(self.batch(filled, range(first, first + self.batch_size)))
+        return batches
+
+    def batch(self, examples: Sequence[Example], turns: Sequence[int]) -> Batch:
+        """One batch [B, …], padded to a bucket of shapes; `turns` choose the text modes."""
+        plans = [
+            each.plan(self.tokenizer, self.config, self.text_modes[turn % len(self.text_modes)])
+            for each, turn in zip(examples, turns, strict=True)
+        ]
+        prompts = batch_plans(
+            plans,
+            tts_pad=self.config.prompt.tts_pad,
+            length=bucket(max(len(plan.text_ids) for plan in plans), _PROMPT_BUCKET),
+            trailing_length=bucket(max(len(plan.trailing_text_ids) for plan in plans), _PROMPT_BUCKET),
+        )
+        frames = bucket(max(len(each.codes) for each in examples), _FRAME_BUCKET)
+        codes = np.full((len(examples), frames, self.config.talker.num_codebooks), -1, np.int32)
+        for row, each in enumerate(examples):
+            codes[row, : len(each.codes)] = each.codes
+        return Batch(prompts, codes, np.ones(len(examples), bool))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))

@@ -1,0 +1,173 @@
+"""The data of fine-tuning as it is written: a file of JSON lines, one utterance each, checked before any work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qwen3_tts_jax.config import ModelConfig
+
+_NEEDED, _OPTIONAL = ("audio", "text"), ("ref_audio", "ref_text", "language", "speaker", "instruct")
+# Rows of the codec embedding from here on, counted from its end, are given to new speakers; the published
+# speakers that lie there are passed over.
+_NEW_SPEAKERS = 72
+
+
+class DataError(ValueError):
+    """Data that cannot be learnt from; the message names the file and the line."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One utterance to learn.
+
+    Attributes:
+        where: "FILE line N", for messages.
+        audio: a sound file, of what `text` says.
+        text: what is said.
+        ref_audio: a recording of the voice to clone; None takes `audio` itself.
+        ref_text: what `ref_audio` says; the voice is then cloned in context.
+        language: a language of the model, or "auto".
+        speaker: the name of the voice in a custom-voice model; None for the other models.
+        instruct: how it is said, or who says it, in words.
+    """
+
+    where: str
+    audio: Path
+    text: str
+    ref_audio: Path | None = None
+    ref_text: str | None = None
+    language: str = "auto"
+    speaker: str | None = None
+    instruct: str | None = None
+
+
+def read_lines(path: str | Path, config: ModelConfig) -> list[Line]:
+    """Reads and checks a file of JSON lines for fine-tuning a model with this config.
+
+    A line is an object with `audio` and `text` and, as needed, `ref_audio`, `ref_text`, `language`, `speaker`
+    and `instruct`. Paths are relative to the file.
+
+    Raises:
+        DataError: an unreadable or empty file, a line that is no such object, audio that is not there, a text
+            without a letter, an unknown language, speakers for some lines only, or a field that the model
+            does not read. The first ten are named.
+    """
+    path = Path(path)
+    try:
+        rows = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    problems, lines = [], []
+    for number, row in enumerate(rows, 1):
+        if not row.strip():
+            continue
+        where = f"{path.name} line {number}"
+        try:
+            lines.append(_read_line(row, where, path.parent, config))
+        except DataError as error:
+            problems.append(str(error))
+    problems += _speaker_problems(lines, config)
+    if problems:
+        more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
+        raise DataError("; ".join(problems[:10]) + more)
+    if not lines:
+        raise DataError(f"{path} has no lines; give one JSON object per utterance, with audio and text")
+    return lines
+
+
+def _read_line(row: str, where: str, folder: Path, config: ModelConfig) -> Line:
+    try:
+        fields = json.loads(row)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is no JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise DataError(f"{where} is no JSON object")
+    fields = {name: value for name, value in fields.items() if value is not None}
+    unknown = [name for name in fields if name not in (*_NEEDED, *_OPTIONAL)]
+    if unknown:
+        raise DataError(f"{where} has the unknown field {unknown[0]!r}; there are {', '.join((*_NEEDED, *_OPTIONAL))}")
+    for name in _NEEDED:
+        if name not in fields:
+            raise DataError(f"{where} has no {name}")
+    for name, value in fields.items():
+        if not isinstance(value, str) or not value.strip():
+            raise DataError(f"{where}: {name} must be a text that is not empty, got {value!r}")
+    for name in ("text", "ref_text"):
+        if name in fields and not any(map(str.isalnum, fields[name])):
+            raise DataError(f"{where}: {name} says nothing, it has no letter: {fields[name]!r}")
+    _check_meaning(fields, where, config)
+    paths = {name: folder / fields[name] for name in ("audio", "ref_audio") if name in fields}
+    for name, file in paths.items():
+        if not file.is_file():
+            raise DataError(f"{where}: {name} {file} is not there")
+    return Line(where, **fields | paths)
+
+
+def _check_meaning(fields: dict[str, Any], where: str, config: ModelConfig) -> None:
+    languages = config.prompt.languages
+    if fields.get("language", "auto").lower() not in ("auto", *languages):
+        known = ", ".join(sorted(languages))
+        raise DataError(f"{where}: unknown language {fields['language']!r}; there are auto, {known}")
+    if "ref_text" in fields and "ref_audio" not in fields:
+        raise DataError(f"{where} has a ref_text but no ref_audio that says it")
+    if config.model_type != "base" and "ref_audio" in fields:
+        raise DataError(f"{where} has a ref_audio, but a {config.model_type} model hears none; a base model does")
+    if "speaker" in fields and "ref_text" in fields:
+        raise DataError(f"{where} has a speaker and a ref_text: a voice is learnt, or cloned in context, not both")
+    if "speaker" in fields and config.model_type == "voice_design":
+        raise DataError(f"{where} has a speaker, but a voice_design model has none")
+    becomes = "custom_voice" if "speaker" in fields else config.model_type
+    if "instruct" in fields and (config.model_size == "0b6" or becomes == "base"):
+        raise DataError(f"{where} has an instruct, which a {config.model_size} {becomes} model does not read")
+
+
+def _speaker_problems(lines: Sequence[Line], config: ModelConfig) -> list[str]:
+    missing = [line for line in lines if line.speaker is None]
+    if not missing or (config.model_type != "custom_voice" and len(missing) == len(lines)):
+        return []
+    return [f"{line.where} has no speaker" for line in missing]
+
+
+def add_speakers(
+    config: ModelConfig, lines: Iterable[Line], *, known: bool = False
+) -> tuple[ModelConfig, dict[str, int]]:
+    """The config of the model that the lines make of `config`, and the rows of its new speakers by name.
+
+    A base model becomes a custom-voice model where the lines have speakers. Names are kept in lower case.
+
+    Args:
+        config: of the model to start from.
+        lines: of one run, from `read_lines`.
+        known: allow speakers that the model has already, and go on training them.
+
+    Raises:
+        DataError: a speaker's name that is taken and not `known`, or more speakers than there is room for.
+    """
+    names = {}
+    for line in lines:
+        if line.speaker is not None:
+            names.setdefault(line.speaker.lower(), line)
+    taken = [name for name in names if name in config.prompt.speakers]
+    if taken and not known:
+        raise DataError(
+            f"{names[taken[0]].where}: the model has a speaker {taken[0]!r} already; choose another name, or say that "
+            "it is to be trained further"
+        )
+    ids = config.prompt
+    used = {getattr(ids, name) for name in vars(ids) if name.startswith("codec_")}
+    used |= {*ids.languages.values(), *ids.speakers.values()}
+    size = config.talker.codec_vocab_size
+    free = [row for row in range(size - _NEW_SPEAKERS, size) if row not in used]
+    new = [name for name in names if name not in taken]
+    if len(new) > len(free):
+        raise DataError(f"{len(new)} new speakers do not fit: the codec embedding has {len(free)} free rows for them")
+    if not names:
+        return config, {}
+    rows = dict(zip(new, free, strict=False))
+    speakers = {**ids.speakers, **rows}
+    config = replace(config, model_type="custom_voice", speaker_encoder=None, prompt=replace(ids, speakers=speakers))
+    return config, rows

@@ -1,0 +1,142 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on weights by path, and their files.
+
+A weight W [..., in], all axes but the last its outputs, computes as W + alpha / rank · B A, reshaped, with
+A [rank, in] and B [out, rank]. B starts at zero. Adapters are merged before every use, so that what trains is
+what the merged model computes, down to the rounding of its dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from qwen3_tts_jax.config import ConfigError
+
+Adapters = dict[str, dict[str, jax.Array]]
+"""{path of a weight: {"a": [rank, in], "b": [out, rank]}}, float32."""
+
+_KIND = "qwen3_tts_jax.lora"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which weights get adapters.
+
+    Attributes:
+        rank: of the adapters.
+        alpha: they are scaled by alpha / rank.
+        modules: parts of paths, each one or more whole names: "attention", "mlp/down", "talker".
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    modules: tuple[str, ...] = ("attention", "mlp")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"the rank of a LoRA must be at least 1, got {self.rank}")
+        if not 0 < self.alpha < float("inf"):
+            raise ConfigError(f"the alpha of a LoRA must be above 0, got {self.alpha}")
+
+
+class LoraError(ValueError):
+    """Adapters that cannot be used, or not with this model."""
+
+
+def adapted(params: Mapping[str, Any], config: LoraConfig) -> list[str]:
+    """Paths of the transformers' weights that get adapters.
+
+    Raises:
+        LoraError: an entry of `modules` that no such weight has in its path.
+    """
+    paths = [path for path in flatten_dict(params, sep="/") if "/transformer/" in path and path.endswith("/weight")]
+    for module in config.modules:
+        if not any(f"/{module}/" in f"/{path}" for path in paths):
+            raise LoraError(f"no weight of a transformer lies in {module!r}; paths look like {paths[0]}")
+    return [path for path in paths if any(f"/{module}/" in f"/{path}" for module in config.modules)]
+
+
+def init_adapters(key: jax.Array, params: Mapping[str, Any], config: LoraConfig) -> Adapters:
+    """Fresh adapters, which change nothing yet: A is normal with variance 1 / in, B is zero."""
+    leaves = flatten_dict(params, sep="/")
+    paths = adapted(params, config)
+    adapters = {}
+    for path, one in zip(paths, jax.random.split(key, len(paths)), strict=True):
+        *outputs, inputs = leaves[path].shape
+        a = jax.random.normal(one, (config.rank, inputs), jnp.float32) / math.sqrt(inputs)
+        adapters[path] = {"a": a, "b": jnp.zeros((math.prod(outputs), config.rank), jnp.float32)}
+    return adapters
+
+
+def merge_adapters(params: Mapping[str, Any], adapters: Adapters, config: LoraConfig) -> dict[str, Any]:
+    """The parameters with the adapters added, each leaf in its own dtype; sums are made in float32."""
+    leaves = dict(flatten_dict(params, sep="/"))
+    for path, pair in adapters.items():
+        weight = leaves[path]
+        change = (config.alpha / config.rank) * (pair["b"] @ pair["a"]).reshape(weight.shape)
+        leaves[path] = (weight.astype(jnp.float32) + change).astype(weight.dtype)
+    return unflatten_dict(leaves, sep="/")
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """Tells one base from another: a digest of every leaf's path, shape and first and last 64 numbers."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+        flat = jnp.ravel(leaf)
+        ends = np.asarray(jnp.concatenate([flat[:64], flat[-64:]]).astype(jnp.float32))
+        digest.update(f"{path} {leaf.shape}\n".encode() + ends.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def save_adapters(path: str | Path, adapters: Adapters, config: LoraConfig, base: str) -> Path:
+    """Writes a .safetensors file; `base` is the fingerprint of the parameters that the adapters are for."""
+    path = Path(path)
+    tensors = {f"{name}/{half}": np.asarray(leaf) for name, pair in adapters.items() for half, leaf in pair.items()}
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary, metadata={"kind": _KIND, "lora": json.dumps(asdict(config)), "base": base})
+    temporary.replace(path)
+    return path
+
+
+def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters, LoraConfig]:
+    """Reads adapters for `params`, the trees talker and code_predictor of their base.
+
+    Raises:
+        LoraError: no such file, another file, or adapters of another base.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise LoraError(f"{path} cannot be read: {error}") from error
+    if metadata.get("kind") != _KIND:
+        raise LoraError(f"{path} holds no LoRA of this package")
+    settings = json.loads(metadata["lora"])
+    config = LoraConfig(**settings | {"modules": tuple(settings["modules"])})
+    leaves = flatten_dict(params, sep="/")
+    adapters: Adapters = {}
+    for name, tensor in tensors.items():
+        weight, half = name.rsplit("/", 1)
+        if weight not in leaves:
+            raise LoraError(f"{path} is for another model: this one has no weight {weight}")
+        adapters.setdefault(weight, {})[half] = jnp.asarray(tensor)
+    for weight, pair in adapters.items():
+        *outputs, inputs = leaves[weight].shape
+        if pair["a"].shape != (config.rank, inputs) or pair["b"].shape != (math.prod(outputs), config.rank):
+            raise LoraError(f"{path} is for a model of other widths: {weight} is {list(leaves[weight].shape)} here")
+    if metadata["base"] != fingerprint(params):
+        raise LoraError(f"{path} was trained on another base model, whose weights differ: load the one it was made for")
+    return adapters, config

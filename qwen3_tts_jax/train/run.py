@@ -1,0 +1,244 @@
+"""The loop of fine-tuning: steps, numbers, checkpoints, samples, an early end, and what remains after a failure."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qwen3_tts_jax.generate import Params
+from qwen3_tts_jax.train.examples import Batches
+from qwen3_tts_jax.train.loss import Batch, LossParts, total
+from qwen3_tts_jax.train.state_files import drop_old, latest, load_state, save_state, saved_settings
+from qwen3_tts_jax.train.step import Recipe, TrainState, assemble, evaluate, start, train_step
+
+_log = logging.getLogger(__name__)
+_BEST, _KEPT = "best", 2
+_LARGE = 2**12  # numbers; a leaf of fewer costs more messages than it saves memory
+
+Tree = TypeVar("Tree")
+
+
+class DivergedError(ArithmeticError):
+    """The loss or its gradient is not a finite number any more; the message tells step and data."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What happens every so many steps; 0 never.
+
+    Attributes:
+        log: write numbers.
+        evaluate: compute the loss of the validation data.
+        save: write a checkpoint.
+        sample: speak.
+        patience: evaluations without a better one, after which the run ends.
+    """
+
+    log: int = 10
+    evaluate: int = 100
+    save: int = 100
+    sample: int = 0
+    patience: int = 0
+
+    def due(self, name: str, step: int, last: int) -> bool:
+        """Whether `name` is to happen after `step`; what happens at all happens after the last step too."""
+        every = getattr(self, name)
+        return every > 0 and (step % every == 0 or step == last)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with.
+
+    Attributes:
+        params: the trees talker and code_predictor: the best by validation where there was one, else the last.
+        state: which they were assembled from.
+        step: steps they have seen.
+        loss: their validation loss, or the last training loss.
+        ended_early: whether patience ran out.
+    """
+
+    params: Params
+    state: TrainState
+    step: int
+    loss: float
+    ended_early: bool
+
+
+def fit(
+    params: Params,
+    recipe: Recipe,
+    data: Batches,
+    folder: str | Path,
+    *,
+    validation: Batches | None = None,
+    schedule: Schedule = Schedule(),
+    settings: Mapping[str, Any] | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    speak: Callable[[Params, int], None] | None = None,
+    mesh: Mesh | None = None,
+) -> Result:
+    """Trains to the end of `recipe.optimizer.steps`, or goes on where a run in `folder` was interrupted.
+
+    Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints. A run that
+    goes on has the parameters, bit by bit, of one that was never interrupted.
+
+    Args:
+        params: of the model before training; its trees talker and code_predictor.
+        recipe: what is trained and how.
+        data: to learn.
+        folder: of the run.
+        validation: data to judge by; its best state is kept.
+        schedule: what happens when.
+        settings: more JSON values that a checkpoint must agree with.
+        report: called with every line of the log.
+        speak: called as speak(params, step) for samples of speech.
+        mesh: spreads the rows of every batch, and the numbers of large leaves, over its axis "data"
+            (`sharding.make_mesh`): each device keeps a part of weights and moments and asks the others for the
+            rest when it is needed (Rajbhandari et al. 2020, arXiv:1910.02054).
+
+    Raises:
+        ValueError: a batch that the mesh's devices cannot share.
+        DivergedError: loss or gradient are not finite. The last good state is saved before.
+        state_files.RunError: `folder` holds a run with other settings.
+    """
+    folder, last = Path(folder), recipe.optimizer.steps
+    checkpoints = folder / "checkpoints"
+    state, frozen = start(params, recipe, data.seed)
+    if mesh is not None:
+        for batches in (data, validation or data):
+            if batches.batch_size % mesh.shape["data"]:
+                raise ValueError(
+                    f"a batch of {batches.batch_size} cannot be shared by data={mesh.shape['data']} devices: choose a "
+                    "multiple"
+                )
+        state, frozen = spread((state, frozen), mesh)
+    agreed = describe(recipe, data) | dict(settings or {})
+    best, waited, found = float("inf"), 0, latest(checkpoints)
+    if found is not None:
+        state = load_state(found, state, agreed)
+        kept = saved_settings(found)
+        best, waited = float(kept["best"]), kept["waited"]
+        _log.info("going on after step %d of %s", int(state.step), found)
+    log = _Log(folder / "log.jsonl", int(state.step), report)
+    held_out = [] if validation is None else [place(batch, mesh) for batch in validation.in_order()]
+
+    def save(name: str) -> None:
+        save_state(checkpoints, name, state, agreed | {"best": repr(best), "waited": waited})
+
+    step, ended_early, value = int(state.step), False, float("nan")
+    clock, frames = time.perf_counter(), 0
+    while step < last and not ended_early:
+        batches, examples = data.of_step(step)
+        state, metrics = train_step(state, frozen, place(batches, mesh, axis=1), recipe)
+        frames += int(np.sum(batches.codes[..., 0] >= 0))
+        metrics = jax.device_get(metrics)
+        if not metrics.pop("finite"):
+            save(f"{step:08}")
+            where = ", ".join(dict.fromkeys(each.line.where for each in examples))
+            raise DivergedError(
+                f"step {step + 1}: the loss is {metrics['loss']} and its gradient's norm "
+                f"{metrics['gradient_norm']}; the batch was {where}; the state before it is "
+                f"{checkpoints / f'{step:08}'}. Lower the learning rate, or look at that data"
+            )
+        step, value = step + 1, float(metrics["loss"])
+        if schedule.due("log", step, last):
+            seconds = time.perf_counter() - clock
+            log.write(_numbers(step, metrics) | {"seconds": seconds, "frames": frames})
+            clock, frames = time.perf_counter(), 0
+        if held_out and schedule.due("evaluate", step, last):
+            parts = _sum([evaluate(state.trained, frozen, batch, recipe) for batch in held_out])
+            value = float(total(parts, parts.frames, parts.ends, recipe.loss))
+            log.write({"step": step, "validation_loss": value, **_lists(jax.device_get(parts.means()), "validation_")})
+            better = value < best
+            best, waited = min(value, best), 0 if better else waited + 1
+            if better:
+                save(_BEST)
+            ended_early = 0 < schedule.patience <= waited
+        if speak is not None and schedule.due("sample", step, last):
+            speak(assemble(state.trained, frozen, recipe), step)
+        if schedule.due("save", step, last) or ended_early:
+            save(f"{step:08}")
+            drop_old(checkpoints, _KEPT)
+    if held_out and (checkpoints / _BEST).exists():
+        state, value = load_state(checkpoints / _BEST, state, agreed), best
+    return Result(assemble(state.trained, frozen, recipe), state, int(state.step), value, ended_early)
+
+
+def place(batch: Batch, mesh: Mesh | None, axis: int = 0) -> Batch:
+    """The batch on the mesh, its rows (axis `axis`) spread over "data"; unchanged without a mesh."""
+    if mesh is None:
+        return batch
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
+
+
+def spread(tree: Tree, mesh: Mesh) -> Tree:
+    """Leaves on the mesh, the large ones cut along their longest axis that the axis "data" divides."""
+    size = mesh.shape["data"]
+
+    def put(leaf: jax.Array) -> jax.Array:
+        axes = [axis for axis, length in enumerate(leaf.shape) if length % size == 0]
+        if leaf.size < _LARGE or not axes:
+            return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*[None] * longest, "data")))
+
+    return jax.tree.map(put, tree)
+
+
+def describe(recipe: Recipe, data: Batches) -> dict[str, Any]:
+    """What a checkpoint of a run must agree with, as JSON values."""
+    return {
+        "model": repr(recipe.model),
+        "loss": asdict(recipe.loss),
+        "optimizer": asdict(recipe.optimizer),
+        "lora": None if recipe.lora is None else asdict(recipe.lora),
+        "frozen": list(recipe.frozen),
+        "speaker_rows": list(recipe.speaker_rows),
+        "batch": [data.batch_size, data.accumulate, list(data.text_modes), data.seed],
+        "utterances": len(data.examples),
+    }
+
+
+def _sum(parts: list[LossParts]) -> LossParts:
+    return jax.tree.map(lambda *leaves: sum(leaves), *parts)
+
+
+def _numbers(step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {"step": step, **_lists(metrics)}
+
+
+def _lists(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {f"{prefix}{name}": np.asarray(value, np.float64).tolist() for name, value in numbers.items()}
+
+
+class _Log:
+    """JSON lines; what an interrupted run wrote beyond its last checkpoint is dropped."""
+
+    def __init__(self, path: Path, step: int, report: Callable[[dict[str, Any]], None] | None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.report = path, report
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                # The last line of a killed process may be half written.
+                if line.endswith("}") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+
+    def write(self, numbers: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(numbers) + "\n")
+        if self.report is not None:
+            self.report(numbers)

@@ -1,0 +1,219 @@
+"""Supervised fine-tuning from a model's folder and a file of JSON lines to another model's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from qwen3_tts_jax import audio, hf_config
+from qwen3_tts_jax.config import ConfigError, ModelConfig
+from qwen3_tts_jax.convert import load_checkpoint, model_rules, tree_shapes
+from qwen3_tts_jax.generate import Params
+from qwen3_tts_jax.pipeline import Qwen3TTS
+from qwen3_tts_jax.prompt import TextMode
+from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.train.examples import Batches, Example, Progress, check_lengths, make_examples, speaker_rows
+from qwen3_tts_jax.train.export import export_model
+from qwen3_tts_jax.train.lines import Line, add_speakers, read_lines
+from qwen3_tts_jax.train.lora import LoraConfig, fingerprint, save_adapters
+from qwen3_tts_jax.train.loss import LossConfig
+from qwen3_tts_jax.train.run import Result, Schedule, describe, fit
+from qwen3_tts_jax.train.state_files import check_settings, latest
+from qwen3_tts_jax.train.step import PARTS, OptimizerConfig, Recipe, frozen_paths, to_compute
+
+MODEL, ADAPTERS, CACHE, SAMPLES, CHECKPOINTS = "model", "lora.safetensors", "cache", "samples", "checkpoints"
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """A fine-tuning run.
+
+    Attributes:
+        dtype: that steps compute in; what is trained is kept in float32.
+        optimizer: see there.
+        loss: weights of its parts.
+        lora: train adapters; None trains the weights themselves.
+        frozen: starts of paths that are not trained, without a LoRA.
+        batch_size: utterances of a batch on all devices.
+        accumulate: batches per step.
+        text_modes: by turns, how the text is read.
+        known_speakers: go on training speakers that the model has.
+        remat: see `step.Recipe`.
+        seed: of the order of the data and of adapters.
+        schedule: what happens when.
+        export_dtype: of the model that is written.
+    """
+
+    dtype: str = "float32"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig | None = None
+    frozen: tuple[str, ...] = ()
+    batch_size: int = 8
+    accumulate: int = 1
+    text_modes: tuple[TextMode, ...] = ("all_at_once",)
+    known_speakers: bool = False
+    remat: bool = True
+    seed: int = 0
+    schedule: Schedule = field(default_factory=Schedule)
+    export_dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulate < 1:
+            raise ConfigError(f"batches must be at least 1, got {self.batch_size} rows and {self.accumulate} per step")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose input has been checked, before any weight is read; `prepare` makes it."""
+
+    source: Path
+    output: Path
+    config: SftConfig
+    base: ModelConfig
+    tokenizer: TextTokenizer
+    lines: list[Line]
+    validation: list[Line]
+    rows: dict[str, int]
+    recipe: Recipe
+    settings: dict[str, Any]
+
+
+def prepare(
+    source: str | Path, data: str | Path, output: str | Path, config: SftConfig, validation: str | Path | None = None
+) -> Job:
+    """Checks all that can be checked without weights.
+
+    Args:
+        source: folder of the model to start from.
+        data: JSON lines, see `lines.read_lines`.
+        output: folder of the run; one that was interrupted is continued.
+        config: of the run.
+        validation: more JSON lines, to judge by.
+
+    Raises:
+        lines.DataError: see `read_lines`, `add_speakers` and `check_lengths`.
+        FileExistsError: `output` holds a finished model.
+        state_files.RunError: `output` holds a run with other settings or other data.
+        ConfigError, lora.LoraError: as `step.frozen_paths`.
+    """
+    source, output = Path(source), Path(output)
+    if (output / MODEL).exists():
+        raise FileExistsError(f"{output / MODEL} is there already: choose another folder or move it away")
+    base = hf_config.read_folder(source).with_dtypes(config.dtype)
+    lines = read_lines(data, base)
+    held_out = [] if validation is None else read_lines(validation, base)
+    model, rows = add_speakers(base, [*lines, *held_out], known=config.known_speakers)
+    tokenizer = TextTokenizer.from_folder(source)
+    check_lengths([*lines, *held_out], tokenizer, model)
+    lora_rows = tuple(rows.values()) if config.lora is not None else ()
+    recipe = Recipe(model, config.loss, config.optimizer, config.lora, config.frozen, lora_rows, config.remat)
+    frozen_paths(tree_shapes(model_rules(model)), recipe)
+    content = json.dumps([_fields(line) for line in [*lines, *held_out]])
+    settings = {"data": hashlib.sha256(content.encode()).hexdigest()}
+    found = latest(output / CHECKPOINTS)
+    job = Job(source, output, config, base, tokenizer, lines, held_out, rows, recipe, settings)
+    if found is not None:
+        check_settings(found, describe(recipe, _batches(job, lines)) | settings)
+    return job
+
+
+def _fields(line: Line) -> list[str | None]:
+    """All of a line but where its files lie."""
+    return [line.audio.name, line.text, line.ref_text, line.language, line.speaker, line.instruct]
+
+
+def _batches(job: Job, examples: list[Any]) -> Batches:
+    config = job.config
+    size, seed = (config.batch_size, config.accumulate), config.seed
+    return Batches(examples, job.tokenizer, job.recipe.model, *size, config.text_modes, seed)
+
+
+def run(
+    job: Job,
+    *,
+    cache: str | Path | None = None,
+    encoding: Progress | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    mesh: Mesh | None = None,
+) -> Result:
+    """Encodes, trains, and writes `output`/model and, of a LoRA run, `output`/lora.safetensors.
+
+    Args:
+        job: of `prepare`.
+        cache: of encoded recordings; `output`/cache by default.
+        encoding: told of recordings encoded.
+        report: called with every line of the log.
+        mesh: see `run.fit`.
+
+    Raises:
+        lines.DataError: a recording that cannot be learnt from.
+        run.DivergedError: loss or gradient are not finite.
+    """
+    config, model = job.config, job.recipe.model
+    hears = job.base.speaker_encoder is not None
+    parts = ["codec/encoder", *(["speaker_encoder"] if hears else [])]
+    params = load_checkpoint(job.source, job.base, parts)
+    folder = job.output / CACHE if cache is None else cache
+    examples = make_examples(params, job.base, [*job.lines, *job.validation], folder, encoding)
+    learnt, held_out = examples[: len(job.lines)], examples[len(job.lines) :]
+    del params
+
+    # Without a LoRA all that is trained is kept in float32 anyway.
+    loaded = job.base if config.lora is not None else job.base.with_dtypes("float32")
+    params = {part: load_checkpoint(job.source, loaded, [part])[part] for part in PARTS}
+    params = with_speakers(params, speaker_rows(params, job.base, learnt, job.rows))
+    result = fit(
+        params,
+        job.recipe,
+        _batches(job, learnt),
+        job.output,
+        validation=_batches(job, held_out) if held_out else None,
+        schedule=config.schedule,
+        settings=job.settings,
+        report=report,
+        speak=_speaker(job, learnt[0]) if config.schedule.sample else None,
+        mesh=mesh,
+    )
+    if config.lora is not None:
+        save_adapters(job.output / ADAPTERS, result.state.trained["lora"], config.lora, fingerprint(params))
+    trained = dict(result.params)
+    if model.model_type == "base":
+        trained |= load_checkpoint(job.source, job.base, ["speaker_encoder"])
+    if not list((job.source / "speech_tokenizer").glob("*.safetensors")):
+        trained |= load_checkpoint(job.source, job.base, ["codec/encoder", "codec/decoder"])
+    export_model(job.output / MODEL, trained, model, job.source, config.export_dtype)
+    return result
+
+
+def with_speakers(params: Params, rows: dict[int, Any]) -> Params:
+    """The parameters with these rows in the talker's codec embedding."""
+    if not rows:
+        return params
+    table = params["talker"]["codec_embedding"]["embedding"]
+    values = jnp.asarray(list(rows.values()), table.dtype)
+    table = jnp.asarray(table).at[jnp.asarray(list(rows))].set(values)
+    return {**params, "talker": params["talker"] | {"codec_embedding": {"embedding": table}}}
+
+
+def _speaker(job: Job, example: Example) -> Callable[[Params, int], None]:
+    """Writes what the model says of the first line's text into `output`/samples."""
+    config = job.recipe.model
+    decoder = load_checkpoint(job.source, job.base, ["codec/decoder"])
+
+    def speak(params: Params, step: int) -> None:
+        tree = {**to_compute(params, config), **decoder}
+        request = replace(example.request("all_at_once"), max_frames=2 * len(example.codes) + 12)
+        speech = Qwen3TTS(config, tree, job.tokenizer).synthesize([request], seed=job.config.seed)[0]
+        folder = job.output / SAMPLES
+        folder.mkdir(exist_ok=True)
+        audio.write(folder / f"step-{step:06}.wav", speech.samples, speech.sample_rate)
+
+    return speak

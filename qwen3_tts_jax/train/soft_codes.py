@@ -1,0 +1,86 @@
+"""Gradients through codes, which have none of their own: samples as a function of weights over the codes.
+
+A frame's code of codebook q is V weights; one-hot weights give what `codec.decoder.decode` gives. From a
+talker's logits there are two ways: `straight_through` decodes the codes themselves and passes the gradient
+to the softmax (Bengio et al. 2013, arXiv:1308.3432), and the softmax itself is a mixture of entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qwen3_tts_jax.codec import decoder
+from qwen3_tts_jax.codec.quantizer import ResidualQuantizer, SplitResidualQuantizer
+from qwen3_tts_jax.config import CodecDecoderConfig
+from qwen3_tts_jax.layers import PRECISION
+
+_MIN_USAGE = 1e-5  # of `codec.quantizer`
+
+
+def decode_soft(params: Mapping[str, Any], config: CodecDecoderConfig, weights: jax.Array) -> jax.Array:
+    """Weights float32 [B, T, Q, V] over the codes of each frame → samples [B, T·frame_samples].
+
+    Differentiable in `params` and `weights`, except where samples are clipped at ±1. The weights of a
+    codebook should sum to 1: what they give is the mean of its entries under them.
+
+    Args:
+        params: the subtree codec/decoder.
+        config: its shapes.
+        weights: of all codebooks, as `one_hot`, `straight_through` or a softmax makes them.
+
+    Raises:
+        ValueError: another number of codebooks or of codes than the codec has.
+    """
+    expected = (config.num_codebooks, config.codebook_size)
+    if weights.shape[2:] != expected:
+        raise ValueError(f"weights must be [B, T, {expected[0]}, {expected[1]}], got {list(weights.shape)}")
+
+    def latents(quantizer: SplitResidualQuantizer) -> jax.Array:
+        semantic = config.num_semantic_codebooks
+        first = _mean_latents(quantizer.semantic, weights[:, :, :semantic])
+        return first + _mean_latents(quantizer.acoustic, weights[:, :, semantic:])
+
+    return decode_latents(params, config, weights.shape[:3], latents)
+
+
+def decode_latents(
+    params: Mapping[str, Any],
+    config: CodecDecoderConfig,
+    shape: tuple[int, int, int],
+    latents: Callable[[SplitResidualQuantizer], jax.Array],
+) -> jax.Array:
+    """`codec.decoder.decode` of codes of `shape`, with what the quantizer makes of them replaced.
+
+    `latents` is called with the quantizer and gives [B, T, quantizer_width].
+    """
+
+    def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
+        module = context.module
+        if isinstance(module, SplitResidualQuantizer) and context.method_name == "decode":
+            return latents(module)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        return decoder.decode(params, config, jnp.zeros(shape, jnp.int32))
+
+
+def _mean_latents(quantizer: ResidualQuantizer, weights: jax.Array) -> jax.Array:
+    entries = quantizer.embedding_sum.astype(jnp.float32)
+    entries = entries / jnp.maximum(quantizer.cluster_usage.astype(jnp.float32), _MIN_USAGE)[..., None]
+    return quantizer.output_projection(jnp.einsum("btqv,qvc->btc", weights, entries, precision=PRECISION))
+
+
+def one_hot(codes: jax.Array, codebook_size: int) -> jax.Array:
+    """Codes int [...] → weights float32 [..., V]: all on the code."""
+    return jax.nn.one_hot(codes, codebook_size, dtype=jnp.float32)
+
+
+def straight_through(logits: jax.Array, codes: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Weights [..., V] whose values are those of `codes` [...] and whose gradient is that of softmax(logits / t)."""
+    soft = jax.nn.softmax(logits / temperature, axis=-1)
+    return one_hot(codes, logits.shape[-1]) + soft - jax.lax.stop_gradient(soft)

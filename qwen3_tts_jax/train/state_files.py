@@ -1,0 +1,118 @@
+"""States of a run on disk: whole or not there, and refused where they are of another run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from qwen3_tts_jax.train.step import TrainState
+
+_STATE, _META = "state", "run.json"
+
+
+class RunError(ValueError):
+    """A saved run that cannot be continued."""
+
+
+def save_state(folder: str | Path, name: str, state: TrainState, settings: Mapping[str, Any]) -> Path:
+    """Writes an Orbax checkpoint `folder`/`name`, replacing the one of that name once it is whole.
+
+    Args:
+        folder: created if needed.
+        name: of the checkpoint.
+        state: all of it is kept, bit by bit.
+        settings: JSON values that a run which goes on from here must have too, and whatever else is to be kept.
+    """
+    target, folder = Path(folder).absolute() / name, Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    replaced = folder / f".{name}.old"
+    for leftover in (temporary, replaced):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with _checkpointer() as checkpointer:
+        checkpointer.save(temporary / _STATE, args=ocp.args.PyTreeSave(_leaves(state)))
+    (temporary / _META).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    if target.exists():
+        target.rename(replaced)
+    temporary.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return target
+
+
+def load_state(path: str | Path, like: TrainState, settings: Mapping[str, Any]) -> TrainState:
+    """Reads what `save_state` wrote.
+
+    Args:
+        path: of the checkpoint.
+        like: a state of the same run, whose dtypes, shapes and devices the leaves get.
+        settings: of the run; those that were saved must be equal, as far as both have them.
+
+    Raises:
+        RunError: a broken checkpoint, or one of other settings: the first that differs is named.
+    """
+    path = Path(path).absolute()
+    check_settings(path, settings)
+    wanted = _leaves(like)
+    arguments = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted))
+    try:
+        with _checkpointer() as checkpointer:
+            leaves = checkpointer.restore(path / _STATE, args=arguments)
+    except Exception as error:  # Orbax itself raises bare exceptions.
+        raise RunError(f"{path} cannot be read: {str(error).strip().splitlines()[:1]}") from error
+    flat, structure = jax.tree.flatten(like)
+    return structure.unflatten([leaves.get(_name(i), leaf) for i, leaf in enumerate(flat)])
+
+
+def saved_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that were saved with a checkpoint."""
+    try:
+        return json.loads((Path(path) / _META).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"{path} is no checkpoint of a run: {error}") from error
+
+
+def check_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
+    """Refuses, as `load_state` does, a checkpoint that was saved with other settings."""
+    saved = saved_settings(path)
+    for name, value in settings.items():
+        if name in saved and saved[name] != json.loads(json.dumps(value)):
+            raise RunError(
+                f"{path} is of another run: {name} was {saved[name]!r} and is {value!r}; start in another folder, or "
+                "use what it was started with"
+            )
+
+
+def latest(folder: str | Path) -> Path | None:
+    """The checkpoint of the most steps among those named by their step; None where there is none."""
+    found = [path for path in Path(folder).glob("[0-9]*") if (path / _META).is_file()]
+    return max(found, key=lambda path: int(path.name), default=None)
+
+
+def drop_old(folder: str | Path, keep: int) -> None:
+    """Deletes all but the last `keep` checkpoints that are named by their step."""
+    found = sorted(
+        (path for path in Path(folder).glob("[0-9]*") if (path / _META).is_file()), key=lambda p: int(p.name)
+    )
+    for path in found[:-keep]:
+        shutil.rmtree(path)
+
+
+def _leaves(state: TrainState) -> dict[str, Any]:
+    """By number: the names of optax's own states are not for files. Empty leaves have nothing to keep."""
+    return {_name(i): leaf for i, leaf in enumerate(jax.tree.leaves(state)) if np.size(leaf)}
+
+
+def _name(number: int) -> str:
+    return f"leaf_{number:05}"
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True))

@@ -1,0 +1,185 @@
+"""Compiles what later processes will need: speaks a little in every shape, with compiled programs kept on disk.
+
+Shapes come in buckets (see `synthesis.bucket`), so the programs for texts up to some length are few. Each is
+compiled by the very calls that will use it; as soon as its first frames are there, the next follows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen3_tts_jax.config import GenerationConfig
+from qwen3_tts_jax.pipeline import Qwen3TTS
+from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, plan_prompt
+from qwen3_tts_jax.sharding import whole_rows
+from qwen3_tts_jax.stream import CHUNK_FRAMES, decode_chunk, prime_decoder
+from qwen3_tts_jax.synthesis import BASE_FRAMES, FRAMES_PER_TOKEN, PROMPT_BUCKET, bucket, decode_codes, frame_limit
+
+# A stream's decoder is compiled for 16, 8, 4, 2 and 1 frames.
+_ALL_DECODER_SIZES = 31
+_CODEC_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """One way of speaking that needs no compiling any more.
+
+    Attributes:
+        name: which, and of how long a text.
+        seconds: it took.
+        compiled: programs that were compiled and kept.
+        found: programs that had been kept before.
+    """
+
+    name: str
+    seconds: float
+    compiled: int
+    found: int
+
+
+def warm_up(
+    model: Qwen3TTS,
+    request: Request,
+    *,
+    tokens: int = 64,
+    batch_sizes: Sequence[int] = (),
+    stream: bool = True,
+    generation: GenerationConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Warmed]:
+    """Compiles what `Qwen3TTS.synthesize` of one request, `Qwen3TTS.stream` and batch jobs need.
+
+    Programs are kept where `compile_cache.keep_compiled` says; call it before.
+
+    Args:
+        model: which compiles them, on its devices and in its dtypes.
+        request: what all requests have in common; its text is replaced by texts of up to `tokens` tokens.
+        tokens: of the longest text.
+        batch_sizes: of batch jobs, too.
+        stream: for streams, too.
+        generation: how codes are drawn; the checkpoint's own by default.
+        progress: called with the number of ways that are done, and of all.
+
+    Yields:
+        What took how long.
+    """
+    generation = generation or model.config.generation
+    texts = [" ".join(["one"] * count) for count in range(1, tokens + 1)]
+    ways = _ways(model, [replace(request, text=text) for text in texts], batch_sizes, stream, generation)
+    for done, (name, speak) in enumerate(ways):
+        if progress is not None:
+            progress(done, len(ways))
+        with _counted() as count:
+            began = time.perf_counter()
+            speak()
+            yield Warmed(name, time.perf_counter() - began, count["cache_misses"], count["cache_hits"])
+    if progress is not None:
+        progress(len(ways), len(ways))
+
+
+def _ways(
+    model: Qwen3TTS,
+    requests: Sequence[Request],
+    batch_sizes: Sequence[int],
+    stream: bool,
+    generation: GenerationConfig,
+) -> list[tuple[str, Callable[[], None]]]:
+    """Ways of speaking of different shapes: a name, and the longest text that has them, which needs most programs."""
+    ways: dict[tuple[Any, ...], tuple[str, Callable[[], None]]] = {}
+
+    def add(shapes: tuple[Any, ...], name: str, speak: Callable[[], None]) -> None:
+        ways[shapes] = (ways[shapes][0] if shapes in ways else name, speak)
+
+    for count, request in enumerate(requests, 1):
+        plan = plan_prompt(request, model.tokenizer, model.config)
+        text = f"from {count} {'token' if count == 1 else 'tokens'} on"
+        frames = frame_limit(request, plan, model.config)
+        length = len(plan.text_ids) + len(plan.trailing_text_ids)
+        slots = bucket(len(plan.text_ids), PROMPT_BUCKET), bucket(len(plan.trailing_text_ids), PROMPT_BUCKET)
+        expected = min(frames, BASE_FRAMES + FRAMES_PER_TOKEN * length)
+        add(
+            ("speak", *slots, bucket(expected, PROMPT_BUCKET)),
+            f"one utterance, {text}",
+            lambda request=request: _speak(model, request, generation, 1, fill=False),
+        )
+        for size in batch_sizes:
+            item = (
+                request if request.max_frames is not None else replace(request, max_frames=_job_limit(model, request))
+            )
+            most = bucket(frame_limit(item, plan, model.config), PROMPT_BUCKET)
+            add(
+                ("batch", size, *slots, most),
+                f"batches of {size}, {text}",
+                lambda item=item, size=size: _speak(model, item, generation, size, fill=True),
+            )
+        if stream:
+            room = _stream_room(plan, frames)
+            add(
+                ("stream", slots[0], room),
+                f"stream, {text}",
+                lambda request=request: _stream(model, request, generation),
+            )
+    return list(ways.values())
+
+
+def _job_limit(model: Qwen3TTS, request: Request) -> int:
+    """The most frames of such an item of a batch job."""
+    tokens = len(model.tokenizer.assistant(request.text)) - ROLE_IDS - CLOSING_IDS
+    return min(BASE_FRAMES + FRAMES_PER_TOKEN * tokens, model.config.max_new_tokens - 1)
+
+
+def _stream_room(plan: PromptPlan, frames: int) -> int:
+    """What a stream's cache must have room for; the cache itself has the next power of two."""
+    expected = FRAMES_PER_TOKEN * (len(plan.text_ids) + len(plan.trailing_text_ids))
+    slots = bucket(len(plan.text_ids), PROMPT_BUCKET) + min(frames, expected) + max(CHUNK_FRAMES)
+    return (slots - 1).bit_length()
+
+
+class _EnoughError(Exception):
+    """The first frames are there."""
+
+
+def _speak(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows: int, *, fill: bool) -> None:
+    def stop(stage: str, *_: int) -> None:
+        if stage == "speak":
+            raise _EnoughError
+
+    with suppress(_EnoughError):
+        next(model.synthesize_each([request] * rows, generation, batch_size=rows, fill=fill, progress=stop))
+    together = min(whole_rows(model.params, rows), _CODEC_ROWS)
+    silence = [np.zeros((1, model.config.talker.num_codebooks), np.int32)] * together
+    decode_codes(model.params["codec"]["decoder"], model.config.codec, silence, rows=together)
+
+
+def _stream(model: Qwen3TTS, request: Request, generation: GenerationConfig) -> None:
+    with closing(model.stream(request, generation)) as chunks:
+        for _ in islice(chunks, 2):
+            pass
+    decoder, codec = model.params["codec"]["decoder"], model.config.codec
+    silence = np.zeros((_ALL_DECODER_SIZES, model.config.talker.num_codebooks), np.int32)
+    decode_chunk(decoder, codec, prime_decoder(decoder, codec, silence[:0]), silence)
+
+
+@contextmanager
+def _counted() -> Iterator[dict[str, int]]:
+    """Counts what JAX's persistent cache is asked for."""
+    count = {"cache_misses": 0, "cache_hits": 0}
+
+    def listen(event: str, **_: Any) -> None:
+        name = event.rpartition("/")[2]
+        if name in count:
+            count[name] += 1
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield count
+    finally:
+        jax.monitoring.unregister_event_listener(listen)

@@ -1,0 +1,137 @@
+"""A frame as it is compiled for an NVIDIA H200: how much it launches, and what it copies.
+
+No GPU is there to time the choices of XLA's autotuner, so products have its default tiles: numbers of
+kernels are meant, not their speed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax
+import pytest
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from qwen3_tts_jax import generate
+from tests.deviceless import thunks
+from tests.deviceless.hlo import Module
+from tests.deviceless.programs import abstract_params, abstract_state, published
+
+TARGET = Path(__file__).with_name("h200.txtpb")
+CAPACITY = 512
+CHUNK = 8
+LAYERS = (28, 5)
+
+# Kernels per frame: what there were when this was written, and 3 % more.
+KERNELS = {("1.7B", 1): 2231, ("1.7B", 64): 2231, ("0.6B", 1): 2231}
+# Graph launches per frame where loops are not captured: one for each of the predictor's steps, and one before
+# and one after them.
+LAUNCHES = 16
+ONE_GRAPH = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,WHILE",
+    # By default a program of fewer than 5 steps is not worth a graph, and a loop counts as one step.
+    "xla_gpu_graph_min_graph_size": 1,
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A chunk of frames: its optimised HLO and what it launches."""
+
+    hlo: Module
+    thunks: thunks.Thunk
+    temporary_bytes: int
+
+    @property
+    def frame(self) -> thunks.Thunk:
+        """The body of the loop over frames."""
+        loop = next(thunk for thunk in self.thunks.walk() if thunk.kind == "While")
+        return loop.children[1]
+
+
+@cache
+def compiled(size: str, batch: int, layers: tuple[int, int] = LAYERS, one_graph: bool = False) -> Compiled:
+    config = published(size, *layers)
+    topology = topologies.get_topology_desc(platform="cuda", target_config=TARGET.read_text(), topology="1x1x1")
+    device = SingleDeviceSharding(topology.devices[0])
+    params = abstract_params(config, lambda *_: device)
+    state = abstract_state(config, params, batch, CAPACITY, lambda *_: device)
+    lowered = generate.generate_chunk.lower(params, config, config.generation, state, CHUNK)
+    return compile_and_read(lowered, ONE_GRAPH if one_graph else {})
+
+
+def compile_and_read(lowered: jax.stages.Lowered, options: dict[str, str | int]) -> Compiled:
+    with TemporaryDirectory() as folder:
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        program = lowered.compile(compiler_options={**options, **dump})
+        # Without the second file, nothing was captured.
+        path = Path(folder)
+        files = [*path.glob("*.thunk_sequence_after_thunk_passes.txt"), *path.glob("*.thunk_sequence.txt")]
+        launched = thunks.parse(files[0].read_text())
+    return Compiled(Module(program.as_text()), launched, program.memory_analysis().temp_size_in_bytes)
+
+
+def cache_elements(batch: int) -> int:
+    """Elements of one layer's keys."""
+    stack = published("1.7B", 1, 1).talker.transformer
+    return batch * stack.num_kv_heads * stack.head_dim * CAPACITY
+
+
+def predictor_steps() -> int:
+    """Turns of the loop over codebooks: the first two positions are read together."""
+    return published("1.7B", 1, 1).talker.num_codebooks - 2
+
+
+@pytest.mark.parametrize(("size", "batch"), KERNELS)
+def test_kernels_per_frame_are_within_the_budget(size, batch):
+    assert compiled(size, batch).frame.executions(predictor_steps()) <= KERNELS[size, batch]
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_a_frame_is_a_few_graphs(batch):
+    found = compiled("1.7B", batch)
+    assert found.frame.launches(predictor_steps()) <= LAUNCHES
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_a_chunk_can_be_one_graph(batch):
+    found = compiled("1.7B", batch, (2, 1), one_graph=True)
+    assert found.thunks.launches(CHUNK) == 1
+    assert any(thunk.kind == "While" for thunk in found.thunks.walk())
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_nothing_as_large_as_the_cache_is_copied(batch):
+    """In a frame, what makes an array of that size writes a few slots of it in place."""
+    found = compiled("1.7B", batch)
+    writes = 0
+    for instruction in found.hlo.in_loops():
+        if instruction.opcode in ("parameter", "get-tuple-element", "tuple", "while", "bitcast"):
+            continue
+        if instruction.size >= cache_elements(batch):
+            assert found.hlo.writes_in_place(instruction), (instruction.name, instruction.shape)
+            writes += 1
+    assert writes == 2 * LAYERS[0]  # keys and values
+    assert found.temporary_bytes < 2 * cache_elements(batch)
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_the_host_is_not_asked_in_a_frame(batch):
+    found = compiled("1.7B", batch)
+    loops = found.hlo.loops()
+    assert len(loops) == 2
+    # The host runs the turns of a loop whose number it knows without reading anything from the device.
+    for loop in loops:
+        assert '"known_trip_count"' in loop.rest
+    kinds = {thunk.kind for thunk in found.thunks.walk()}
+    assert kinds <= {
+        "Sequence", "While", "condition", "body", "CommandBuffer", "CustomKernel", "Kernel", "Copy",
+        "DynamicSliceFusion", "Gemm", "CublasLtMatmul", "Memset32BitValue", "Memzero", "SelectK",
+    }, kinds  # fmt: skip
+    opcodes = {instruction.opcode for instruction in found.hlo.instructions()}
+    assert not opcodes & {"infeed", "outfeed", "send", "recv", "copy-start"}
+    assert not [each for each in found.hlo.instructions() if "callback" in each.rest.split("metadata=")[0]]

@@ -1,0 +1,121 @@
+"""A batch as it is compiled for TPUs of several chips: it fits, and chips and host exchange no more than they must."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import jax
+import pytest
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+
+from qwen3_tts_jax import generate, sharding
+from tests.deviceless.hlo import Module
+from tests.deviceless.programs import abstract_params, abstract_state, published
+
+MEMORY = {"v5e:2x2": 16e9, "v6e:2x2": 32e9}
+CAPACITY = 1024
+BATCH = 64
+CHUNK = 8
+LAYERS = (2, 1)
+TALKER_LAYERS, PREDICTOR_LAYERS = 28, 5
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A chunk of frames on a mesh."""
+
+    hlo: Module
+    bytes_per_chip: int
+    params: dict
+    state: generate.DecodeState
+    returned: generate.DecodeState
+
+    def collectives(self) -> list[tuple[str, str]]:
+        """Opcode and shape of each exchange between the chips."""
+        return [
+            (name, each.shape)
+            for each in self.hlo.instructions()
+            for name in COLLECTIVES
+            if each.opcode in (name, f"{name}-start")
+        ]
+
+
+@cache
+def compiled(topology: str, data: int, model: int) -> Compiled:
+    config = published("1.7B", *LAYERS)
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = sharding.make_mesh(data, model, chips)
+    place = sharding.placement(mesh, config)
+    params = abstract_params(config, lambda path, leaf: place(path, leaf.shape))
+    state = abstract_state(
+        config, params, BATCH, CAPACITY,
+        lambda path, leaf: NamedSharding(mesh, sharding.state_spec(mesh, path, leaf.shape)),
+    )  # fmt: skip
+    program = generate.generate_chunk.lower(params, config, config.generation, state, CHUNK).compile()
+    memory = program.memory_analysis()
+    needed = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    return Compiled(Module(program.as_text()), needed, params, state, program.output_shardings[0])
+
+
+def bytes_per_chip(tree: object) -> int:
+    """What the leaves of a tree of shapes take on one chip."""
+    leaves = jax.tree.leaves(tree)
+    held = [jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in leaves]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in held)
+
+
+meshes = pytest.mark.parametrize(
+    ("topology", "data", "model"), [("v5e:2x2", 4, 1), ("v5e:2x2", 2, 2), ("v6e:2x2", 4, 1)]
+)
+
+
+@meshes
+def test_the_whole_model_fits(topology, data, model):
+    """All layers, from what the talker's add: each has as many weights and as much cache as the other."""
+    found = compiled(topology, data, model)
+    layer = bytes_per_chip(found.params["talker"]["transformer"]["layers_0"])
+    layer += bytes_per_chip((found.state.cache.keys[0], found.state.cache.values[0]))
+    predictor_layer = bytes_per_chip(found.params["code_predictor"]["transformer"]["layers_0"])
+    whole = found.bytes_per_chip + (TALKER_LAYERS - LAYERS[0]) * layer
+    whole += (PREDICTOR_LAYERS - LAYERS[1]) * predictor_layer
+    assert whole < 0.9 * MEMORY[topology], whole
+    # Nothing is held twice: what is not an argument is little.
+    assert found.bytes_per_chip < bytes_per_chip((found.params, found.state)) + 50e6
+
+
+@meshes
+def test_chips_exchange_only_what_tensor_parallelism_must(topology, data, model):
+    found = compiled(topology, data, model)
+    if model == 1:
+        assert found.collectives() == []
+        return
+    # A sum after the attention and one after the MLP of each layer, of the talker and of the predictor, which
+    # is written down twice: for the first two positions of a frame, and for the loop over the others.
+    assert {name for name, _ in found.collectives()} == {"all-reduce"}
+    assert len(found.collectives()) == 2 * (LAYERS[0] + 2 * LAYERS[1])
+
+
+@meshes
+def test_the_host_stays_out(topology, data, model):
+    found = compiled(topology, data, model)
+    opcodes = {each.opcode for each in found.hlo.instructions()}
+    assert not opcodes & {"infeed", "outfeed", "send", "recv", "send-done", "recv-done"}
+    assert not [each for each in found.hlo.instructions() if "callback" in each.rest.split("metadata=")[0]]
+    # S(5) is the host's memory.
+    assert not [each for each in found.hlo.instructions() if "S(5)" in each.shape]
+
+
+@meshes
+def test_a_chunk_returns_the_state_where_it_was(topology, data, model):
+    found = compiled(topology, data, model)
+    for before, after in zip(jax.tree.leaves(found.state), jax.tree.leaves(found.returned), strict=True):
+        assert after.is_equivalent_to(before.sharding, before.ndim)

@@ -1,0 +1,160 @@
+"""The loop of training: resumed after a kill, stopped by NaN, ended early; checkpoints of other runs."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3_tts_jax.sharding import make_mesh
+from qwen3_tts_jax.train.examples import Batches, Example
+from qwen3_tts_jax.train.lines import Line
+from qwen3_tts_jax.train.run import DivergedError, Schedule, fit
+from qwen3_tts_jax.train.state_files import RunError, latest
+from qwen3_tts_jax.train.step import OptimizerConfig, Recipe
+from tests.train_model import (
+    CUSTOM_VOICE,
+    Letters,
+    params,
+    quick_compiles,  # noqa: F401
+    random_codes,
+)
+
+STEPS = 6
+RECIPE = Recipe(CUSTOM_VOICE, optimizer=OptimizerConfig(3e-3, STEPS, 1), remat=False)
+TEXTS = ("One.", "Two and three.", "Four!", "What is five?", "Six")
+
+
+def data(texts=TEXTS, seed=0, text_modes=("all_at_once",)):
+    codes = random_codes(tuple(3 + len(text) % 5 for text in texts), seed)
+    examples = [
+        Example(Line(f"data.jsonl line {i + 1}", Path("a.wav"), text, speaker="ryan"), row[row[:, 0] >= 0])
+        for i, (text, row) in enumerate(zip(texts, codes, strict=True))
+    ]
+    return Batches(examples, Letters(), CUSTOM_VOICE, batch_size=2, text_modes=text_modes, seed=4)
+
+
+def train(folder, recipe=RECIPE, report=None, validation=None, **schedule):
+    every = Schedule(**{"log": 1, "save": 2, "evaluate": 2} | schedule)
+    return fit(params(), recipe, data(), folder, validation=validation, schedule=every, report=report)
+
+
+def killed(folder):
+    """Runs in a process of its own: dies while it works on the steps after a checkpoint."""
+    import signal
+
+    train(folder, report=lambda numbers: numbers["step"] == 3 and os.kill(os.getpid(), signal.SIGKILL))
+
+
+def sharded(folder):
+    """Runs on 4 of 8 virtual devices, in a process of its own, and saves what was trained."""
+    import jax
+
+    assert jax.device_count() == 8
+    recipe = replace(RECIPE, optimizer=replace(RECIPE.optimizer, steps=2))
+    mesh = make_mesh(4, devices=jax.devices()[:4])
+    result = fit(params(), recipe, replace(data(), batch_size=4), folder, mesh=mesh)
+    weight = result.state.trained["talker/codec_head/weight"]
+    assert len({str(shard.index) for shard in weight.addressable_shards}) == 4, weight.sharding
+    moments = [leaf for leaf in jax.tree.leaves(result.state.optimizer) if leaf.shape == weight.shape]
+    assert all(leaf.sharding == weight.sharding for leaf in moments)
+    np.savez(Path(folder) / "trained.npz", **result.state.trained)
+
+
+def test_four_devices_train_as_one_does(tmp_path):
+    script = f"from tests.test_train_run import sharded; sharded({str(tmp_path / 'four')!r})"
+    flags = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    process = subprocess.run([sys.executable, "-c", script], env=os.environ | flags, capture_output=True, check=False)
+    assert process.returncode == 0, process.stderr.decode()
+    recipe = replace(RECIPE, optimizer=replace(RECIPE.optimizer, steps=2))
+    one = fit(params(), recipe, replace(data(), batch_size=4), tmp_path / "one")
+    losses = [[line["loss"] for line in log_of(tmp_path / name)] for name in ("one", "four")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    four = np.load(tmp_path / "four" / "trained.npz")
+    for path, leaf in one.state.trained.items():
+        np.testing.assert_allclose(four[path], leaf, atol=2e-4, err_msg=path)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path):
+    script = f"from tests.test_train_run import killed; killed({str(tmp_path / 'killed')!r})"
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
+    assert process.returncode == -9, process.stderr.decode()
+    assert latest(tmp_path / "killed" / "checkpoints").name == "00000002"
+    assert [line["step"] for line in log_of(tmp_path / "killed")] == [1, 2, 3]
+    with (tmp_path / "killed" / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+
+    steps = []
+    resumed = train(tmp_path / "killed", report=lambda numbers: steps.append(numbers["step"]))
+    assert steps == [3, 4, 5, 6]
+    whole = train(tmp_path / "whole")
+    assert sorted(resumed.state.trained) == sorted(whole.state.trained)
+    for path, leaf in whole.state.trained.items():
+        np.testing.assert_array_equal(resumed.state.trained[path], leaf, err_msg=path)
+    for mine, other in zip(resumed.state.optimizer, whole.state.optimizer, strict=True):
+        assert str(mine) == str(other)
+    assert [line["loss"] for line in log_of(tmp_path / "killed")] == [
+        line["loss"] for line in log_of(tmp_path / "whole")
+    ]
+    kept = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").iterdir())
+    assert kept == ["00000004", "00000006"]
+
+    for other, match in (
+        (replace(RECIPE, optimizer=OptimizerConfig(1e-3, STEPS, 1)), "optimizer was .*0.003.* and is .*0.001"),
+        (replace(RECIPE, model=replace(CUSTOM_VOICE, max_new_tokens=7)), "model was"),
+    ):
+        with pytest.raises(RunError, match=match):
+            train(tmp_path / "whole", other)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path):
+    recipe = replace(RECIPE, optimizer=OptimizerConfig(1e30, STEPS, 0, clip=1e9))
+    with pytest.raises(
+        DivergedError, match=r"step 2: the loss is .* the batch was data.jsonl line \d, data.jsonl line"
+    ) as e:
+        train(tmp_path, recipe, save=0)
+    assert latest(tmp_path / "checkpoints").name == "00000001"
+    assert str(tmp_path / "checkpoints" / "00000001") in str(e.value)
+    assert [line["step"] for line in log_of(tmp_path)] == [1]
+
+
+def test_an_early_end_keeps_the_best(tmp_path):
+    """Held-out codes of pure chance get worse as the others are learnt by heart."""
+    spoken = []
+    recipe = replace(RECIPE, optimizer=OptimizerConfig(1e-2, 60, 1))
+    every = Schedule(log=0, save=0, evaluate=4, patience=2, sample=8)
+    result = fit(
+        params(), recipe, data(), tmp_path, validation=data(TEXTS[:3], seed=9), schedule=every,
+        speak=lambda tree, step: spoken.append((step, sorted(tree))),
+    )  # fmt: skip
+    losses = {line["step"]: line["validation_loss"] for line in log_of(tmp_path)}
+    best = min(losses, key=losses.get)
+    assert result.ended_early
+    assert result.step == best == max(losses) - 8
+    assert result.loss == losses[best]
+    assert spoken[0] == (8, ["code_predictor", "talker"])
+    assert len(log_of(tmp_path)[0]["validation_codes"]) == CUSTOM_VOICE.talker.num_codebooks
+
+
+def test_batches_follow_from_the_step_alone():
+    batches = data(text_modes=("all_at_once", "as_it_comes"))
+    seen = [each.line.text for step in range(5) for each in batches.of_step(step)[1]]
+    assert sorted(seen[:5]) == sorted(seen[5:]) == sorted(TEXTS)
+    assert seen[:5] != seen[5:]
+    first, again = batches.of_step(3)[0], replace(batches).of_step(3)[0]
+    np.testing.assert_array_equal(first.codes, again.codes)
+    np.testing.assert_array_equal(first.prompts.text_ids, again.prompts.text_ids)
+    # The two text modes by turns: only as it comes, text is left for the frames.
+    trailing = [batches.of_step(step)[0].prompts.trailing_text_ids for step in range(5)]
+    assert {ids.shape[-1] for ids in trailing} == {0, 32}
+    held_out = batches.in_order()
+    assert [int((batch.codes[..., 0] >= 0).any(axis=1).sum()) for batch in held_out] == [2, 2, 1]

@@ -1,0 +1,202 @@
+"""The command `train sft`: from recordings to a model that speaks, and what it refuses."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from qwen3_tts_jax import hf_config
+from qwen3_tts_jax.cli_train import train_app
+from qwen3_tts_jax.pipeline import Qwen3TTS
+from qwen3_tts_jax.prompt import Request
+from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.train import examples, lines
+from qwen3_tts_jax.train.lines import DataError, Line, add_speakers, read_lines
+from tests.command import assert_refused, write_model, write_recording
+from tests.shapes import SMALL
+from tests.train_model import quick_compiles  # noqa: F401
+
+
+def run(*arguments):
+    return CliRunner().invoke(train_app, ["sft", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer_folder):
+    return write_model(tmp_path_factory.mktemp("models"), "1.7B-Base", tokenizer_folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    for i in range(3):
+        write_recording(folder / f"{i}.wav", 0.6 + 0.1 * i, seed=i)
+    return folder
+
+
+def write_data(folder, *rows, name="data.jsonl"):
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+ROWS = (
+    {"audio": "0.wav", "text": "Good morning.", "speaker": "Anna", "language": "english"},
+    {"audio": "1.wav", "text": "Guten Tag!", "speaker": "Berta", "language": "German", "ref_audio": "0.wav"},
+    {"audio": "2.wav", "text": "Again.", "speaker": "anna", "instruct": "whispering"},
+)
+SHORT = (
+    "--steps",
+    3,
+    "--batch-size",
+    2,
+    "--log-every",
+    1,
+    "--save-every",
+    2,
+    "--export-dtype",
+    "float32",
+    "--no-remat",
+)
+
+
+@pytest.mark.parametrize("options", [("--sample-every", 3), ("--lora", 3)], ids=["full", "lora"])
+def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
+    data = write_data(recordings, *ROWS)
+    output = tmp_path / "run"
+    result = run(data, "-o", output, "-m", base, *SHORT, *options, "--learning-rate", 1e-3)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    assert "encoded 5 of 5 recordings" in result.stderr
+    assert "warning" not in result.stderr
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3]
+    assert all(len(line["codes"]) == 5 and line["frames"] > 0 and line["seconds"] > 0 for line in log)
+    lora = "--lora" in options
+    assert (output / "samples" / "step-000003.wav").exists() != lora
+    assert (output / "lora.safetensors").exists() == lora
+
+    model, before = Qwen3TTS.from_pretrained(output / "model"), Qwen3TTS.from_pretrained(base)
+    assert model.config.model_type == "custom_voice"
+    assert model.get_supported_speakers() == ["anna", "berta"]
+    assert model.config.supports_instruct
+    rows = [model.config.prompt.speakers[name] for name in ("anna", "berta")]
+    table, old = (np.asarray(each.params["talker"]["codec_embedding"]["embedding"]) for each in (model, before))
+    voices = before.create_voice_clone_prompt([str(recordings / f"{i}.wav") for i in (0, 0, 2)], None, True)
+    anna = (voices[0].x_vector + voices[2].x_vector) / 2
+    assert np.linalg.norm(table[rows[0]] - anna) < 0.05 * np.linalg.norm(anna)
+    assert np.linalg.norm(table[rows[1]] - voices[1].x_vector) < 0.05 * np.linalg.norm(voices[1].x_vector)
+    assert not np.array_equal(table[rows[0]], anna.astype(np.float32))
+    others = np.setdiff1d(np.arange(len(table)), rows)
+    assert np.array_equal(table[others], old[others]) == lora
+    if not lora:
+        speech = model.synthesize([Request("Hello.", speaker="Anna", max_frames=3)])[0]
+        assert len(speech.samples) > 0
+        assert np.isfinite(speech.samples).all()
+
+    again = run(data, "-o", output, "-m", base, *SHORT)
+    assert_refused(again, "model is there already")
+
+
+def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
+    data = write_data(
+        recordings,
+        {"audio": "0.wav", "text": "Good morning.", "ref_audio": "1.wav", "ref_text": "What one says."},
+        {"audio": "2.wav", "text": "Yes.", "ref_audio": "1.wav"},
+        name="clone.jsonl",
+    )
+    cache, options = tmp_path / "cache", (*SHORT, "--steps", 1, "--text-mode", "both")
+    result = run(data, "-o", tmp_path / "one", "-m", base, *options, "--cache", cache)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    assert "encoded 4 of 4 recordings" in result.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, "encode_recordings", None)
+        patch.setattr(examples, "make_voices", None)
+        result = run(data, "-o", tmp_path / "two", "-m", base, *options, "--cache", cache)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    assert "encoded" not in result.stderr
+    assert hf_config.read_folder(tmp_path / "one" / "model").model_type == "base"
+    one, two = (Qwen3TTS.from_pretrained(tmp_path / name / "model").params for name in ("one", "two"))
+    np.testing.assert_array_equal(one["talker"]["codec_head"]["weight"], two["talker"]["codec_head"]["weight"])
+    assert "speaker_encoder" in one
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"text": "Hi."}, ["data.jsonl line 1 has no audio"]),
+        ({"audio": "0.wav"}, ["line 1 has no text"]),
+        ({"audio": "9.wav", "text": "Hi."}, ["line 1: audio", "9.wav is not there"]),
+        ({"audio": "0.wav", "text": "... !"}, ["line 1: text says nothing"]),
+        ({"audio": "0.wav", "text": ""}, ["text must be a text that is not empty"]),
+        ({"audio": "0.wav", "text": "Hi.", "language": "klingon"}, ["unknown language 'klingon'", "russian"]),
+        ({"audio": "0.wav", "text": "Hi.", "lang": "english"}, ["unknown field 'lang'", "language"]),
+        ({"audio": "0.wav", "text": "Hi.", "ref_text": "Who?"}, ["ref_text but no ref_audio"]),
+        ({"audio": "0.wav", "text": "Hi.", "instruct": "loud"}, ["has an instruct", "does not read"]),
+        ({"audio": "data.jsonl", "text": "Hi."}, ["line 1: audio", "is no sound file"]),
+        ([1], ["line 1 is no JSON object"]),
+    ],
+)
+def test_refused_lines(row, parts, base, recordings, tmp_path):
+    result = run(write_data(recordings, row), "-o", tmp_path / "run", "-m", base)
+    assert_refused(result, *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_refused_before_anything_is_encoded(base, recordings, tmp_path):
+    soundfile.write(recordings / "silent.wav", np.zeros(16_000, np.float32), 16_000)
+    data = write_data(recordings, ROWS[0], {"audio": "silent.wav", "text": "Hm.", "speaker": "anna"})
+    result = run(data, "-o", tmp_path / "run", "-m", base, *SHORT)
+    assert_refused(result, "data.jsonl line 2: audio", "is silent")
+    assert not list((tmp_path / "run").glob("**/*.npy"))
+
+    some = write_data(recordings, ROWS[0], {"audio": "1.wav", "text": "Hm."})
+    assert_refused(run(some, "-o", tmp_path / "run", "-m", base), "line 2 has no speaker")
+    two = write_data(recordings, {"text": "a"}, {"audio": "1.wav"})
+    assert_refused(run(two, "-o", tmp_path / "run", "-m", base), "line 1 has no audio; data.jsonl line 2 has no text")
+    assert_refused(run(tmp_path / "none.jsonl", "-o", tmp_path / "run", "-m", base), "none.jsonl cannot be read")
+    assert_refused(run(write_data(recordings), "-o", tmp_path / "run", "-m", base), "data.jsonl has no lines")
+    for options, part in (
+        (("--learning-rate", 0), "learning rate"),
+        (("--batch-size", 0), "batches"),
+        (("--warmup", 9, "--steps", 9), "warm-up"),
+        (("--lora", -1), "--lora"),
+        (("--lora", 2, "--freeze", "talker"), "--freeze"),
+        (("--freeze", "taker"), "nothing to freeze in 'taker'"),
+        (("--lora", 2, "--lora-modules", "mpl"), "no weight of a transformer lies in 'mpl'"),
+        (("--tensorboard",), "tensorboardX"),
+    ):
+        assert_refused(run(write_data(recordings, *ROWS), "-o", tmp_path / "run", "-m", base, *options), part)
+
+
+def test_a_clip_longer_than_the_context(recordings, tokenizer_folder):
+    config = SMALL["1.7B-Base"]
+    config = replace(config, talker=replace(config.talker, max_positions=70))
+    data = read_lines(write_data(recordings, {"audio": "2.wav", "text": "Hi."}), config)
+    tokenizer = TextTokenizer.from_folder(tokenizer_folder)
+    with pytest.raises(DataError, match=r"line 1: .*2.wav is too long: its 80 frames .* the model has 70"):
+        examples.check_lengths(data, tokenizer, config)
+    examples.check_lengths(data, tokenizer, replace(config, talker=replace(config.talker, max_positions=110)))
+
+
+def test_rows_for_new_speakers():
+    custom = SMALL["1.7B-CustomVoice"]
+    size = custom.talker.codec_vocab_size
+
+    def line(speaker, number=1):
+        return Line(f"d line {number}", None, "Hi.", speaker=speaker)
+
+    config, rows = add_speakers(custom, [line("Anna"), line("bob"), line("anna")])
+    assert rows == {"anna": size - 72, "bob": size - 71}
+    assert config.prompt.speakers == {**custom.prompt.speakers, **rows}
+    with pytest.raises(DataError, match="d line 2: the model has a speaker 'ryan' already"):
+        add_speakers(custom, [line("anna"), line("Ryan", 2)])
+    assert add_speakers(custom, [line("Ryan")], known=True)[1] == {}
+    many = [line(f"s{i}") for i in range(80)]
+    with pytest.raises(DataError, match=r"80 new speakers do not fit: the codec embedding has 6\d free rows"):
+        add_speakers(custom, many)
+    used = set(add_speakers(custom, many[:60])[1].values())
+    assert not used & {*custom.prompt.speakers.values(), *custom.prompt.languages.values(), custom.prompt.codec_eos}
+    assert lines.add_speakers(SMALL["1.7B-VoiceDesign"], [line(None)]) == (SMALL["1.7B-VoiceDesign"], {})
