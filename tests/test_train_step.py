@@ -23,7 +23,7 @@ from qwen3_tts_jax.train.lora import (
     save_adapters,
 )
 from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, loss, total
-from qwen3_tts_jax.train.score import log_probability, code_logits_of, teacher_force
+from qwen3_tts_jax.train.score import code_logits_of, log_probability, teacher_force
 from qwen3_tts_jax.train.step import OptimizerConfig, Recipe, assemble, evaluate, start, train_step
 from tests.train_model import (
     CUSTOM_VOICE,
