@@ -66,6 +66,7 @@ def batch(
     repetition_penalty: option.Penalty = None,
     dtype: option.Dtype = "auto",
     codec_dtype: option.CodecDtype = "float32",
+    weights: option.Weights = "float",
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,

@@ -64,6 +64,10 @@ Dtype = Annotated[
     typer.Option(help="To compute in; auto is float32 on a CPU, else bfloat16."),
 ]
 CodecDtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="The codec's.")]
+Weights = Annotated[
+    Literal["float", "int8"],
+    typer.Option(help="int8 keeps the layers in a quarter of the memory, speaks a little differently, and slows CPUs."),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
@@ -85,6 +89,7 @@ class SpeechOptions:
     repetition_penalty: float | None
     dtype: str
     codec_dtype: str
+    weights: str
     revision: str | None
     cache_dir: Path | None
     offline: bool

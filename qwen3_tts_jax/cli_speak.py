@@ -217,7 +217,9 @@ def _load(
 
     keep_compiled()
     with refusing(CheckpointError):
-        tts = Qwen3TTS.from_pretrained(folder, options.dtype, options.codec_dtype, progress=progress)
+        tts = Qwen3TTS.from_pretrained(
+            folder, options.dtype, options.codec_dtype, weights=options.weights, progress=progress
+        )
     return tts, merge_sampling(tts.config, sampling)[0]
 
 

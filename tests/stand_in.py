@@ -37,6 +37,7 @@ class StandIn:
         folder: Path,
         dtype: str = "",
         codec_dtype: str = "",
+        weights: str = "float",
         mesh: None = None,
         progress: Progress | None = None,
         pause: float = 0.0,

@@ -32,8 +32,20 @@ from tests.command import assert_refused, start, write_models
 from tests.command import run as run_command
 from tests.shapes import SMALL
 
-COMMANDS = ("say", "design", "clone", "batch", "voices", "languages", "info", "convert", "parity")
-GROUPS = {"voice": ("save", "show", "blend"), "codec": ("encode", "decode")}
+COMMANDS = (
+    "say",
+    "design",
+    "clone",
+    "batch",
+    "voices",
+    "languages",
+    "info",
+    "convert",
+    "parity",
+    "warmup",
+    "export-programs",
+)
+GROUPS = {"voice": ("save", "show", "blend"), "codec": ("encode", "decode"), "train": ("sft",)}
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +72,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     noted: list[dict] = []
 
     class Silence:
-        def __init__(self, folder, dtype, codec_dtype, progress):
-            self.loaded = {"folder": Path(folder), "dtype": dtype, "codec_dtype": codec_dtype}
+        def __init__(self, folder, dtype, codec_dtype, *, weights, progress):
+            self.loaded = {"folder": Path(folder), "dtypes": (dtype, codec_dtype, weights)}
             self.config = hf_config.read_folder(folder)
 
         def synthesize(self, requests, sampling, seed, progress):
@@ -270,11 +282,11 @@ def test_options_reach_the_pipeline(run, model, calls):
     result = run(
         "say", "Hi.", "-m", model, "-s", "Ryan", "-l", "German", "-i", "sadly", "--seed", "5", "-o", "a.flac",
         "--temperature", "0.5", "--top-k", "7", "--top-p", "0.8", "--repetition-penalty", "1.5",
-        "--text-mode", "as-it-comes", "--max-seconds", "0.01", "--dtype", "bfloat16", "--codec-dtype", "bfloat16",
+        "--text-mode", "as-it-comes", "--max-seconds", "0.01", "--dtype", "bfloat16", "--codec-dtype", "bfloat16", "--weights", "int8",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     (call,) = calls
-    assert (call["folder"], call["dtype"], call["codec_dtype"]) == (Path(model), "bfloat16", "bfloat16")
+    assert (call["folder"], call["dtypes"]) == (Path(model), ("bfloat16", "bfloat16", "int8"))
     assert call["seed"] == 5
     request = call["request"]
     assert (request.text, request.speaker, request.language) == ("Hi.", "Ryan", "German")

@@ -106,6 +106,7 @@ def _settings(
         "dtype": _auto_dtype(options) if options.dtype == "auto" else options.dtype,
         "devices": _devices(options),
         "codec dtype": options.codec_dtype,
+        "weights": options.weights,
         "sampling": asdict(generation),
         "seed": options.seed,
         "retry": options.retry,
@@ -177,24 +178,24 @@ def _results(
 ) -> Iterator[speak.Result]:
     if not left:
         return
-    dtypes = settings["dtype"], options.codec_dtype
+    numbers = settings["dtype"], options.codec_dtype, options.weights
     if options.engine == "ray":
         from qwen3_tts_jax.batch import ray_engine
 
         ray_engine.connect(options.quiet)
         name = str(Path(options.model).absolute()) if Path(options.model).is_dir() else options.model
         source = Source(name, options.revision, options.cache_dir, options.offline)
-        load = partial(_load_elsewhere, source, dtypes, settings["model"]["digest"])
+        load = partial(_load_elsewhere, source, numbers, settings["model"]["digest"])
         counts = {"retries": options.retry, "workers": options.workers}
         line("prefill", 0, len(left))
         yield from ray_engine.run(load, left, generation, options.batch_size, **counts)
         return
-    tts = _load(folder, *dtypes, devices=settings["devices"], progress=line)
+    tts = _load(folder, *numbers, devices=settings["devices"], progress=line)
     yield from speak.run(tts, left, generation, options.batch_size, retries=options.retry, progress=line)
 
 
 def _load(
-    folder: Path, dtype: str, codec_dtype: str, *, devices: int = 1, progress: BatchLine | None = None
+    folder: Path, dtype: str, codec_dtype: str, weights: str, *, devices: int = 1, progress: BatchLine | None = None
 ) -> Qwen3TTS:
     from qwen3_tts_jax.compile_cache import keep_compiled
     from qwen3_tts_jax.convert import CheckpointError
@@ -204,15 +205,15 @@ def _load(
     keep_compiled()
     mesh = make_mesh(devices) if devices > 1 else None
     with refusing(CheckpointError):
-        return Qwen3TTS.from_pretrained(folder, dtype, codec_dtype, mesh=mesh, progress=progress)
+        return Qwen3TTS.from_pretrained(folder, dtype, codec_dtype, weights=weights, mesh=mesh, progress=progress)
 
 
-def _load_elsewhere(source: Source, dtypes: tuple[str, str], digest: str) -> Qwen3TTS:
+def _load_elsewhere(source: Source, numbers: tuple[str, str, str], digest: str) -> Qwen3TTS:
     """Loads the model in a worker, which may be on another machine and have another by that name."""
     folder = source.folder()
     if weights_digest(folder) != digest:
         raise ValueError(f"{folder} of a worker holds another model than where the job was started")
-    return _load(folder, *dtypes)
+    return _load(folder, *numbers)
 
 
 def _stopped(why: str, job: JobFolder, tasks: Sequence[Task]) -> None:
