@@ -67,9 +67,10 @@ class KVCache:
 
         all_keys = write(self.keys[layer], keys.transpose(0, 2, 3, 1), axis=3)
         all_values = write(self.values[layer], values.swapaxes(1, 2), axis=2)
+        cache = _replaced(self, layer, all_keys, all_values)
         # Left to choose, XLA for NVIDIA transposes, and so copies, the whole cache in every frame.
         all_keys, all_values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (all_keys, all_values))
-        return _replaced(self, layer, all_keys, all_values), all_keys, all_values
+        return cache, all_keys, all_values
 
     def advance(self, steps: int | jax.Array) -> Self:
         """Counts the next `steps` slots as written: as many in every row, or int32 [B]."""

@@ -27,9 +27,14 @@ def run(*arguments: object, text: bytes = b"") -> Result:
     return CliRunner().invoke(app, list(map(str, arguments)), input=text)
 
 
+# A shell that starts the tests in the background has them ignore interrupts, and so what they start.
+HEAR_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def start(*arguments: object, **options: Any) -> subprocess.Popen:
     """Starts a command in a process of its own, its output in pipes."""
-    command = [sys.executable, "-c", "from qwen3_tts_jax.cli import main; main()", *map(str, arguments)]
+    program = f"{HEAR_INTERRUPTS}from qwen3_tts_jax.cli import main; main()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.Popen(
         command, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": BUFFERED} | options
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_tts_jax.batch import index as batch_index
+from tests.command import HEAR_INTERRUPTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +57,7 @@ def contents(out: str) -> dict[str, Any]:
 def start_stand_in(model: Path, out: str, *options: object, pause: float = 0.004) -> subprocess.Popen:
     """Starts a job with a stand-in for the model, which takes `pause` seconds per item."""
     arguments = ["batch", Path("m.jsonl").absolute(), "-o", Path(out).absolute(), "-m", model, *options]
-    command = [sys.executable, "-c", _STAND_IN.format(pause=pause), *map(str, arguments)]
+    command = [sys.executable, "-c", HEAR_INTERRUPTS + _STAND_IN.format(pause=pause), *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

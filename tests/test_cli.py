@@ -282,7 +282,8 @@ def test_options_reach_the_pipeline(run, model, calls):
     result = run(
         "say", "Hi.", "-m", model, "-s", "Ryan", "-l", "German", "-i", "sadly", "--seed", "5", "-o", "a.flac",
         "--temperature", "0.5", "--top-k", "7", "--top-p", "0.8", "--repetition-penalty", "1.5",
-        "--text-mode", "as-it-comes", "--max-seconds", "0.01", "--dtype", "bfloat16", "--codec-dtype", "bfloat16", "--weights", "int8",
+        "--text-mode", "as-it-comes", "--max-seconds", "0.01", "--dtype", "bfloat16", "--codec-dtype", "bfloat16",
+        "--weights", "int8",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     (call,) = calls

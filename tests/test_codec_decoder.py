@@ -81,7 +81,8 @@ def test_a_stream_in_any_steps_equals_the_whole(codec, sizes):
     expected = whole(params, config, codes)
     assert expected.shape == (2, sum(sizes) * config.frame_samples)
     assert np.std(expected) > 0.05
-    np.testing.assert_allclose(_stream(params, config, codes, sizes), expected, rtol=0, atol=1e-5)
+    # Products of few rows sum in another order than those of many.
+    np.testing.assert_allclose(_stream(params, config, codes, sizes), expected, rtol=0, atol=2e-5)
 
 
 def test_no_frames_change_nothing():
@@ -150,7 +151,7 @@ def test_gradients_agree_with_finite_differences():
     for path in (
         ("quantizer", "acoustic", "output_projection", "weight"),
         ("quantizer", "semantic", "embedding_sum"),
-        ("transformer", "layers_0", "attention", "k", "weight"),
+        ("transformer", "layers_0", "attention", "qkv", "weight"),
         ("latent_upsample_0", "convnext", "depthwise", "kernel"),
         ("upsample_0", "snake", "alpha"),
         ("upsample_0", "transposed_conv", "kernel"),

@@ -76,7 +76,7 @@ def test_the_folder_needs_no_other(source, converted):
         MARKER, "config.json", "generation_config.json", "merges.txt", "speech_tokenizer/config.json",
     }  # fmt: skip
     assert json.loads((converted / MARKER).read_text()) == {
-        "format": 1,
+        "format": 2,
         "dtypes": {
             "talker": ["bfloat16", "float32"],
             "code_predictor": ["bfloat16", "float32"],
@@ -157,8 +157,8 @@ def test_damage_is_named(editable):
         (None, f"{MARKER} is missing: this is no converted checkpoint"),
         ("[]", f"{MARKER} is broken"),
         ("{", f"{MARKER} is broken"),
-        ('{"format": 2, "dtypes": {}}', "has format 2, this version reads 1"),
-        ('{"format": 1, "dtypes": {"talker": []}}', "code_predictor was not converted; there are talker"),
+        ('{"format": 3, "dtypes": {}}', "has format 3, this version reads 2"),
+        ('{"format": 2, "dtypes": {"talker": []}}', "code_predictor was not converted; there are talker"),
     ],
 )
 def test_the_marker_is_checked(tmp_path, content, message):

@@ -104,8 +104,8 @@ def test_progress_counts_every_stage_to_its_end(model):
     seen = []
     model.synthesize(requests(3), batch_size=2, progress=lambda *event: seen.append(event))
     assert seen == [
-        ("prefill", 0, 3), ("prefill", 2, 3), ("speak", 8, 21), ("speak", 13, 21),
-        ("prefill", 3, 3), ("speak", 17, 21), ("speak", 21, 21), ("decode", 3, 3),
+        ("prefill", 0, 3), ("prefill", 2, 3), ("speak", 8, 21), ("speak", 13, 21), ("prefill", 3, 3),
+        ("decode", 2, 3), ("speak", 17, 21), ("speak", 21, 21), ("decode", 3, 3),
     ]  # fmt: skip
 
 

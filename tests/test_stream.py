@@ -158,7 +158,7 @@ def test_few_programs_serve_every_stream(load):
 def test_a_stream_outlives_its_first_cache(load, monkeypatch):
     model = load("1.7B-CustomVoice", -1.0)
     monkeypatch.setattr(stream, "_MIN_CAPACITY", 64)
-    monkeypatch.setattr(stream, "_FRAMES_PER_TOKEN", 1)
+    monkeypatch.setattr(stream, "FRAMES_PER_TOKEN", 1)
     monkeypatch.setattr(stream, "_FRAMES_OF_OPEN_TEXT", 1)
     options = {"seed": 2, "max_new_tokens": 150}
     chunks, whole = both(model, "Hi.", "Hi.", {"speaker": "ryan"}, **options)
