@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 Figures = dict[str, float]
-Measure = Callable[[str, int, int], Figures]
+Measure = Callable[[str, int, int], Figures | list[Figures]]
+"""measure(checkpoint, frames, batch) → the figures of a call, or of several in the same process."""
 Results = dict[str, list[Figures]]
 
 
@@ -33,8 +34,7 @@ def main(
     Args:
         script: its file, which is run again for each measurement.
         description: for --help.
-        measures: by kind, measure(checkpoint, frames, batch); each runs in a process of its own. The others
-            are compared with the first.
+        measures: by kind; each runs in a process of its own. The others are compared with the first.
         rows: see `print_table`.
         batches: utterances at a time, unless --batches says otherwise.
         plotted: the key of the figure that --plot draws over the batch.
@@ -54,8 +54,9 @@ def main(
     arguments = parser.parse_args()
     if arguments.worker:
         figures = measures[arguments.worker](arguments.checkpoint, arguments.frames, arguments.batches[0])
-        figures["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps(figures))
+        calls = figures if isinstance(figures, list) else [figures]
+        calls[0]["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps(calls))
         return
     results = {}
     for batch in arguments.batches:
@@ -77,7 +78,7 @@ def in_turn(command: Sequence[str], kinds: Sequence[str], repeats: int) -> Resul
             output = subprocess.run([*command, "--worker", kind], capture_output=True, text=True, check=False)
             if output.returncode:
                 raise SystemExit(output.stderr)
-            figures.append(json.loads(output.stdout.splitlines()[-1]))
+            figures.extend(json.loads(output.stdout.splitlines()[-1]))
     return results
 
 
@@ -104,7 +105,8 @@ def print_table(results: Results, rows: Sequence[tuple[str, str]], title: str = 
     first, *others = results
     print(f"\n{json.dumps(machine())}\n")
     heads = [first, *(head for kind in others for head in (kind, f"{kind} / {first}"))]
-    print(f"| {title}median (min to max) of {len(results[first])} | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
+    most = len(results[first])
+    print(f"| {title}median (min to max) of up to {most} | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
     for key, label in rows:
         values = {kind: [row[key] for row in figures if key in row] for kind, figures in results.items()}
         cells = []

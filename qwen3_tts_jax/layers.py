@@ -27,18 +27,21 @@ weight_init = nn.initializers.normal(0.02)
 def multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
     """X Wᵀ: [..., in] and [*outputs, in] → [..., *outputs]."""
 
-    def by_rows(x: jax.Array, weight: jax.Array) -> jax.Array:
+    def product(x: jax.Array, weight: jax.Array) -> jax.Array:
         return jnp.tensordot(x, weight, axes=(-1, -1), precision=PRECISION)
 
-    def by_columns(x: jax.Array, weight: jax.Array) -> jax.Array:
-        # Without the barriers XLA turns the product back into the other form.
-        columns = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
-        y = jax.lax.optimization_barrier(jnp.tensordot(weight, columns, axes=(-1, 0), precision=PRECISION))
-        return jnp.moveaxis(y, -1, 0).reshape(*x.shape[:-1], *weight.shape[:-1])
+    def on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
+        rows, flat = x.reshape(-1, x.shape[-1]), weight.reshape(-1, weight.shape[-1])
+        if 1 < len(rows) <= _FEW_ROWS:
+            # Without the barriers XLA turns the product back into the other form.
+            columns = jax.lax.optimization_barrier(rows.T)
+            y = jax.lax.optimization_barrier(jnp.matmul(flat, columns, precision=PRECISION)).T
+        else:
+            y = product(rows, flat)
+        return y.reshape(*x.shape[:-1], *weight.shape[:-1])
 
-    if 1 < x.size // x.shape[-1] <= _FEW_ROWS:
-        return jax.lax.platform_dependent(x, weight, cpu=by_columns, default=by_rows)
-    return by_rows(x, weight)
+    # XLA's CPU backend copies a weight of several output axes before the product.
+    return jax.lax.platform_dependent(x, weight, cpu=on_cpu, default=product)
 
 
 def _project(module: nn.Module, x: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
