@@ -36,10 +36,11 @@ Progress = Callable[[Literal["load", "encode", "prefill", "speak", "decode"], in
 prompts read, frames made, utterances decoded."""
 
 PROMPT_BUCKET = 32
-BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
+_BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
 """Speech hardly ever takes longer than 2 s, and 0.64 s per token of its text."""
+CODEC_ROWS = 8
+"""The most utterances that are decoded together."""
 _CODEC_CHUNK_FRAMES = 16
-_CODEC_ROWS = 8
 
 codec_step = jax.jit(decoder.decode_step, static_argnames="config", donate_argnames="state")
 codec_chunked = jax.jit(decoder.decode_chunked, static_argnames="config")
@@ -119,7 +120,7 @@ def synthesize_each(
     )
 
     def each() -> Iterator[tuple[int, Speech]]:
-        decoded, together = 0, min(rows, _CODEC_ROWS)
+        decoded, together = 0, min(rows, CODEC_ROWS)
         while group := list(islice(spoken, together)):
             samples = decode_codes(
                 params["codec"]["decoder"],
@@ -200,12 +201,12 @@ def speak_codes(
     text_slots = bucket(max(len(plan.trailing_text_ids) for plan in plans), PROMPT_BUCKET)
     frames = max(frame_limits)
     if not fixed_capacity:
-        frames = min(frames, max(map(_expected_frames, plans)))
+        frames = min(frames, max(map(expected_frames_of, plans)))
     capacity = prompt_slots + bucket(frames, PROMPT_BUCKET)
     # Prompts read at once: few, so that a single row that is free need not wait for others.
     readers = max(1, min(8, rows // 8))
 
-    waiting = deque(sorted(range(len(plans)), key=lambda i: _expected_frames(plans[i]), reverse=True))
+    waiting = deque(sorted(range(len(plans)), key=lambda i: expected_frames_of(plans[i]), reverse=True))
     seats: list[_Seat | None] = [None] * rows
     state = place_state(params, empty_batch_compiled(params, config, rows, capacity, text_slots))
     ended: list[tuple[int, np.ndarray, FinishReason]] = []
@@ -259,9 +260,14 @@ def speak_codes(
     yield from ended
 
 
-def _expected_frames(plan: PromptPlan) -> int:
-    """Frames that hardly any utterance of such a text exceeds: three times what speech takes, and two seconds."""
-    return BASE_FRAMES + FRAMES_PER_TOKEN * (len(plan.text_ids) + len(plan.trailing_text_ids))
+def expected_frames(tokens: int) -> int:
+    """Frames that hardly any utterance of so long a text exceeds: three times what speech takes, and two seconds."""
+    return _BASE_FRAMES + FRAMES_PER_TOKEN * tokens
+
+
+def expected_frames_of(plan: PromptPlan) -> int:
+    """`expected_frames` of all that the prompt and the frames after it read."""
+    return expected_frames(len(plan.text_ids) + len(plan.trailing_text_ids))
 
 
 def decode_codes(
@@ -295,7 +301,7 @@ def decode_codes(
     if official:
         samples += [np.asarray(codec_chunked(params, config.decoder, row[None])[0], np.float32) for row in whole]
     else:
-        together = rows or _CODEC_ROWS
+        together = rows or CODEC_ROWS
         for first in range(0, len(whole), together):
             part = whole[first : first + together]
             samples += _decode_exactly(params, config, part, rows or bucket(len(part), 1))

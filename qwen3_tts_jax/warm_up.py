@@ -21,11 +21,19 @@ from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, plan_prompt
 from qwen3_tts_jax.sharding import whole_rows
 from qwen3_tts_jax.stream import CHUNK_FRAMES, decode_chunk, prime_decoder
-from qwen3_tts_jax.synthesis import BASE_FRAMES, FRAMES_PER_TOKEN, PROMPT_BUCKET, bucket, decode_codes, frame_limit
+from qwen3_tts_jax.synthesis import (
+    CODEC_ROWS,
+    FRAMES_PER_TOKEN,
+    PROMPT_BUCKET,
+    bucket,
+    decode_codes,
+    expected_frames,
+    expected_frames_of,
+    frame_limit,
+)
 
 # A stream's decoder is compiled for 16, 8, 4, 2 and 1 frames.
 _ALL_DECODER_SIZES = 31
-_CODEC_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -102,9 +110,8 @@ def _ways(
         plan = plan_prompt(request, model.tokenizer, model.config)
         text = f"from {count} {'token' if count == 1 else 'tokens'} on"
         frames = frame_limit(request, plan, model.config)
-        length = len(plan.text_ids) + len(plan.trailing_text_ids)
         slots = bucket(len(plan.text_ids), PROMPT_BUCKET), bucket(len(plan.trailing_text_ids), PROMPT_BUCKET)
-        expected = min(frames, BASE_FRAMES + FRAMES_PER_TOKEN * length)
+        expected = min(frames, expected_frames_of(plan))
         add(
             ("speak", *slots, bucket(expected, PROMPT_BUCKET)),
             f"one utterance, {text}",
@@ -133,7 +140,7 @@ def _ways(
 def _job_limit(model: Qwen3TTS, request: Request) -> int:
     """The most frames of such an item of a batch job."""
     tokens = len(model.tokenizer.assistant(request.text)) - ROLE_IDS - CLOSING_IDS
-    return min(BASE_FRAMES + FRAMES_PER_TOKEN * tokens, model.config.max_new_tokens - 1)
+    return min(expected_frames(tokens), model.config.max_new_tokens - 1)
 
 
 def _stream_room(plan: PromptPlan, frames: int) -> int:
@@ -154,7 +161,7 @@ def _speak(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows
 
     with suppress(_EnoughError):
         next(model.synthesize_each([request] * rows, generation, batch_size=rows, fill=fill, progress=stop))
-    together = min(whole_rows(model.params, rows), _CODEC_ROWS)
+    together = min(whole_rows(model.params, rows), CODEC_ROWS)
     silence = [np.zeros((1, model.config.talker.num_codebooks), np.int32)] * together
     decode_codes(model.params["codec"]["decoder"], model.config.codec, silence, rows=together)
 

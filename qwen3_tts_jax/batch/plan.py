@@ -15,7 +15,7 @@ from qwen3_tts_jax import audio, voice_file, voices
 from qwen3_tts_jax.batch.manifest import URLS, BadLine, Item
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, Tokenizer, plan_prompt
-from qwen3_tts_jax.synthesis import BASE_FRAMES, FRAMES_PER_TOKEN, PROMPT_BUCKET, bucket, frame_limit
+from qwen3_tts_jax.synthesis import PROMPT_BUCKET, bucket, expected_frames, frame_limit
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 
@@ -124,7 +124,7 @@ def _task(
     text_tokens = len(tokenizer.assistant(item.text)) - ROLE_IDS - CLOSING_IDS
     seconds = max_seconds if item.max_seconds is None else item.max_seconds
     if seconds is None:
-        max_frames = min(BASE_FRAMES + FRAMES_PER_TOKEN * text_tokens, config.max_new_tokens - 1)
+        max_frames = min(expected_frames(text_tokens), config.max_new_tokens - 1)
     else:
         max_frames = max(1, int(min(seconds * config.codec.frame_rate, config.talker.max_positions)))
     request = Request(
