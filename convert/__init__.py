@@ -4,7 +4,7 @@
 """
 
 from qwen3_tts_jax.convert.check import CheckpointError
-from qwen3_tts_jax.convert.export import export_safetensors
+from qwen3_tts_jax.convert.export import export_codec, export_safetensors
 from qwen3_tts_jax.convert.hub import ModelNotFoundError, resolve, resolve_codec
 from qwen3_tts_jax.convert.load import load_checkpoint, load_codec, load_params
 from qwen3_tts_jax.convert.rule import PARTS, Rule
@@ -17,6 +17,7 @@ __all__ = [
     "ModelNotFoundError",
     "Rule",
     "codec_rules",
+    "export_codec",
     "export_safetensors",
     "load_checkpoint",
     "load_codec",

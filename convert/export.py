@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
-from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.config import CodecConfig, ModelConfig
 from qwen3_tts_jax.convert.check import CODEC_FOLDER, WEIGHTS, CheckpointError, check_tree
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import codec_rules, model_rules
@@ -61,6 +61,28 @@ def export_safetensors(
         _write(file, _tensors(leaves, rules, file_dtype))
         _log.info("wrote %s", file)
     return [file for file, _, _ in files]
+
+
+def export_codec(folder: str | Path, params: Mapping[str, Any], config: CodecConfig) -> Path:
+    """Writes the `model.safetensors` of a codec's own folder, in float32 as published.
+
+    Args:
+        folder: created if needed.
+        params: the trees encoder and decoder.
+        config: what they are checked against.
+
+    Returns:
+        The file written.
+
+    Raises:
+        CheckpointError, FileExistsError: as `export_safetensors`.
+    """
+    file, rules = Path(folder) / WEIGHTS, codec_rules(config)
+    leaves = check_tree("params", {"codec": params}, rules)
+    if file.exists():
+        raise FileExistsError(f"{file} is there already: choose another folder or move it away")
+    _write(file, _tensors(leaves, rules, "float32"))
+    return file
 
 
 def _tensors(leaves: Mapping[str, Any], rules: Iterable[Rule], dtype: str | None) -> dict[str, np.ndarray]:

@@ -57,7 +57,8 @@ def save(folder: str | Path, params: Mapping[str, Any], config: ModelConfig, sou
         raise CheckpointError("params", [f"no part is there; there are {', '.join(PARTS)}"])
     rules = select(all_rules(config), config, parts)
     leaves = check_tree("params", params, rules)
-    if read_folder(source_folder).with_dtypes("float32") != config.with_dtypes("float32"):
+    stored = config.with_dtypes("float32").with_attention(lambda _: "xla")
+    if read_folder(source_folder).with_dtypes("float32") != stored:
         raise CheckpointError(source_folder, ["its JSON files describe another model than the parameters"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

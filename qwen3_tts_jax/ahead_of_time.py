@@ -175,6 +175,8 @@ def export_programs(
             raise ValueError(f"capacity={size.capacity} leaves no room for frames after {size.prompt_slots} slots")
     weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _needed(params))
     generation = generation or config.generation
+    # A kernel would tie the programs to one kind of device.
+    config = config.with_attention(lambda _: "xla")
     options = {} if platforms is None else {"platforms": tuple(platforms)}
     content, codec_states = {}, []
     for index, size in enumerate(sizes):

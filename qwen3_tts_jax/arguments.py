@@ -1,12 +1,40 @@
-"""The official package's arguments → requests and sampling."""
+"""Arguments, those of the official package among them → dtypes, sampling, requests."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from qwen3_tts_jax.config import GenerationConfig, ModelConfig
+from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.prompt import Request
+
+_DTYPES = {part: ("float32", "bfloat16") for part in ("talker", "code_predictor")}
+_DTYPES["codec"] = ("float32", "bfloat16", "bfloat16_3x")
+
+
+def part_dtypes(dtype: str, automatic: str) -> dict[str, str]:
+    """The dtypes to compute in, of "talker", "code_predictor" and "codec".
+
+    Args:
+        dtype: one for talker and code predictor, such as "bfloat16", and others by part, such as
+            "codec=bfloat16_3x", with commas between them; the last that names a part decides. "auto" chooses nothing.
+        automatic: the dtype of talker and code predictor where none is chosen; the codec's is float32.
+
+    Raises:
+        ConfigError: an unknown part or dtype.
+    """
+    found = {"talker": automatic, "code_predictor": automatic, "codec": "float32"}
+    for entry in dtype.split(","):
+        name, named, value = (word.strip() for word in entry.partition("="))
+        if named and name not in found:
+            raise ConfigError(f"dtype names the part {name!r}; there are {', '.join(found)}")
+        parts, value = ([name], value) if named else (["talker", "code_predictor"], name)
+        for part in parts:
+            if value not in ("auto", *_DTYPES[part]):
+                raise ConfigError(f"dtype of the {part} must be auto, {' or '.join(_DTYPES[part])}; got {value!r}")
+            if value != "auto":
+                found[part] = value
+    return found
 
 
 def merge_sampling(config: ModelConfig, options: dict[str, Any]) -> tuple[GenerationConfig, int | None]:

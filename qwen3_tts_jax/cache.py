@@ -56,11 +56,20 @@ class KVCache:
         slots = jnp.arange(self.capacity, dtype=jnp.int32)
         return slots <= self.positions(steps)[..., None]
 
+    def past(self, steps: int) -> int | None:
+        """Slots before the next `steps`, all of which the first of them may see if they were ever written.
+
+        None where that is not known, or where slots come after them. A cache that the next inputs fill is empty.
+        """
+        return 0 if steps == self.capacity else None
+
     def extend(self, layer: int, keys: jax.Array, values: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
         """Writes keys and values [B, T, K, H] of `layer`; returns the cache and all [B, K, H, S], [B, K, S, H]."""
 
         def write(buffer: jax.Array, new: jax.Array, axis: int) -> jax.Array:
             new = new.astype(buffer.dtype)
+            if new.shape == buffer.shape:
+                return new
             if self.length.ndim == 0:
                 return jax.lax.dynamic_update_slice_in_dim(buffer, new, self.length, axis)
             return jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(buffer, new, self.length, axis - 1)
@@ -135,6 +144,10 @@ class WindowCache:
         offsets = jnp.arange(past + steps)[None] - past
         in_window = (offsets <= queries) & (offsets >= queries - past)
         return in_window & (offsets + self.length[:, None, None] >= 0)
+
+    def past(self, steps: int) -> int | None:
+        """As of a `KVCache`; here later inputs no longer see the first slots."""
+        return self.values[0].shape[2] or None
 
     def extend(self, layer: int, keys: jax.Array, values: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
         """Appends keys and values [B, T, K, H] of `layer`; returns the cache and all [B, K, H, S], [B, K, S, H]."""

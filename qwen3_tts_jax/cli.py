@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from qwen3_tts_jax import cli_batch, cli_programs
+from qwen3_tts_jax import cli_batch, cli_export, cli_programs
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_codec import codec_app
 from qwen3_tts_jax.cli_options import APP, DEFAULT_CLONER, DEFAULT_DESIGNER, DEFAULT_VOICES, examples
@@ -83,8 +83,8 @@ def say(
     top_k: option.TopK = None,
     top_p: option.TopP = None,
     repetition_penalty: option.Penalty = None,
-    dtype: option.Dtype = "auto",
-    codec_dtype: option.CodecDtype = "float32",
+    dtype: option.Dtypes = "auto",
+    attention: option.Attention = "auto",
     weights: option.Weights = "float",
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
@@ -121,8 +121,8 @@ def design(
     top_k: option.TopK = None,
     top_p: option.TopP = None,
     repetition_penalty: option.Penalty = None,
-    dtype: option.Dtype = "auto",
-    codec_dtype: option.CodecDtype = "float32",
+    dtype: option.Dtypes = "auto",
+    attention: option.Attention = "auto",
     weights: option.Weights = "float",
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
@@ -166,8 +166,8 @@ def clone(
     top_k: option.TopK = None,
     top_p: option.TopP = None,
     repetition_penalty: option.Penalty = None,
-    dtype: option.Dtype = "auto",
-    codec_dtype: option.CodecDtype = "float32",
+    dtype: option.Dtypes = "auto",
+    attention: option.Attention = "auto",
     weights: option.Weights = "float",
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
@@ -186,6 +186,7 @@ def _speak(model_type: str, options: dict[str, Any]) -> None:
 
 
 app.command(epilog=cli_batch.EXAMPLES)(cli_batch.batch)
+app.command(epilog=cli_export.EXAMPLES)(cli_export.export)
 app.command(epilog=cli_programs.WARMUP_EXAMPLES)(cli_programs.warmup)
 app.command("export-programs", epilog=cli_programs.EXPORT_EXAMPLES)(cli_programs.export_programs)
 
@@ -258,7 +259,7 @@ def convert(
     verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Convert a published checkpoint to an Orbax checkpoint."""
+    """Convert a published checkpoint to an Orbax checkpoint; `export` goes the other way."""
     from qwen3_tts_jax.cli_model import Source, convert_model
 
     convert_model(Source(source, revision, cache_dir, offline, verify), destination, dtype, quiet)

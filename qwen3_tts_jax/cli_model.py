@@ -150,7 +150,7 @@ def print_info(source: Source) -> None:
     problems: tuple[str, ...] = ()
     if folder is not None:
         try:
-            sizes = _stored_sizes(folder, config)
+            sizes = stored_sizes(folder, config)
         except CheckpointError as error:
             problems = error.problems
     for name, value in _abilities(config):
@@ -166,7 +166,7 @@ def print_info(source: Source) -> None:
         raise typer.Exit(2)
 
 
-def _stored_sizes(folder: Path, config: ModelConfig) -> dict[str, tuple[str, int]]:
+def stored_sizes(folder: Path, config: ModelConfig) -> dict[str, tuple[str, int]]:
     """Dtypes and bytes of the parts that a folder holds, whatever its layout."""
     from qwen3_tts_jax.convert.check import MARKER, check_folder, is_converted
     from qwen3_tts_jax.convert.rules import all_rules

@@ -63,7 +63,18 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="To compute in; auto is float32 on a CPU, else bfloat16."),
 ]
-CodecDtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="The codec's.")]
+Dtypes = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="float32, bfloat16 or auto, of talker and code predictor, and by part: codec=bfloat16_3x, …",
+        show_default="auto: float32 on a CPU, else bfloat16; the codec float32",
+    ),
+]
+Attention = Annotated[
+    Literal["auto", "xla", "cudnn", "pallas"],
+    typer.Option(help="Of prompts, in bfloat16: a kernel of NVIDIA GPUs (cudnn) or TPUs (pallas), or plain (xla)."),
+]
 Weights = Annotated[
     Literal["float", "int8"],
     typer.Option(help="int8 keeps the layers in a quarter of the memory, speaks a little differently, and slows CPUs."),
@@ -88,10 +99,15 @@ class SpeechOptions:
     top_p: float | None
     repetition_penalty: float | None
     dtype: str
-    codec_dtype: str
+    attention: str
     weights: str
     revision: str | None
     cache_dir: Path | None
     offline: bool
     verify: bool
     quiet: bool
+
+    @property
+    def computing(self) -> dict[str, str]:
+        """The options of `Qwen3TTS.from_pretrained` that say in what numbers, and how, it computes."""
+        return {"dtype": self.dtype, "attention": self.attention, "weights": self.weights}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,21 +15,25 @@ from qwen3_tts_jax.cli_options import examples
 from qwen3_tts_jax.console import ProgressLine, check_output, plain_messages, refuse, refusing
 
 if TYPE_CHECKING:
+    from qwen3_tts_jax.cli_clone import Recording
     from qwen3_tts_jax.config import ModelConfig
     from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.prompt import Request
+    from qwen3_tts_jax.voice_prompt import VoicePrompt
     from qwen3_tts_jax.warm_up import Warmed
 
 WARMUP_EXAMPLES = examples(
     "qwen3-tts-jax warmup 0.6B-CustomVoice",
     "qwen3-tts-jax warmup ./my-checkpoint --tokens 200 --batch-size 8 --batch-size 32 --no-stream",
     "qwen3-tts-jax warmup 0.6B-Base --voice me.safetensors",
+    'qwen3-tts-jax warmup 0.6B-Base --reference me.wav --reference-text "What I say in me.wav."',
 )
 EXPORT_EXAMPLES = examples(
     "qwen3-tts-jax export-programs 0.6B-CustomVoice -o programs.zip --rows 8 --seconds 20",
     "qwen3-tts-jax export-programs ./my-checkpoint -o programs.zip --platform cuda --platform tpu --dtype bfloat16",
 )
 
+_LONGEST_REFERENCE = 30
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 Tokens = Annotated[int, typer.Option(min=1, help="Of the longest text.")]
@@ -51,9 +56,14 @@ def warmup(
     ] = None,
     instruct: Annotated[str | None, typer.Option("--instruct", "-i", help="One as long as those to come.")] = None,
     voice: Voice = None,
+    reference: Annotated[
+        Path | None, typer.Option("--reference", "-r", help="Recording as long as those to come (Base models).")
+    ] = None,
+    reference_text: Annotated[str | None, typer.Option("--reference-text", "-t", help="What it says.")] = None,
     greedy: option.Greedy = False,
-    dtype: option.Dtype = "auto",
-    codec_dtype: option.CodecDtype = "float32",
+    dtype: option.Dtypes = "auto",
+    attention: option.Attention = "auto",
+    weights: option.Weights = "float",
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,
@@ -61,21 +71,27 @@ def warmup(
 ) -> None:
     """Compile what speaking needs, and keep it for later commands.
 
-    Programs depend on the lengths of text and speech in steps, on the batch size, the dtypes and the options
-    of sampling. A command of the same kind then compiles nothing that takes long, unless its speech becomes
+    Programs depend on the lengths of text, speech and recordings in steps, on the batch size, and on the options of
+    sampling and computing. A command of the same kind then compiles nothing that takes long, unless its speech becomes
     unusually long.
     """
-    from qwen3_tts_jax.cli_model import Source
+    from qwen3_tts_jax.arguments import part_dtypes
+    from qwen3_tts_jax.cli_model import Source, read_config
+    from qwen3_tts_jax.config import ConfigError
 
     with plain_messages():
         from qwen3_tts_jax.compile_cache import keep_compiled
 
         folder = Source(model, revision, cache_dir, offline).folder()
-        request = _request(folder, max_seconds, text_mode, instruct, voice)
+        with refusing(ConfigError):
+            part_dtypes(dtype, "auto")
+        config = read_config(folder)
+        heard = _heard(config, voice, reference, reference_text)
+        request = _request(config, max_seconds, text_mode, instruct, heard)
         kept = keep_compiled()
         if kept is None:
             refuse("compiled programs are not kept: see JAX_ENABLE_COMPILATION_CACHE and the folder for caches")
-        tts = _load(folder, dtype, codec_dtype, quiet)
+        tts = _load(folder, quiet, dtype=dtype, attention=attention, weights=weights)
         from qwen3_tts_jax.arguments import merge_sampling
         from qwen3_tts_jax.warm_up import warm_up
 
@@ -88,6 +104,7 @@ def warmup(
                     tokens=tokens,
                     batch_sizes=batch_size or (),
                     stream=stream,
+                    recordings=_recordings(heard, config, voice),
                     generation=merge_sampling(tts.config, sampling)[0],
                     progress=counter,
                 )
@@ -114,8 +131,8 @@ def export_programs(
         list[str] | None,
         typer.Option(help="To run on: cpu, cuda, rocm or tpu; may be given several times; by default this machine's."),
     ] = None,
-    dtype: option.Dtype = "auto",
-    codec_dtype: option.CodecDtype = "float32",
+    dtype: option.Dtypes = "auto",
+    weights: option.Weights = "float",
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,
@@ -135,7 +152,7 @@ def export_programs(
         from qwen3_tts_jax.ahead_of_time import Size, export_programs
 
         folder = Source(model, revision, cache_dir, offline).folder()
-        tts = _load(folder, dtype, codec_dtype, quiet)
+        tts = _load(folder, quiet, dtype=dtype, weights=weights)
         frames = max(1, int(seconds * tts.config.codec.frame_rate))
         sizes = [Size(count, tokens, tokens + frames) for count in rows or [1]]
         with refusing(ValueError, OSError):
@@ -144,15 +161,18 @@ def export_programs(
 
 
 def _request(
-    folder: Path, max_seconds: float | None, text_mode: str | None, instruct: str | None, voice: Path | None
+    config: ModelConfig,
+    max_seconds: float | None,
+    text_mode: str | None,
+    instruct: str | None,
+    voice: Recording | VoicePrompt | None,
 ) -> Request:
     """What all requests have in common; refuses what the model cannot speak."""
-    from qwen3_tts_jax.cli_model import read_config
+    from qwen3_tts_jax.cli_clone import Recording
     from qwen3_tts_jax.prompt import Request, validate
 
     if max_seconds is not None and not 0 < max_seconds < math.inf:
         refuse(f"--max-seconds must be a number above 0, got {max_seconds:g}")
-    config = read_config(folder)
     frames = None if max_seconds is None else max(1, int(max_seconds * config.codec.frame_rate))
     mode = text_mode or ("as-it-comes" if config.model_type == "base" else "all-at-once")
     if config.model_type == "voice_design" and instruct is None:
@@ -163,32 +183,56 @@ def _request(
         instruct=instruct,
         text_mode=mode.replace("-", "_"),
         max_frames=frames,
-        voice=_voice(config, voice),
+        voice=voice.stand_in(config) if isinstance(voice, Recording) else voice,
     )
     with refusing(ValueError):
         validate(request, config)
     return request
 
 
-def _voice(config: ModelConfig, file: Path | None):
+def _heard(
+    config: ModelConfig, voice: Path | None, reference: Path | None, text: str | None
+) -> Recording | VoicePrompt | None:
+    """The voice that base models are given; that of an x-vector alone where there is none."""
+    given = {"--voice": voice, "--reference": reference, "--reference-text": text}
+    names = [name for name, value in given.items() if value is not None]
     if config.model_type != "base":
-        return None if file is None else refuse(f"--voice is for base models; this is a {config.model_type} model")
+        return refuse(f"{names[0]} is for base models; this is a {config.model_type} model") if names else None
+    if voice is not None and len(names) > 1:
+        refuse(f"--voice takes no {names[1]}: the file has its own")
+    if text is not None and reference is None:
+        refuse("--reference-text is what a --reference says, and there is none")
     import numpy as np
 
-    from qwen3_tts_jax.cli_clone import load_voice
+    from qwen3_tts_jax.cli_clone import Reference, load_voice
     from qwen3_tts_jax.voice_prompt import VoicePrompt
 
-    if file is not None:
-        return load_voice(file)
+    if voice is not None:
+        return load_voice(voice)
+    if reference is not None:
+        return Reference(
+            recording=str(reference), text=text, text_file=None, x_vector_only=text is None,
+            text_option="--reference-text",
+        ).read()  # fmt: skip
     return VoicePrompt(np.zeros(config.speaker_encoder.x_vector_width, np.float32))
 
 
-def _load(folder: Path, dtype: str, codec_dtype: str, quiet: bool) -> Qwen3TTS:
+def _recordings(heard: Recording | VoicePrompt | None, config: ModelConfig, voice: Path | None) -> Sequence[float]:
+    """Seconds of those that voices will be made of: like the one that is given, or of any good length."""
+    from qwen3_tts_jax.cli_clone import Recording
+
+    if isinstance(heard, Recording):
+        return [heard.seconds]
+    return range(1, _LONGEST_REFERENCE + 1) if config.model_type == "base" and voice is None else ()
+
+
+def _load(folder: Path, quiet: bool, **computing: str) -> Qwen3TTS:
+    from qwen3_tts_jax.config import ConfigError
     from qwen3_tts_jax.convert import CheckpointError
     from qwen3_tts_jax.pipeline import Qwen3TTS
 
-    with ProgressLine(1.0, quiet) as progress, refusing(CheckpointError):
-        return Qwen3TTS.from_pretrained(folder, dtype, codec_dtype, progress=progress)
+    with ProgressLine(1.0, quiet) as progress, refusing(CheckpointError, ConfigError):
+        return Qwen3TTS.from_pretrained(folder, **computing, progress=progress)
 
 
 class _Counter:

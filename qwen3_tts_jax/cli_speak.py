@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from qwen3_tts_jax.arguments import part_dtypes
 from qwen3_tts_jax.batch.manifest import MAX_SEED
 from qwen3_tts_jax.cli_clone import Recording, Reference, load_voice
 from qwen3_tts_jax.cli_model import COMMANDS, Source, check_type, read_config
@@ -161,7 +162,9 @@ def _voice(options: SpeakOptions) -> Recording | VoicePrompt:
 
 
 def sampling_arguments(options: SpeechOptions) -> dict[str, Any]:
-    """The sampling arguments of `arguments.merge_sampling`; refuses impossible ones, and other limits and seeds."""
+    """The sampling arguments of `arguments.merge_sampling`; refuses impossible ones, and other limits and
+    seeds, and dtypes.
+    """
     if options.max_seconds is not None and not 0 < options.max_seconds < math.inf:
         refuse(f"--max-seconds must be a number above 0, got {options.max_seconds:g}")
     if not 0 <= options.seed <= MAX_SEED:
@@ -175,6 +178,7 @@ def sampling_arguments(options: SpeechOptions) -> dict[str, Any]:
         refuse(f"--temperature must be above 0 (for the most likely codes use --greedy), got {options.temperature:g}")
     with refusing(ConfigError):
         SamplingConfig(**given)
+        part_dtypes(options.dtype, "auto")
     return given | ({"do_sample": False, "subtalker_dosample": False} if options.greedy else {})
 
 
@@ -216,10 +220,8 @@ def _load(
     from qwen3_tts_jax.pipeline import Qwen3TTS
 
     keep_compiled()
-    with refusing(CheckpointError):
-        tts = Qwen3TTS.from_pretrained(
-            folder, options.dtype, options.codec_dtype, weights=options.weights, progress=progress
-        )
+    with refusing(CheckpointError, ConfigError):
+        tts = Qwen3TTS.from_pretrained(folder, **options.computing, progress=progress)
     return tts, merge_sampling(tts.config, sampling)[0]
 
 

@@ -1,25 +1,31 @@
-"""The command `train sft`."""
+"""The command `train sft`, and the group that it belongs to."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_options import APP, DEFAULT_CLONER, examples
+from qwen3_tts_jax.cli_train_codec import EPILOG as CODEC_EPILOG
+from qwen3_tts_jax.cli_train_codec import codec
+from qwen3_tts_jax.cli_train_merge import EPILOG as MERGE_EPILOG
+from qwen3_tts_jax.cli_train_merge import merge
+from qwen3_tts_jax.cli_train_report import counter, names, reporter, tensorboard_writer
+from qwen3_tts_jax.cli_train_talker import EPILOG as TALKER_EPILOG
+from qwen3_tts_jax.cli_train_talker import talker
 
-train_app = typer.Typer(name="train", help="Teach a model new voices.", **APP)
+train_app = typer.Typer(
+    name="train", help="Teach a model new voices, or train a talker or a codec from nothing.", **APP
+)
+train_app.command(epilog=CODEC_EPILOG)(codec)
+train_app.command(epilog=TALKER_EPILOG)(talker)
+train_app.command(epilog=MERGE_EPILOG)(merge)
 
 _FULL_RATE, _LORA_RATE = 2e-5, 2e-4
-
-
-@train_app.callback()
-def _group() -> None:
-    """Keeps `sft` a command of its own, though it is the only one."""
 
 
 @train_app.command(
@@ -42,6 +48,10 @@ def sft(
     validation: Annotated[Path | None, typer.Option(help="More such lines, to judge by: the best is kept.")] = None,
     steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Utterances per batch.")] = 8,
+    batch_seconds: Annotated[
+        float | None, typer.Option(help="Of speech per batch, clips of like length together; not --batch-size.")
+    ] = None,
+    buckets: Annotated[int, typer.Option(help="With --batch-seconds, shapes of batches; each compiles once.")] = 6,
     accumulate: Annotated[int, typer.Option(help="Batches per step.")] = 1,
     learning_rate: Annotated[
         float | None, typer.Option(help=f"The highest; {_FULL_RATE:g} by default, {_LORA_RATE:g} with --lora.")
@@ -86,7 +96,7 @@ def sft(
     from qwen3_tts_jax.config import ConfigError
     from qwen3_tts_jax.console import plain_messages, refuse, refusing
 
-    write_scalars = _tensorboard(output) if tensorboard else None
+    write_scalars = tensorboard_writer(output) if tensorboard else None
     with plain_messages(), refusing(ValueError, OSError, ArithmeticError):
         folder = Source(model, revision, cache_dir, offline).folder()
 
@@ -95,9 +105,9 @@ def sft(
         from qwen3_tts_jax.sharding import make_mesh
         from qwen3_tts_jax.train.lora import LoraConfig
         from qwen3_tts_jax.train.loss import LossConfig
-        from qwen3_tts_jax.train.run import Schedule
+        from qwen3_tts_jax.train.optimizer import OptimizerConfig
+        from qwen3_tts_jax.train.progress import Schedule
         from qwen3_tts_jax.train.sft import SftConfig, prepare, run
-        from qwen3_tts_jax.train.step import OptimizerConfig
 
         if lora < 0:
             refuse(f"--lora must be 0 or a rank, got {lora}")
@@ -113,9 +123,11 @@ def sft(
             dtype=dtype,
             optimizer=OptimizerConfig(rate, steps, warm, weight_decay=weight_decay, clip=clip),
             loss=LossConfig(codes=code_weight),
-            lora=LoraConfig(lora, alpha, _names(lora_modules)) if lora else None,
-            frozen=_names(freeze),
+            lora=LoraConfig(lora, alpha, names(lora_modules)) if lora else None,
+            frozen=names(freeze),
             batch_size=batch_size,
+            batch_seconds=batch_seconds,
+            buckets=buckets,
             accumulate=accumulate,
             text_modes=modes,
             known_speakers=known_speakers,
@@ -131,59 +143,9 @@ def sft(
         # Orbax warns that a checkpoint of one process has no parts of others to merge.
         logging.getLogger("absl").setLevel(logging.ERROR)
         count = jax.device_count()
-        mesh = make_mesh() if count > 1 and batch_size % count == 0 else None
+        mesh = make_mesh() if count > 1 and (batch_seconds or batch_size % count == 0) else None
         if mesh is None and count > 1:
             typer.echo(f"warning: {count} devices cannot share batches of {batch_size}: one works alone", err=True)
-        result = run(job, cache=cache, mesh=mesh, encoding=_counter(quiet), report=_reporter(quiet, write_scalars))
+        result = run(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=reporter(quiet, write_scalars))
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'model'}: {end}, the state after step {result.step}, loss {result.loss:.3f}")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _counter(quiet: bool) -> Callable[[int, int], None] | None:
-    def show(done: int, total: int) -> None:
-        typer.echo(f"encoded {done} of {total} recordings", err=True)
-
-    return None if quiet else show
-
-
-def _reporter(quiet: bool, write_scalars: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[str, Any]], None]:
-    def show(numbers: dict[str, Any]) -> None:
-        if write_scalars is not None:
-            write_scalars(numbers)
-        if quiet:
-            return
-        if "validation_loss" in numbers:
-            typer.echo(f"step {numbers['step']}: validation loss {numbers['validation_loss']:.4f}", err=True)
-        else:
-            codes = numbers["codes"]
-            rest = sum(codes[1:]) / len(codes[1:])
-            typer.echo(
-                f"step {numbers['step']}: loss {numbers['loss']:.4f} (code 0 {codes[0]:.3f}, others {rest:.3f}, end "
-                f"{numbers['end']:.3f}), {numbers['frames'] / numbers['seconds']:.0f} frames/s",
-                err=True,
-            )
-
-    return show
-
-
-def _tensorboard(output: Path) -> Callable[[dict[str, Any]], None]:
-    from qwen3_tts_jax.console import refuse
-
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        refuse("--tensorboard needs the package tensorboardX: pip install tensorboardX; log.jsonl has the same numbers")
-    writer = SummaryWriter(str(output / "tensorboard"))
-
-    def write(numbers: dict[str, Any]) -> None:
-        for name, value in numbers.items():
-            values = {f"{name}/{i}": each for i, each in enumerate(value)} if isinstance(value, list) else {name: value}
-            for tag, each in values.items():
-                writer.add_scalar(tag, each, numbers["step"])
-        writer.flush()
-
-    return write

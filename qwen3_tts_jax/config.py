@@ -6,11 +6,12 @@ written by `hf_config`; `presets` has the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 ModelType = Literal["base", "custom_voice", "voice_design"]
+AttentionKernel = Literal["xla", "cudnn", "pallas"]
 
 
 class ConfigError(ValueError):
@@ -28,6 +29,7 @@ class TransformerConfig:
 
     `sliding_window` counts the positions that a query may see, its own included; None sees all.
     `dtype` is the dtype of activations and products; norms, softmax and RoPE are always float32.
+    `attention` is what computes the attention of many queries, see `attention.configure`.
     """
 
     num_layers: int
@@ -45,6 +47,7 @@ class TransformerConfig:
     final_norm: bool = True
     sliding_window: int | None = None
     dtype: str = "float32"
+    attention: AttentionKernel = "xla"
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "width", "mlp_width", "num_heads", "num_kv_heads", "head_dim"):
@@ -169,7 +172,8 @@ class CodecDecoderConfig:
 
     `latent_upsample_rates` are the ConvNeXt stages, `upsample_rates` the SnakeBeta stages; their
     product is the number of samples per frame. Stage i of the latter has
-    `decoder_channels // 2**i` input channels.
+    `decoder_channels // 2**i` input channels. With `three_pass` the convolutions, in float32, are made of products
+    in bfloat16, see `codec.conv`.
     """
 
     transformer: TransformerConfig
@@ -182,6 +186,7 @@ class CodecDecoderConfig:
     decoder_channels: int
     upsample_rates: tuple[int, ...]
     latent_upsample_rates: tuple[int, ...]
+    three_pass: bool = False
 
     def __post_init__(self) -> None:
         halvings = 2 ** len(self.upsample_rates)
@@ -224,12 +229,18 @@ class CodecConfig:
         return self.sample_rate / self.decoder.frame_samples
 
     def with_dtype(self, dtype: str) -> CodecConfig:
-        """The same codec computing in `dtype`."""
-        parts = {
-            name: replace(part, transformer=replace(part.transformer, dtype=dtype))
-            for name, part in (("encoder", self.encoder), ("decoder", self.decoder))
-        }
-        return replace(self, **parts)
+        """The same codec computing in `dtype`: "float32", "bfloat16", or "bfloat16_3x".
+
+        The last is float32, but for the decoder's convolutions, which accelerators compute several times as fast in
+        three passes of bfloat16; CPUs slower.
+        """
+        three_pass = dtype == "bfloat16_3x"
+        dtype = "float32" if three_pass else dtype
+        encoder = replace(self.encoder, transformer=replace(self.encoder.transformer, dtype=dtype))
+        decoder = replace(
+            self.decoder, transformer=replace(self.decoder.transformer, dtype=dtype), three_pass=three_pass
+        )
+        return replace(self, encoder=encoder, decoder=decoder)
 
 
 @dataclass(frozen=True)
@@ -309,8 +320,10 @@ class ModelConfig:
         """The published 0.6B checkpoints were not trained with instructions; the reference drops them."""
         return self.model_size != "0b6" and self.model_type != "base"
 
-    def with_dtypes(self, dtype: str, codec_dtype: str = "float32") -> ModelConfig:
-        """The same model computing in `dtype` (talker, code predictor) and `codec_dtype` (codec)."""
+    def with_dtypes(
+        self, dtype: str, codec_dtype: str = "float32", code_predictor_dtype: str | None = None
+    ) -> ModelConfig:
+        """The same model computing in `dtype` (talker, and code predictor unless it has another) and `codec_dtype`."""
 
         def cast(part, to):
             return replace(part, transformer=replace(part.transformer, dtype=to))
@@ -318,6 +331,16 @@ class ModelConfig:
         return replace(
             self,
             talker=cast(self.talker, dtype),
-            code_predictor=cast(self.code_predictor, dtype),
+            code_predictor=cast(self.code_predictor, code_predictor_dtype or dtype),
             codec=self.codec.with_dtype(codec_dtype),
         )
+
+    def with_attention(self, choose: Callable[[TransformerConfig], AttentionKernel]) -> ModelConfig:
+        """The same model with what `choose` says for each of its stacks."""
+
+        def chosen(part):
+            stack = part.transformer
+            return replace(part, transformer=replace(stack, attention=choose(stack)))
+
+        codec = replace(self.codec, encoder=chosen(self.codec.encoder), decoder=chosen(self.codec.decoder))
+        return replace(self, talker=chosen(self.talker), code_predictor=chosen(self.code_predictor), codec=codec)

@@ -50,8 +50,12 @@ def read_codec(folder: str | Path) -> CodecConfig:
         FileNotFoundError: config.json is missing.
         ConfigError: as `from_hf`, or a file that is not JSON.
     """
-    path = Path(folder) / "config.json"
-    return _codec_from_hf(_Keys(_read_json(path), str(path)))
+    return read_codec_file(Path(folder) / "config.json")
+
+
+def read_codec_file(path: str | Path) -> CodecConfig:
+    """`read_codec` of a file of any name."""
+    return _codec_from_hf(_Keys(_read_json(Path(path)), str(path)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

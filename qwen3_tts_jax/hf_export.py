@@ -78,7 +78,7 @@ def to_hf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any], dict[str
         **{f"subtalker_{name}": getattr(generation.code_predictor, name) for name in ("temperature", "top_p", "top_k")},
         "max_new_tokens": config.max_new_tokens,
     }
-    return top, _codec_to_hf(config.codec), generation_dict
+    return top, codec_to_hf(config.codec), generation_dict
 
 
 def _transformer_to_hf(config: TransformerConfig, eps: str = "rms_norm_eps") -> dict[str, Any]:
@@ -97,7 +97,8 @@ def _transformer_to_hf(config: TransformerConfig, eps: str = "rms_norm_eps") -> 
     }
 
 
-def _codec_to_hf(config: CodecConfig) -> dict[str, Any]:
+def codec_to_hf(config: CodecConfig) -> dict[str, Any]:
+    """The dict that `hf_config.read_codec` reads: the config.json of a codec's own folder."""
     encoder, decoder = config.encoder, config.decoder
     return {
         "architectures": ["Qwen3TTSTokenizerV2Model"],
@@ -144,4 +145,18 @@ def _codec_to_hf(config: CodecConfig) -> dict[str, Any]:
             "upsample_rates": list(decoder.upsample_rates),
             "upsampling_ratios": list(decoder.latent_upsample_rates),
         },
+    }
+
+
+def codec_preprocessor_to_hf(config: CodecConfig) -> dict[str, Any]:
+    """The preprocessor_config.json of a codec's own folder."""
+    return {
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "chunk_length_s": None,
+        "feature_size": 1,
+        "overlap": None,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+        "sampling_rate": config.sample_rate,
     }

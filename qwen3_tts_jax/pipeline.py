@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from qwen3_tts_jax import audio, convert, hf_config, sharding
-from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair_references
+from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair_references, part_dtypes
+from qwen3_tts_jax.attention import Choice, configure
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.prompt import Request
 from qwen3_tts_jax.quantize import quantize
@@ -41,8 +42,8 @@ class Qwen3TTS:
         cls,
         model: str | Path,
         dtype: str = "auto",
-        codec_dtype: str = "float32",
         *,
+        attention: Choice = "auto",
         weights: Literal["float", "int8"] = "float",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
@@ -57,9 +58,13 @@ class Qwen3TTS:
         Args:
             model: a folder in the published layout, a folder written by `qwen3-tts-jax convert`, a Hugging
                 Face repo id, or a short name such as "0.6B-CustomVoice".
-            dtype: of talker and code predictor: "float32", "bfloat16", or "auto", which is bfloat16 on GPU
-                and TPU and float32 on a CPU, where products in bfloat16 are ten times slower.
-            codec_dtype: of the codec.
+            dtype: to compute in: "float32", "bfloat16", or "auto", which is bfloat16 on GPU and TPU and float32 on
+                a CPU, where products in bfloat16 are ten times slower. One is that of talker and code predictor; parts
+                can be named, as in "talker=bfloat16,code_predictor=float32" or "bfloat16,codec=bfloat16_3x". The
+                codec has float32 by default; "bfloat16_3x" makes its decoder's convolutions of three products, for
+                the fast units of accelerators, at 70 dB of float32, and "bfloat16" of one, at 17 dB.
+            attention: of many queries at once, in parts that compute in bfloat16: "cudnn" on NVIDIA GPUs, "pallas" on
+                one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one.
             weights: "int8" rounds those of the talker and the code predictor, which are then a quarter of the size
                 (see `quantize`): for memory, and for accelerators, whose speed it is to read them. CPUs are slower
                 with it. Codes are no longer those of the reference.
@@ -73,17 +78,18 @@ class Qwen3TTS:
 
         Raises:
             FileNotFoundError: no such folder or repo, or files are missing.
-            qwen3_tts_jax.config.ConfigError: a model that this package cannot run.
+            qwen3_tts_jax.config.ConfigError: a model that this package cannot run, unknown dtypes, or attention that
+                this machine does not have.
             qwen3_tts_jax.convert.CheckpointError: weights that do not fit the config, all errors at once.
         """
         if weights not in ("float", "int8"):
             raise ValueError(f'weights must be "float" or "int8", got {weights!r}')
-        if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtypes = part_dtypes(dtype, "float32" if jax.default_backend() == "cpu" else "bfloat16")
         folder = convert.resolve(
             str(model), revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, verify=verify
         )
-        config = hf_config.read_folder(folder).with_dtypes(dtype, codec_dtype)
+        config = hf_config.read_folder(folder).with_dtypes(dtypes["talker"], dtypes["codec"], dtypes["code_predictor"])
+        config = configure(config, attention, devices=1 if mesh is None else mesh.size)
         tokenizer = TextTokenizer.from_folder(folder)
         placement = None if mesh is None else sharding.placement(mesh, config)
         report = None if progress is None else lambda done, total: progress("load", done, total)

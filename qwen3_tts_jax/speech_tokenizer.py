@@ -127,7 +127,8 @@ class SpeechTokenizer:
             model: a checkpoint's folder (published layout or converted), its `speech_tokenizer` folder, a
                 Hugging Face repo id, "Qwen/Qwen3-TTS-Tokenizer-12Hz" among them, or a short name such as
                 "0.6B-Base".
-            dtype: "float32" as published, or "bfloat16", which gives other codes.
+            dtype: "float32" as published, "bfloat16_3x" for a decoder in three passes, see
+                `config.CodecConfig.with_dtype`, or "bfloat16", which gives other codes.
             revision: branch, tag or commit on Hugging Face.
             cache_dir: where downloads are kept; Hugging Face's own cache by default.
             local_files_only: never ask the network; None lets the environment variable HF_HUB_OFFLINE decide.

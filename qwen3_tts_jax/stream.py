@@ -203,7 +203,7 @@ def stream_codes(
     prompt = batch_plans([plan], tts_pad=pad, length=slots)
     spoken = len(plan.text_ids) + known
     expected = spoken * FRAMES_PER_TOKEN if text.complete else _FRAMES_OF_OPEN_TEXT
-    capacity = _capacity(slots + min(frame_limit, expected) + longest)
+    capacity = cache_capacity(slots + min(frame_limit, expected) + longest)
     keys, limits = utterance_keys(seed, jnp.zeros(1, jnp.int32)), jnp.full(1, frame_limit, jnp.int32)
     state = prefill_compiled(params, config, prompt, keys, limits, capacity)
 
@@ -213,7 +213,7 @@ def stream_codes(
         if frame < len(text.ids) and (frame > 0 or len(text.ids) > known):
             state = set_text_compiled(params, config, state, text.window(frame, longest, pad))
         if slots + frame + count > capacity:
-            capacity = _capacity(slots + frame + count)
+            capacity = cache_capacity(slots + frame + count)
             state = grow_compiled(state, capacity)
         state, chunk = generate_stream(params, config, generation, state, np.int32(count), longest)
         codes = np.asarray(chunk)[0]
@@ -228,7 +228,8 @@ def stream_codes(
             return
 
 
-def _capacity(slots: int) -> int:
+def cache_capacity(slots: int) -> int:
+    """Slots that a stream's cache has where so many are needed."""
     return max(_MIN_CAPACITY, 1 << (slots - 1).bit_length())
 
 

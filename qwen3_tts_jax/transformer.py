@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from qwen3_tts_jax.attention import attend
 from qwen3_tts_jax.cache import Cache
 from qwen3_tts_jax.config import TransformerConfig
 from qwen3_tts_jax.layers import (
-    PRECISION,
     GeluMLP,
     JointLinear,
     LayerNorm,
@@ -20,44 +19,6 @@ from qwen3_tts_jax.layers import (
     apply_rope,
     rope_tables,
 )
-
-_MASKED = float(jnp.finfo(jnp.float32).min)
-
-
-def attend(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(queries · keys / √H) · values, with the softmax in float32 (Vaswani et al. 2017).
-
-    Args:
-        queries: [B, T, K, G, H], the G query heads of each key/value head.
-        keys: [B, K, H, S].
-        values: [B, K, S, H].
-        mask: bool [B or 1, T, S], False where a query may not look.
-
-    Returns:
-        [B, T, K, G, H].
-    """
-    scores = jnp.einsum("btkgh,bkhs->bkgts", queries, keys, precision=PRECISION, preferred_element_type=jnp.float32)
-    weights = _weights(scores, mask[:, None, None], queries)
-    return jnp.einsum("bkgts,bksh->btkgh", weights, values, precision=PRECISION)
-
-
-def _attend_on_cpu(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """`attend` in float32, for XLA's CPU backend does not have every product of bfloat16."""
-    wide = (x.astype(jnp.float32) for x in (queries, keys, values))
-    return attend(*wide, mask).astype(queries.dtype)
-
-
-def _attend_once_on_cpu(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """`attend` of one query, T = 1, as sums: several times as fast as XLA's CPU products where S is large."""
-    wide_queries, wide_keys, wide_values = (x.astype(jnp.float32) for x in (queries, keys, values))
-    scores = jnp.sum(wide_queries[:, 0, ..., None] * wide_keys[:, :, None], axis=3)
-    weights = _weights(scores, mask[:, :, None], wide_queries)
-    return jnp.sum(weights[..., None] * wide_values[:, :, None], axis=3)[:, None].astype(queries.dtype)
-
-
-def _weights(scores: jax.Array, mask: jax.Array, queries: jax.Array) -> jax.Array:
-    scores = jnp.where(mask, scores * queries.shape[-1] ** -0.5, _MASKED)
-    return jax.nn.softmax(scores, axis=-1).astype(queries.dtype)
 
 
 class Attention(nn.Module):
@@ -88,12 +49,11 @@ class Attention(nn.Module):
         if config.qk_norm:
             queries = RMSNorm(config.norm_eps, name="q_norm")(queries)
             keys = RMSNorm(config.norm_eps, name="k_norm")(keys)
+        past = cache.past(steps)
         cache, keys, values = cache.extend(layer, apply_rope(keys, rope), values)
 
         queries = apply_rope(queries, rope).reshape(batch, steps, config.num_kv_heads, groups, config.head_dim)
-        # A window is short, and the steps of a stream should round as the whole does.
-        on_cpu = _attend_once_on_cpu if steps == 1 and config.sliding_window is None else _attend_on_cpu
-        y = jax.lax.platform_dependent(queries, keys, values, mask, cpu=on_cpu, default=attend)
+        y = attend(queries, keys, values, mask, past=past, config=config)
         y = y.reshape(batch, steps, config.num_heads * config.head_dim)
         return Linear(width, dtype=config.dtype, name="o")(y), cache
 

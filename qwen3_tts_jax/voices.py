@@ -29,7 +29,7 @@ SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 300.0
 _SILENCE = 1e-4
 # Chinese is spoken at some 4 characters a second and slow English at 8 letters, pauses included.
 _FEWEST_LETTERS_PER_SECOND = 1.0
-_BUCKET_SECONDS = 2
+BUCKET_SECONDS = 2
 
 
 def make_voices(
@@ -148,7 +148,7 @@ def padded_x_vectors(
 
 
 def _x_vector(params: Mapping[str, Any], config: SpeakerEncoderConfig, samples: np.ndarray) -> np.ndarray:
-    size = bucket(len(samples), _BUCKET_SECONDS * config.sample_rate)
+    size = bucket(len(samples), BUCKET_SECONDS * config.sample_rate)
     padded = np.pad(samples, (0, size - len(samples)))
     return np.asarray(padded_x_vectors(params, config, padded[None], np.array([len(samples)], np.int32))[0])
 

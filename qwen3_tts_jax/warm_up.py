@@ -6,10 +6,13 @@ compiled by the very calls that will use it; as soon as its first frames are the
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,10 +20,11 @@ import jax
 import numpy as np
 
 from qwen3_tts_jax.config import GenerationConfig
+from qwen3_tts_jax.generate import empty_batch_compiled, generate_stream, grow_compiled
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, plan_prompt
 from qwen3_tts_jax.sharding import whole_rows
-from qwen3_tts_jax.stream import CHUNK_FRAMES, decode_chunk, prime_decoder
+from qwen3_tts_jax.stream import CHUNK_FRAMES, cache_capacity, decode_chunk, prime_decoder
 from qwen3_tts_jax.synthesis import (
     CODEC_ROWS,
     FRAMES_PER_TOKEN,
@@ -31,6 +35,7 @@ from qwen3_tts_jax.synthesis import (
     expected_frames_of,
     frame_limit,
 )
+from qwen3_tts_jax.voices import BUCKET_SECONDS, make_voices
 
 # A stream's decoder is compiled for 16, 8, 4, 2 and 1 frames.
 _ALL_DECODER_SIZES = 31
@@ -60,19 +65,24 @@ def warm_up(
     tokens: int = 64,
     batch_sizes: Sequence[int] = (),
     stream: bool = True,
+    recordings: Sequence[float] = (),
     generation: GenerationConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Warmed]:
     """Compiles what `Qwen3TTS.synthesize` of one request, `Qwen3TTS.stream` and batch jobs need.
 
+    A stream's cache may double once, and its text may be still to come.
+
     Programs are kept where `compile_cache.keep_compiled` says; call it before.
 
     Args:
         model: which compiles them, on its devices and in its dtypes.
-        request: what all requests have in common; its text is replaced by texts of up to `tokens` tokens.
+        request: what all requests have in common, such as a voice of that length; its text is replaced by texts of
+            up to `tokens` tokens.
         tokens: of the longest text.
         batch_sizes: of batch jobs, too.
         stream: for streams, too.
+        recordings: seconds of recordings that voices are made of, too (base models).
         generation: how codes are drawn; the checkpoint's own by default.
         progress: called with the number of ways that are done, and of all.
 
@@ -81,7 +91,8 @@ def warm_up(
     """
     generation = generation or model.config.generation
     texts = [" ".join(["one"] * count) for count in range(1, tokens + 1)]
-    ways = _ways(model, [replace(request, text=text) for text in texts], batch_sizes, stream, generation)
+    requests = [replace(request, text=text) for text in texts]
+    ways = [*_ways(model, requests, batch_sizes, stream, generation), *_voices(model, recordings)]
     for done, (name, speak) in enumerate(ways):
         if progress is not None:
             progress(done, len(ways))
@@ -132,8 +143,14 @@ def _ways(
             add(
                 ("stream", slots[0], room),
                 f"stream, {text}",
-                lambda request=request: _stream(model, request, generation),
+                lambda request=request, room=room: _stream(model, request, generation, larger=2 * room),
             )
+    if stream:
+        add(
+            ("written",),
+            "stream of a text that is still being written",
+            lambda: _stream(model, replace(requests[-1], text="", text_mode="as_it_comes"), generation, _pieces()),
+        )
     return list(ways.values())
 
 
@@ -144,10 +161,9 @@ def _job_limit(model: Qwen3TTS, request: Request) -> int:
 
 
 def _stream_room(plan: PromptPlan, frames: int) -> int:
-    """What a stream's cache must have room for; the cache itself has the next power of two."""
+    """Slots of a stream's cache."""
     expected = FRAMES_PER_TOKEN * (len(plan.text_ids) + len(plan.trailing_text_ids))
-    slots = bucket(len(plan.text_ids), PROMPT_BUCKET) + min(frames, expected) + max(CHUNK_FRAMES)
-    return (slots - 1).bit_length()
+    return cache_capacity(bucket(len(plan.text_ids), PROMPT_BUCKET) + min(frames, expected) + max(CHUNK_FRAMES))
 
 
 class _EnoughError(Exception):
@@ -166,13 +182,42 @@ def _speak(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows
     decode_codes(model.params["codec"]["decoder"], model.config.codec, silence, rows=together)
 
 
-def _stream(model: Qwen3TTS, request: Request, generation: GenerationConfig) -> None:
-    with closing(model.stream(request, generation)) as chunks:
+def _stream(
+    model: Qwen3TTS,
+    request: Request,
+    generation: GenerationConfig,
+    pieces: Iterator[str] | None = None,
+    larger: int | None = None,
+) -> None:
+    with closing(model.stream(request, generation, pieces=pieces)) as chunks:
         for _ in islice(chunks, 2):
             pass
-    decoder, codec = model.params["codec"]["decoder"], model.config.codec
-    silence = np.zeros((_ALL_DECODER_SIZES, model.config.talker.num_codebooks), np.int32)
-    decode_chunk(decoder, codec, prime_decoder(decoder, codec, silence[:0]), silence)
+    params, config, longest = model.params, model.config, max(CHUNK_FRAMES)
+    if larger is not None:
+        state = grow_compiled(empty_batch_compiled(params, config, 1, larger // 2, longest), larger)
+        generate_stream(params, config, generation, state, np.int32(0), longest)
+    silence = np.zeros((_ALL_DECODER_SIZES, config.talker.num_codebooks), np.int32)
+    decoder = params["codec"]["decoder"]
+    decode_chunk(decoder, config.codec, prime_decoder(decoder, config.codec, silence[:0]), silence)
+
+
+def _pieces() -> Iterator[str]:
+    yield "one "
+    yield "two"
+
+
+def _voices(model: Qwen3TTS, recordings: Sequence[float]) -> Iterator[tuple[str, Callable[[], None]]]:
+    for count, seconds in enumerate(sorted({bucket(math.ceil(each), BUCKET_SECONDS) for each in recordings})):
+        # Codes are made in steps of one length, x-vectors at once.
+        text = "one two three" if count == 0 else None
+        yield f"voices of recordings of {seconds} s", partial(_make_voice, model, seconds, text)
+
+
+def _make_voice(model: Qwen3TTS, seconds: int, text: str | None) -> None:
+    rate = model.config.codec.sample_rate
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, seconds * rate).astype(np.float32)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        make_voices(model.params, model.config, [(noise, rate)], [text])
 
 
 @contextmanager

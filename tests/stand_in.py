@@ -36,7 +36,7 @@ class StandIn:
         self,
         folder: Path,
         dtype: str = "",
-        codec_dtype: str = "",
+        attention: str = "auto",
         weights: str = "float",
         mesh: None = None,
         progress: Progress | None = None,
@@ -94,7 +94,7 @@ def speech_of(request: Request, number: int) -> Speech:
     return Speech(samples, 24_000, codes, "length" if "length" in request.text and number % 3 else "stop")
 
 
-def load_in_worker(source: Source, dtypes: tuple[str, str], digest: str) -> StandIn:
+def load_in_worker(source: Source, computing: dict[str, str], digest: str) -> StandIn:
     """In the place of `batch_job._load_elsewhere`; notes its process in the folder that the environment names."""
     Path(os.environ["STAND_IN_WORKERS"], str(os.getpid())).touch()
-    return StandIn(source.folder(), *dtypes, pause=0.05)
+    return StandIn(source.folder(), **computing, pause=0.05)

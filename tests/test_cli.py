@@ -72,8 +72,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     noted: list[dict] = []
 
     class Silence:
-        def __init__(self, folder, dtype, codec_dtype, *, weights, progress):
-            self.loaded = {"folder": Path(folder), "dtypes": (dtype, codec_dtype, weights)}
+        def __init__(self, folder, *, dtype, attention, weights, progress):
+            self.loaded = {"folder": Path(folder), "computing": (dtype, attention, weights)}
             self.config = hf_config.read_folder(folder)
 
         def synthesize(self, requests, sampling, seed, progress):
@@ -282,12 +282,12 @@ def test_options_reach_the_pipeline(run, model, calls):
     result = run(
         "say", "Hi.", "-m", model, "-s", "Ryan", "-l", "German", "-i", "sadly", "--seed", "5", "-o", "a.flac",
         "--temperature", "0.5", "--top-k", "7", "--top-p", "0.8", "--repetition-penalty", "1.5",
-        "--text-mode", "as-it-comes", "--max-seconds", "0.01", "--dtype", "bfloat16", "--codec-dtype", "bfloat16",
-        "--weights", "int8",
+        "--text-mode", "as-it-comes", "--max-seconds", "0.01", "--dtype", "codec=bfloat16_3x",
+        "--attention", "xla", "--weights", "int8",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     (call,) = calls
-    assert (call["folder"], call["dtypes"]) == (Path(model), ("bfloat16", "bfloat16", "int8"))
+    assert (call["folder"], call["computing"]) == (Path(model), ("codec=bfloat16_3x", "xla", "int8"))
     assert call["seed"] == 5
     request = call["request"]
     assert (request.text, request.speaker, request.language) == ("Hi.", "Ryan", "German")

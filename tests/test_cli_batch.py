@@ -162,7 +162,7 @@ def test_other_settings_are_refused_by_name(model, models, fake):
         (["--seed", "1"], ["seed was 0, is 1"]),
         (["--top-k", "7"], ["sampling.talker.top_k was 50, is 7"]),
         (["--greedy"], ["sampling.talker.do_sample was true, is false"]),
-        (["--dtype", "bfloat16"], ['dtype was "float32", is "bfloat16"']),
+        (["--dtype", "bfloat16"], ['dtype.talker was "float32", is "bfloat16"', "dtype.code_predictor was"]),
         (["--batch-size", "3"], ["batch size was 8, is 3"]),
         (["--format", "flac"], ['format was "wav", is "flac"']),
         (["--max-seconds", "0.02"], ["2 finished items of out changed since: i1: max_frames was", "is 40"]),

@@ -62,7 +62,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list:
     class Silence:
         params = "the weights"
 
-        def __init__(self, folder, dtype, codec_dtype, *, weights, progress):
+        def __init__(self, folder, *, dtype, attention, weights, progress):
             self.config = hf_config.read_folder(folder)
 
         def synthesize(self, requests, sampling, seed, progress):

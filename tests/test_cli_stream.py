@@ -50,7 +50,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     noted: list[Call] = []
 
     class Chunks:
-        def __init__(self, folder, dtype, codec_dtype, *, weights, progress):
+        def __init__(self, folder, *, dtype, attention, weights, progress):
             self.config = hf_config.read_folder(folder)
             # Two samples beyond full scale, the others anywhere, with halves of a step among them.
             samples = np.random.default_rng(0).uniform(-1, 1, 3 * self.config.codec.frame_samples)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen3_tts_jax.codec import conv
 from qwen3_tts_jax.codec.conv import (
     CausalConv,
     CausalTransposedConv,
@@ -214,6 +215,45 @@ def _correlate(x, kernel, dilation=1, stride=1):
         padded[:, j * dilation : j * dilation + (frames - 1) * stride + 1 : stride] @ np.float64(kernel[j])
         for j in range(len(kernel))
     )
+
+
+def test_three_passes_stay_at_60_db_or_better():
+    codec = PUBLISHED_RATES
+    params, codes = _params(codec), _codes(codec.decoder, 1, 4)
+    exact = np.asarray(whole(params, codec.decoder, codes), np.float64)
+    error = np.asarray(whole(params, codec.with_dtype("bfloat16_3x").decoder, codes)) - exact
+    assert 0 < np.mean(error**2) < 1e-6 * np.mean(exact**2)
+
+
+def test_three_passes_multiply_what_bfloat16_holds():
+    """Then units that take no more multiply exactly."""
+    x, kernel = _random(2, 9, 5), _random(3, 5, 4, seed=1)
+    passes = []
+
+    def product(x, kernel, precision):
+        assert precision == jax.lax.Precision.DEFAULT
+        for operand in (x, kernel):
+            np.testing.assert_array_equal(operand.astype(jnp.bfloat16).astype(jnp.float32), operand)
+        passes.append((x, kernel))
+        return np.einsum("btc,kco->btko", np.float64(x), np.float64(kernel))
+
+    y = conv._multiply(product, jnp.asarray(x), jnp.asarray(kernel), three_pass=True)
+    assert len(passes) == 3
+    np.testing.assert_allclose(y, np.einsum("btc,kco->btko", np.float64(x), np.float64(kernel)), atol=1e-4)
+    # One pass is hundreds of times as far off.
+    assert np.abs(product(*passes[2], jax.lax.Precision.DEFAULT) - y).max() > 5e-3
+
+
+@pytest.mark.parametrize("frames", [1, 40])
+def test_transposed_convolutions_in_three_passes(frames):
+    """By taps and by phases."""
+    x, context = _random(1, frames, 16), jnp.zeros((1, 1, 16))
+    params = {"kernel": _random(6, 16, 24, seed=1), "bias": _random(24, seed=2)}
+    y, fast = (
+        CausalTransposedConv(24, 6, 3, three_pass=three_pass).apply({"params": params}, x, context)[0]
+        for three_pass in (False, True)
+    )
+    assert 1e-7 < np.abs(fast - y).max() < 1e-3
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation", "stride"), [(7, 1, 1), (5, 3, 1), (1, 1, 1), (6, 1, 3)])

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from qwen3_tts_jax import hf_config, hf_export
+from qwen3_tts_jax.arguments import part_dtypes
 from qwen3_tts_jax.config import ConfigError, GenerationConfig
 from qwen3_tts_jax.presets import PRESETS, preset
 from tests.shapes import SMALL
@@ -49,6 +50,45 @@ def test_with_dtypes_keeps_the_codec_apart():
     config = preset("0.6B-Base").with_dtypes("bfloat16", "float32")
     assert config.talker.transformer.dtype == config.code_predictor.transformer.dtype == "bfloat16"
     assert config.codec.decoder.transformer.dtype == config.codec.encoder.transformer.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("auto", ("bfloat16", "bfloat16", "float32")),
+        ("float32", ("float32", "float32", "float32")),
+        ("talker=float32", ("float32", "bfloat16", "float32")),
+        ("float32, code_predictor=bfloat16,codec=bfloat16_3x", ("float32", "bfloat16", "bfloat16_3x")),
+        ("codec=bfloat16,talker=auto", ("bfloat16", "bfloat16", "bfloat16")),
+    ],
+)
+def test_dtypes_by_part(dtype, expected):
+    found = part_dtypes(dtype, "bfloat16")
+    assert (found["talker"], found["code_predictor"], found["codec"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("float16", "dtype of the talker must be auto, float32 or bfloat16; got 'float16'"),
+        ("bfloat16_3x", "dtype of the talker must be auto, float32 or bfloat16; got 'bfloat16_3x'"),
+        ("codec=int8", "dtype of the codec must be auto, float32 or bfloat16 or bfloat16_3x; got 'int8'"),
+        ("vocoder=float32", "dtype names the part 'vocoder'; there are talker, code_predictor, codec"),
+        ("float32,", "dtype of the talker must be auto, float32 or bfloat16; got ''"),
+    ],
+)
+def test_dtypes_of_parts_that_cannot_be_are_refused(dtype, message):
+    with pytest.raises(ConfigError) as error:
+        part_dtypes(dtype, "float32")
+    assert str(error.value) == message
+
+
+def test_three_passes_are_of_the_decoder_alone():
+    config = preset("0.6B-Base").with_dtypes("bfloat16", "bfloat16_3x", "float32")
+    assert config.code_predictor.transformer.dtype == "float32"
+    assert config.codec.decoder.three_pass
+    assert config.codec.decoder.transformer.dtype == config.codec.encoder.transformer.dtype == "float32"
+    assert config.with_dtypes("float32") == preset("0.6B-Base").with_dtypes("float32")
 
 
 def test_unknown_dtypes_are_refused():

@@ -1,7 +1,5 @@
 """Training a codec: codebooks that follow the data, and waveforms that come closer."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,6 @@ import pytest
 
 from qwen3_tts_jax.codec import decoder, encoder
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.convert.rules import codec_rules
 from qwen3_tts_jax.train.codec_loss import mel_loss, spectral_loss
 from qwen3_tts_jax.train.codec_quantizer import (
     dropped_codebooks,
@@ -18,18 +15,12 @@ from qwen3_tts_jax.train.codec_quantizer import (
     perplexity,
     quantize_residuals,
 )
+from qwen3_tts_jax.train.codec_start import random_codec
 from qwen3_tts_jax.train.codec_step import CodecRecipe, codec_step, finish_codec, start_codec
-from qwen3_tts_jax.train.step import OptimizerConfig
-from tests.drawn_tree import drawn_tree
-from tests.shapes import SMALL
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from tests.train_codec import BASE, CODEC, tones
 from tests.train_model import quick_compiles  # noqa: F401
 
-BASE = SMALL["1.7B-Base"].codec
-CODEC = replace(
-    BASE,
-    encoder=replace(BASE.encoder, codebook_dim=6, transformer=replace(BASE.encoder.transformer, num_layers=1)),
-    decoder=replace(BASE.decoder, codebook_size=32, transformer=replace(BASE.decoder.transformer, num_layers=1)),
-)
 RECIPE = CodecRecipe(CODEC, OptimizerConfig(3e-3, 60, 5, weight_decay=0.0), dead_below=0.05)
 
 
@@ -114,21 +105,14 @@ def test_losses_are_zero_for_equals_and_grow_with_noise():
         assert np.isfinite(both(jnp.zeros_like(a))[1]).all()
 
 
-def tones(seed):
-    rng = np.random.default_rng(seed)
-    time = np.arange(16 * 240) / 24_000
-    pitch, level = rng.uniform(150, 600, (4, 1)), rng.uniform(0.1, 0.4, (4, 1))
-    return sum(level / n * np.sin(2 * np.pi * n * pitch * time) for n in (1, 2, 3)).astype(np.float32)
-
-
 def test_a_codec_learns_and_more_codebooks_are_better():
-    rules = codec_rules(CODEC)
-    params = jax.tree.map(jnp.asarray, drawn_tree(rules, seed=4)["codec"])
+    params = random_codec(CODEC, 4)
     state, losses = start_codec(params, RECIPE), []
     for step in range(60):
         state, metrics = codec_step(state, params, tones(step), jax.random.key(step), RECIPE)
         losses.append(float(metrics["mel"]))
-    assert np.mean(losses[-5:]) < 0.6 * losses[0], losses
+    # The first step has no codebooks yet, and so no sound.
+    assert np.mean(losses[-5:]) < 0.4 * losses[1], losses
     assert metrics["perplexity"].shape == (CODEC.num_codebooks,)
     assert (metrics["perplexity"][2:] > 3).all()
 
@@ -139,8 +123,8 @@ def test_a_codec_learns_and_more_codebooks_are_better():
     def distance(count):
         return float(mel_loss(decode(trained["decoder"], CODEC.decoder, codes[..., :count]), samples, 24_000))
 
-    assert distance(5) < 0.65 * losses[0]
-    assert distance(5) < distance(1)
+    assert distance(5) < 0.4 * losses[1]
+    assert distance(5) < distance(3) < distance(1)
     for path in ("encoder", "decoder"):
         assert jax.tree.structure(trained[path]) == jax.tree.structure(params[path])
     with pytest.raises(ConfigError, match="codebook_dim is 11 and 6"):

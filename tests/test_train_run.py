@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax.sharding import make_mesh
-from qwen3_tts_jax.train.examples import Batches, Example
+from qwen3_tts_jax.train.batches import Batches
+from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.lines import Line
 from qwen3_tts_jax.train.run import DivergedError, Schedule, fit
 from qwen3_tts_jax.train.state_files import RunError, latest
@@ -110,7 +111,7 @@ def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path):
 
     for other, match in (
         (replace(RECIPE, optimizer=OptimizerConfig(1e-3, STEPS, 1)), "optimizer was .*0.003.* and is .*0.001"),
-        (replace(RECIPE, model=replace(CUSTOM_VOICE, max_new_tokens=7)), "model was"),
+        (replace(RECIPE, model=replace(CUSTOM_VOICE, max_new_tokens=7)), "model's max_new_tokens was '300' and is '7'"),
     ):
         with pytest.raises(RunError, match=match):
             train(tmp_path / "whole", other)

@@ -1,11 +1,14 @@
 """The command `train sft`: from recordings to a model that speaks, and what it refuses."""
 
 import json
+import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
@@ -16,6 +19,7 @@ from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train import examples, lines
 from qwen3_tts_jax.train.lines import DataError, Line, add_speakers, read_lines
 from tests.command import assert_refused, write_model, write_recording
+from tests.command import run as run_command
 from tests.shapes import SMALL
 from tests.train_model import quick_compiles  # noqa: F401
 
@@ -63,7 +67,9 @@ SHORT = (
 )
 
 
-@pytest.mark.parametrize("options", [("--sample-every", 3), ("--lora", 3)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "options", [("--sample-every", 3), ("--lora", 3, "--batch-seconds", 1.6, "--buckets", 1)], ids=["full", "lora"]
+)
 def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
     data = write_data(recordings, *ROWS)
     output = tmp_path / "run"
@@ -96,8 +102,34 @@ def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
         assert len(speech.samples) > 0
         assert np.isfinite(speech.samples).all()
 
+    else:
+        check_merged(output, base, tmp_path / "merged")
+
     again = run(data, "-o", output, "-m", base, *SHORT)
     assert_refused(again, "model is there already")
+
+
+def check_merged(output, base, merged):
+    """`train merge` makes of base and adapters what the run made, and refuses another base."""
+
+    def merge(model, lora=output / "lora.safetensors", *options):
+        arguments = ["merge", lora, "-m", model, "-o", merged, *options]
+        return CliRunner().invoke(train_app, list(map(str, arguments)))
+
+    result = merge(base, output / "lora.safetensors", "--dtype", "float32")
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    assert "speakers anna, berta" in result.stdout
+    made, ours = (load_file(folder / "model.safetensors") for folder in (output / "model", merged))
+    assert made.keys() == ours.keys()
+    for name, tensor in made.items():
+        np.testing.assert_allclose(ours[name], tensor, atol=1e-6, err_msg=name)
+    assert hf_config.read_folder(merged) == hf_config.read_folder(output / "model")
+    assert_refused(merge(base), "is there already")
+    shutil.rmtree(merged)
+    assert_refused(merge(output / "model"), "trained on another base model")
+    assert_refused(merge(base, output / "none"), "none is not there")
+    assert_refused(merge(base, base / "model.safetensors"), "holds no LoRA")
+    assert not merged.exists()
 
 
 def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
@@ -111,16 +143,19 @@ def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
     result = run(data, "-o", tmp_path / "one", "-m", base, *options, "--cache", cache)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "encoded 4 of 4 recordings" in result.stderr
+    converted = tmp_path / "converted"
+    assert run_command("convert", base, converted).exit_code == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examples, "encode_recordings", None)
         patch.setattr(examples, "make_voices", None)
-        result = run(data, "-o", tmp_path / "two", "-m", base, *options, "--cache", cache)
+        result = run(data, "-o", tmp_path / "two", "-m", converted, *options, "--cache", cache)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "encoded" not in result.stderr
     assert hf_config.read_folder(tmp_path / "one" / "model").model_type == "base"
     one, two = (Qwen3TTS.from_pretrained(tmp_path / name / "model").params for name in ("one", "two"))
     np.testing.assert_array_equal(one["talker"]["codec_head"]["weight"], two["talker"]["codec_head"]["weight"])
     assert "speaker_encoder" in one
+    assert not (tmp_path / "two" / "model" / "qwen3_tts_jax.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -145,7 +180,8 @@ def test_refused_lines(row, parts, base, recordings, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_refused_before_anything_is_encoded(base, recordings, tmp_path):
+def test_refused_before_anything_is_encoded(base, recordings, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     soundfile.write(recordings / "silent.wav", np.zeros(16_000, np.float32), 16_000)
     data = write_data(recordings, ROWS[0], {"audio": "silent.wav", "text": "Hm.", "speaker": "anna"})
     result = run(data, "-o", tmp_path / "run", "-m", base, *SHORT)
@@ -161,6 +197,7 @@ def test_refused_before_anything_is_encoded(base, recordings, tmp_path):
     for options, part in (
         (("--learning-rate", 0), "learning rate"),
         (("--batch-size", 0), "batches"),
+        (("--batch-seconds", 0), "seconds of a batch"),
         (("--warmup", 9, "--steps", 9), "warm-up"),
         (("--lora", -1), "--lora"),
         (("--lora", 2, "--freeze", "talker"), "--freeze"),

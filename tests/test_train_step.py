@@ -202,8 +202,9 @@ def test_lora_trains_its_adapters_and_new_speakers_alone(tmp_path):
     assert losses[-1] < 0.8 * losses[0]
     base = {part: params()[part] for part in ("talker", "code_predictor")}
     file = save_adapters(tmp_path / "lora.safetensors", state.trained["lora"], LORA, fingerprint(base))
-    adapters, config = load_adapters(file, base)
+    adapters, config, speakers = load_adapters(file, base)
     assert config == LORA
+    assert speakers == {}
     merged = merge_adapters(base, adapters, config)
     value, _ = jax.jit(loss, static_argnums=1)(merged, CUSTOM_VOICE, utterances())
     assert value < losses[-1] * 1.02

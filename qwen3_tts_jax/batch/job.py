@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from qwen3_tts_jax.arguments import part_dtypes
 from qwen3_tts_jax.batch import manifest, speak
 from qwen3_tts_jax.batch.folder import FolderError, JobFolder, Writer
 from qwen3_tts_jax.batch.manifest import BadLine
@@ -20,7 +21,7 @@ from qwen3_tts_jax.batch.plan import Task, plan, weights_digest
 from qwen3_tts_jax.cli_batch import BatchOptions
 from qwen3_tts_jax.cli_model import Source, read_config
 from qwen3_tts_jax.cli_speak import sampling_arguments
-from qwen3_tts_jax.config import GenerationConfig, ModelConfig
+from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.console import StatusLine, plain_messages, refuse, refusing
 from qwen3_tts_jax.text import TextTokenizer
 
@@ -103,10 +104,9 @@ def _settings(
     generation, _ = merge_sampling(config, sampling)
     return generation, {
         "model": {"type": config.model_type, "size": config.model_size, "digest": weights_digest(folder)},
-        "dtype": _auto_dtype(options) if options.dtype == "auto" else options.dtype,
+        **options.computing,
+        "dtype": part_dtypes(options.dtype, _auto_dtype(options)),
         "devices": _devices(options),
-        "codec dtype": options.codec_dtype,
-        "weights": options.weights,
         "sampling": asdict(generation),
         "seed": options.seed,
         "retry": options.retry,
@@ -178,25 +178,24 @@ def _results(
 ) -> Iterator[speak.Result]:
     if not left:
         return
-    numbers = settings["dtype"], options.codec_dtype, options.weights
+    dtypes = ",".join(f"{part}={dtype}" for part, dtype in settings["dtype"].items())
+    computing = options.computing | {"dtype": dtypes}
     if options.engine == "ray":
         from qwen3_tts_jax.batch import ray_engine
 
         ray_engine.connect(options.quiet)
         name = str(Path(options.model).absolute()) if Path(options.model).is_dir() else options.model
         source = Source(name, options.revision, options.cache_dir, options.offline)
-        load = partial(_load_elsewhere, source, numbers, settings["model"]["digest"])
+        load = partial(_load_elsewhere, source, computing, settings["model"]["digest"])
         counts = {"retries": options.retry, "workers": options.workers}
         line("prefill", 0, len(left))
         yield from ray_engine.run(load, left, generation, options.batch_size, **counts)
         return
-    tts = _load(folder, *numbers, devices=settings["devices"], progress=line)
+    tts = _load(folder, computing, devices=settings["devices"], progress=line)
     yield from speak.run(tts, left, generation, options.batch_size, retries=options.retry, progress=line)
 
 
-def _load(
-    folder: Path, dtype: str, codec_dtype: str, weights: str, *, devices: int = 1, progress: BatchLine | None = None
-) -> Qwen3TTS:
+def _load(folder: Path, computing: dict[str, str], *, devices: int = 1, progress: BatchLine | None = None) -> Qwen3TTS:
     from qwen3_tts_jax.compile_cache import keep_compiled
     from qwen3_tts_jax.convert import CheckpointError
     from qwen3_tts_jax.pipeline import Qwen3TTS
@@ -204,16 +203,16 @@ def _load(
 
     keep_compiled()
     mesh = make_mesh(devices) if devices > 1 else None
-    with refusing(CheckpointError):
-        return Qwen3TTS.from_pretrained(folder, dtype, codec_dtype, weights=weights, mesh=mesh, progress=progress)
+    with refusing(CheckpointError, ConfigError):
+        return Qwen3TTS.from_pretrained(folder, **computing, mesh=mesh, progress=progress)
 
 
-def _load_elsewhere(source: Source, numbers: tuple[str, str, str], digest: str) -> Qwen3TTS:
+def _load_elsewhere(source: Source, computing: dict[str, str], digest: str) -> Qwen3TTS:
     """Loads the model in a worker, which may be on another machine and have another by that name."""
     folder = source.folder()
     if weights_digest(folder) != digest:
         raise ValueError(f"{folder} of a worker holds another model than where the job was started")
-    return _load(folder, *numbers)
+    return _load(folder, computing)
 
 
 def _stopped(why: str, job: JobFolder, tasks: Sequence[Task]) -> None:

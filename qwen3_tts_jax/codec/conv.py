@@ -7,6 +7,9 @@ the reference. Convolutions with channels last are XLA's fastest on CPUs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,8 @@ _kernel_init = nn.initializers.normal(0.02)
 _PI_TERMS = (np.float32(3.140625), np.float32(9.67502593994140625e-4), np.float32(1.509957990e-7))
 # sin(r) ≈ r + r³ (c₀ + c₁ r² + c₂ r⁴ + c₃ r⁶) on |r| ≤ π/2, minimax: off by 5e-9 before rounding.
 _SINE_TERMS = (-1.66666571e-1, 8.33301729e-3, -1.98066152e-4, 2.60005475e-6)
+# cos(r) ≈ 1 + r² (c₀ + c₁ r² + … + c₄ r⁸): off by 1e-9 there before rounding.
+_COSINE_TERMS = (-0.5, 4.16666344e-2, -1.38883421e-3, 2.47586577e-5, -2.60192536e-7)
 
 
 def context_size(kernel_size: int, dilation: int = 1, stride: int = 1) -> int:
@@ -34,17 +39,42 @@ def _with_context(x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Arra
     return x, x[:, x.shape[1] - context.shape[1] :]
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, dilation: int = 1, stride: int = 1) -> jax.Array:
+def _convolve(
+    x: jax.Array, kernel: jax.Array, dilation: int = 1, stride: int = 1, three_pass: bool = False
+) -> jax.Array:
     """Correlates x [B, T, in] with kernel [k, in, out], without padding."""
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride,),
-        padding="VALID",
-        rhs_dilation=(dilation,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-        precision=PRECISION,
-    )
+
+    def correlate(x: jax.Array, kernel: jax.Array, precision: jax.lax.Precision) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(stride,),
+            padding="VALID",
+            rhs_dilation=(dilation,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            precision=precision,
+        )
+
+    return _multiply(correlate, x, kernel, three_pass)
+
+
+def _multiply(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, three_pass: bool) -> jax.Array:
+    """A product that is linear in both, in float32 or in three passes.
+
+    The passes multiply what bfloat16 holds of the operands and of what is left of them. These are exact operands for
+    the fast units of accelerators (of TPUs, and of GPUs, whose TF32 has more bits), which add up in float32. The
+    product of both rests is left out.
+    """
+    if not three_pass:
+        return product(x, kernel, precision=PRECISION)
+
+    def halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        return high, jax.lax.reduce_precision(x - high, exponent_bits=8, mantissa_bits=7)
+
+    fast = partial(product, precision=jax.lax.Precision.DEFAULT)
+    (x, x_rest), (kernel, kernel_rest) = halves(x), halves(kernel)
+    return fast(x_rest, kernel) + fast(x, kernel_rest) + fast(x, kernel)
 
 
 class CausalConv(nn.Module):
@@ -56,6 +86,7 @@ class CausalConv(nn.Module):
     stride: int = 1
     use_bias: bool = True
     dtype: str = "float32"
+    three_pass: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -72,7 +103,7 @@ class CausalConv(nn.Module):
         x, context = _with_context(x.astype(self.dtype), context)
         shape = (self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", _kernel_init, shape, self.dtype)
-        y = _convolve(x, kernel, self.dilation, self.stride)
+        y = _convolve(x, kernel, self.dilation, self.stride, self.three_pass)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), self.dtype)
         return y, context
@@ -110,6 +141,7 @@ class CausalTransposedConv(nn.Module):
     kernel_size: int
     stride: int
     dtype: str = "float32"
+    three_pass: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -126,7 +158,8 @@ class CausalTransposedConv(nn.Module):
         """One convolution to the `stride` outputs of each input; copies the kernel to another layout."""
         overlap, inputs = self.kernel_size // self.stride, x.shape[-1]
         kernel = kernel.reshape(overlap, self.stride, inputs, self.features)[::-1].swapaxes(1, 2)
-        return _convolve(x, kernel.reshape(overlap, inputs, self.stride * self.features))
+        kernel = kernel.reshape(overlap, inputs, self.stride * self.features)
+        return _convolve(x, kernel, three_pass=self.three_pass)
 
     def _by_taps(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """One product per tap, then the overlapping outputs are added; copies the activations instead.
@@ -137,29 +170,57 @@ class CausalTransposedConv(nn.Module):
         batch, rows, inputs = x.shape
         steps = rows - overlap + 1
         x = jnp.broadcast_to(x.reshape(1, batch * rows, inputs), (self.kernel_size, batch * rows, inputs))
-        y = jnp.einsum("kni,kio->kno", x, kernel, precision=PRECISION)
+        y = _multiply(partial(jnp.einsum, "kni,kio->kno"), x, kernel, self.three_pass)
         y = y.reshape(overlap, self.stride, batch, rows, self.features)
         newest = overlap - 1
         y = sum(y[tap, :, :, newest - tap : newest - tap + steps] for tap in range(overlap))
         return y.transpose(1, 2, 0, 3)
 
 
+@jax.custom_vjp
 def sin_squared(x: jax.Array) -> jax.Array:
     """sin²(x) of float32, within 3e-7 for |x| ≤ 25,000 and in [0, 1] beyond.
 
-    Several times as fast as XLA's sine on CPUs, where that is most of the codec's time.
+    Several times as fast as XLA's sine on CPUs, where that is most of the codec's time. The gradient is
+    2 sin(x) cos(x) by two such series, where that of the series itself would keep all of its terms in memory.
     """
+    sine = _sine(_within_half_turn(x))
+    return sine * sine
+
+
+def _within_half_turn(x: jax.Array) -> jax.Array:
+    """What is left of x beside the nearest multiple of π."""
     half_turns = jnp.round(x * np.float32(1 / np.pi))
     for term in _PI_TERMS:
         x = x - half_turns * term
     # Rounding x/π may leave a little more than π/2, where the series still holds, and, for huge x, anything.
-    x = jnp.clip(x, -1.6, 1.6)
+    return jnp.clip(x, -1.6, 1.6)
+
+
+def _sine(x: jax.Array) -> jax.Array:
     square = x * x
-    series = jnp.zeros_like(x)
-    for term in reversed(_SINE_TERMS):
-        series = series * square + np.float32(term)
-    sine = x + x * square * series
-    return sine * sine
+    return x + x * square * _series(square, _SINE_TERMS)
+
+
+def _cosine(x: jax.Array) -> jax.Array:
+    square = x * x
+    return 1 + square * _series(square, _COSINE_TERMS)
+
+
+def _series(x: jax.Array, terms: tuple[float, ...]) -> jax.Array:
+    total = jnp.zeros_like(x)
+    for term in reversed(terms):
+        total = total * x + np.float32(term)
+    return total
+
+
+def _sin_squared_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    # Half turns change the signs of both.
+    x = _within_half_turn(x)
+    return (gradient * (2 * _sine(x) * _cosine(x)),)
+
+
+sin_squared.defvjp(lambda x: (sin_squared(x), x), _sin_squared_backward)
 
 
 class SnakeBeta(nn.Module):

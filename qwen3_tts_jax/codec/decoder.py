@@ -8,6 +8,7 @@ last inputs and the transformer its window, so a step continues exactly where th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -77,11 +78,14 @@ class LatentUpsample(nn.Module):
 
     rate: int
     dtype: str
+    three_pass: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`context` is that of the ConvNeXt block."""
-        upsample = CausalTransposedConv(x.shape[-1], self.rate, self.rate, dtype=self.dtype, name="transposed_conv")
+        upsample = CausalTransposedConv(
+            x.shape[-1], self.rate, self.rate, self.dtype, self.three_pass, name="transposed_conv"
+        )
         x, _ = upsample(x, x[:, :0])
         return ConvNeXtBlock(_KERNEL, dtype=self.dtype, name="convnext")(x, context)
 
@@ -91,15 +95,16 @@ class ResidualUnit(nn.Module):
 
     dilation: int
     dtype: str
+    three_pass: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`context` is that of the dilated convolution."""
-        channels = x.shape[-1]
+        conv = partial(CausalConv, x.shape[-1], dtype=self.dtype, three_pass=self.three_pass)
         y = SnakeBeta(name="snake_1")(x)
-        y, context = CausalConv(channels, _KERNEL, self.dilation, dtype=self.dtype, name="conv_1")(y, context)
+        y, context = conv(_KERNEL, self.dilation, name="conv_1")(y, context)
         y = SnakeBeta(name="snake_2")(y)
-        y, _ = CausalConv(channels, 1, dtype=self.dtype, name="conv_2")(y, y[:, :0])
+        y, _ = conv(1, name="conv_2")(y, y[:, :0])
         return x + y, context
 
 
@@ -108,18 +113,19 @@ class Upsample(nn.Module):
 
     rate: int
     dtype: str
+    three_pass: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, contexts: Contexts) -> tuple[jax.Array, Contexts]:
         features = x.shape[-1] // 2
         upsample = CausalTransposedConv(
-            features, _OVERLAP * self.rate, self.rate, dtype=self.dtype, name="transposed_conv"
+            features, _OVERLAP * self.rate, self.rate, self.dtype, self.three_pass, name="transposed_conv"
         )
         new: Contexts = {}
         x, new["transposed_conv"] = upsample(SnakeBeta(name="snake")(x), contexts["transposed_conv"])
         for j, dilation in enumerate(_DILATIONS):
             name = f"residual_{j}"
-            x, new[name] = ResidualUnit(dilation, self.dtype, name=name)(x, contexts[name])
+            x, new[name] = ResidualUnit(dilation, self.dtype, self.three_pass, name=name)(x, contexts[name])
         return x, new
 
 
@@ -132,10 +138,11 @@ class CodecDecoder(nn.Module):
     def __call__(self, codes: jax.Array, state: DecoderState) -> tuple[jax.Array, DecoderState]:
         """Codes [B, T, Q] → samples float32 [B, T·frame_samples] and the state T frames on."""
         config, contexts = self.config, state.contexts
-        dtype = config.transformer.dtype
+        dtype, three_pass = config.transformer.dtype, config.three_pass
+        conv = partial(CausalConv, dtype=dtype, three_pass=three_pass)
         new: Contexts = {}
         x = SplitResidualQuantizer(config, name="quantizer").decode(codes)
-        pre_conv = CausalConv(config.latent_width, _PRE_KERNEL, dtype=dtype, name="pre_conv")
+        pre_conv = conv(config.latent_width, _PRE_KERNEL, name="pre_conv")
         x, new["pre_conv"] = pre_conv(x, contexts["pre_conv"])
 
         x = Linear(config.transformer.width, use_bias=True, dtype=dtype, name="input_projection")(x)
@@ -144,14 +151,14 @@ class CodecDecoder(nn.Module):
 
         for i, rate in enumerate(config.latent_upsample_rates):
             name = f"latent_upsample_{i}"
-            x, new[name] = LatentUpsample(rate, dtype, name=name)(x, contexts[name])
-        conv_in = CausalConv(config.decoder_channels, _KERNEL, dtype=dtype, name="conv_in")
+            x, new[name] = LatentUpsample(rate, dtype, three_pass, name=name)(x, contexts[name])
+        conv_in = conv(config.decoder_channels, _KERNEL, name="conv_in")
         x, new["conv_in"] = conv_in(x, contexts["conv_in"])
         for i, rate in enumerate(config.upsample_rates):
             name = f"upsample_{i}"
-            x, new[name] = Upsample(rate, dtype, name=name)(x, contexts[name])
+            x, new[name] = Upsample(rate, dtype, three_pass, name=name)(x, contexts[name])
         x = SnakeBeta(name="snake_out")(x)
-        x, new["conv_out"] = CausalConv(1, _KERNEL, dtype=dtype, name="conv_out")(x, contexts["conv_out"])
+        x, new["conv_out"] = conv(1, _KERNEL, name="conv_out")(x, contexts["conv_out"])
         samples = jnp.clip(x[..., 0].astype(jnp.float32), -1, 1)
         return samples, DecoderState(cache=cache, contexts=new)
 

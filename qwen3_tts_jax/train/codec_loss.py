@@ -12,14 +12,19 @@ from qwen3_tts_jax.mel import mel_filterbank
 _FLOOR = 1e-5
 
 
-def magnitudes(samples: jax.Array, fft_size: int) -> jax.Array:
-    """Magnitudes [B, T, F] of windows of `fft_size` (Hann) of samples [B, N], every quarter window; no padding."""
+def spectra(samples: jax.Array, fft_size: int) -> jax.Array:
+    """Spectra complex [B, T, F] of windows of `fft_size` (Hann) of samples [B, N], every quarter window; no padding."""
     hop = fft_size // 4
     hops = samples[:, : samples.shape[1] // hop * hop].reshape(len(samples), -1, hop)
     count = hops.shape[1] - 3
     windows = jnp.concatenate([hops[:, i : i + count] for i in range(4)], axis=-1)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft_size) / fft_size)
-    spectrum = jnp.fft.rfft(windows * hann.astype(np.float32))
+    return jnp.fft.rfft(windows * hann.astype(np.float32))
+
+
+def magnitudes(samples: jax.Array, fft_size: int) -> jax.Array:
+    """Magnitudes [B, T, F] of `spectra`, with a gradient even where they are 0."""
+    spectrum = spectra(samples, fft_size)
     return jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)
 
 

@@ -45,13 +45,16 @@ def entries(codebooks: Mapping[str, jax.Array]) -> jax.Array:
     return codebooks["embedding_sum"] / jnp.maximum(codebooks["cluster_usage"], _MIN_USAGE)[..., None]
 
 
-def quantize_residuals(codebooks: Mapping[str, jax.Array], vectors: jax.Array, keep: jax.Array) -> Quantized:
+def quantize_residuals(
+    codebooks: Mapping[str, jax.Array], vectors: jax.Array, keep: jax.Array, continuous: jax.Array | None = None
+) -> Quantized:
     """Quantizes vectors [B, T, C], each codebook what the ones before it left over.
 
     Args:
         codebooks: embedding_sum [q, V, C] and cluster_usage [q, V].
         vectors: after the input projection.
         keep: int32 [B], how many codebooks a row uses, from the first on.
+        continuous: bool [B], rows whose result is the vectors themselves, whatever their codes are.
     """
     fixed = jax.lax.stop_gradient(vectors)
     tables = jax.lax.stop_gradient(entries(codebooks))
@@ -67,6 +70,8 @@ def quantize_residuals(codebooks: Mapping[str, jax.Array], vectors: jax.Array, k
     total, uses_some = fixed - residual, keep[:, None, None] > 0
     commitment = jnp.mean(jnp.where(uses_some, jnp.square(vectors - total), 0.0))
     through = jnp.where(uses_some, vectors + (total - fixed), 0.0)
+    if continuous is not None:
+        through = jnp.where(continuous[:, None, None], vectors, through)
     return Quantized(through, jnp.moveaxis(codes, 0, -1), commitment, inputs, used)
 
 

@@ -1,4 +1,4 @@
-"""One step of training a codec: encoder, codebooks and decoder together."""
+"""One step of training a codec: encoder, codebooks and decoder together, or the decoder alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qwen3_tts_jax.codec.encoder import encode_latents
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig, ConfigError
+from qwen3_tts_jax.train import codec_adversary, codec_teacher
+from qwen3_tts_jax.train.codec_adversary import Adversary, AdversaryState
 from qwen3_tts_jax.train.codec_loss import mel_loss, spectral_loss
 from qwen3_tts_jax.train.codec_quantizer import (
     Quantized,
@@ -25,8 +27,9 @@ from qwen3_tts_jax.train.codec_quantizer import (
     quantize_residuals,
     share_codebooks,
 )
+from qwen3_tts_jax.train.codec_teacher import Teacher
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.soft_codes import decode_latents
-from qwen3_tts_jax.train.step import OptimizerConfig
 
 _CODEBOOKS = ("embedding_sum", "cluster_usage", "initialized")
 _KINDS = ("semantic", "acoustic")
@@ -40,8 +43,18 @@ class CodecRecipe:
         codec: encoder and decoder with equal `codebook_dim`, `codebook_size` and semantic codebooks.
         optimizer: of all weights but the codebooks.
         mel, spectral, waveform, commitment: weights of the losses.
-        decay, dead_below: see `codec_quantizer.learn_codebooks`.
+        decay: see `codec_quantizer.learn_codebooks`.
+        dead_below: entries on which fewer vectors fall than this part of an even share are moved. Where it is not
+            far below 1, small batches move entries before they have settled, and the decoder learns to ignore them.
         dropout: part of rows that use fewer codebooks.
+        continuous_steps: so many steps the decoder is given what the codebooks are given, while they learn.
+        unquantized: part of rows for which that goes on.
+        unquantized_steps: the step at which it ends.
+        decoder_only: encoder and codebooks stay as they are.
+        average: decay of the moving average of the weights, which is what is judged and written; 0 takes the
+            weights themselves.
+        adversary: that the codec learns to convince; None without.
+        teacher: whose features codebook 0 learns to tell; None without.
     """
 
     codec: CodecConfig
@@ -53,6 +66,13 @@ class CodecRecipe:
     decay: float = 0.99
     dead_below: float = 0.1
     dropout: float = 0.25
+    continuous_steps: int = 0
+    unquantized: float = 0.0
+    unquantized_steps: int = 0
+    decoder_only: bool = False
+    average: float = 0.0
+    adversary: Adversary | None = None
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         encoder, decoder = self.codec.encoder, self.codec.decoder
@@ -60,51 +80,76 @@ class CodecRecipe:
             ours, theirs = getattr(encoder, name), getattr(decoder, name)
             if ours != theirs:
                 raise ConfigError(f"a codec that is trained shares its codebooks: {name} is {ours} and {theirs}")
+        for name in ("dropout", "unquantized", "average"):
+            if not 0 <= getattr(self, name) <= 1 or (name == "average" and self.average == 1):
+                raise ConfigError(f"{name} must be a part, 0 … 1, got {getattr(self, name)}")
+        if self.decoder_only and (self.continuous_steps or self.unquantized_steps or self.teacher):
+            raise ConfigError("where the decoder alone is trained, all rows are quantized and there is no teacher")
 
 
 @flax.struct.dataclass
 class CodecState:
-    """What a step changes: {path: leaf} of encoder/… and decoder/…, the encoder's codebooks, optax's state."""
+    """What a step changes.
+
+    Attributes:
+        step: int32 [], steps done.
+        trained: {path: float32 leaf} of encoder/… and decoder/…, and the head of a teacher.
+        codebooks: of the encoder, by kind: embedding_sum [q, V, C] and cluster_usage [q, V].
+        optimizer: optax's state.
+        average: moving averages of `trained`; empty where the recipe has none.
+        adversary: where the recipe has one.
+    """
 
     step: jax.Array
     trained: dict[str, jax.Array]
     codebooks: dict[str, dict[str, jax.Array]]
     optimizer: optax.OptState
+    average: dict[str, jax.Array]
+    adversary: AdversaryState | None = None
 
 
-def start_codec(params: Mapping[str, Any], recipe: CodecRecipe, *, fresh: bool = True) -> CodecState:
+def start_codec(params: Mapping[str, Any], recipe: CodecRecipe, *, fresh: bool = True, seed: int = 0) -> CodecState:
     """The state before the first step.
 
     Args:
         params: the trees encoder and decoder.
         recipe: see there.
         fresh: forget the codebooks; the first batch then fills them.
+        seed: of the adversary and of the teacher's head.
     """
-    leaves = flatten_dict({part: params[part] for part in ("encoder", "decoder")}, sep="/")
+    parts = ("decoder",) if recipe.decoder_only else ("encoder", "decoder")
+    leaves = flatten_dict({part: params[part] for part in parts}, sep="/")
     trained = {
         path: jnp.array(leaf, jnp.float32) for path, leaf in leaves.items() if path.rsplit("/", 1)[-1] not in _CODEBOOKS
     }
+    if recipe.teacher is not None:
+        shape = (recipe.teacher.width, recipe.codec.encoder.codebook_dim)
+        trained[codec_teacher.HEAD] = jax.random.normal(jax.random.key(seed), shape) * shape[1] ** -0.5
     quantizer, split = params["encoder"]["quantizer"], recipe.codec.encoder.num_semantic_codebooks
     counts = {"semantic": split, "acoustic": recipe.codec.num_codebooks - split}
     codebooks = {
         kind: {name: jnp.array(quantizer[kind][name][:count]) * (not fresh) for name in _CODEBOOKS[:2]}
         for kind, count in counts.items()
     }
-    return CodecState(jnp.zeros((), jnp.int32), trained, codebooks, recipe.optimizer.optimizer().init(trained))
+    average = {path: jnp.array(leaf) for path, leaf in trained.items()} if recipe.average else {}
+    optimizer = recipe.optimizer.optimizer().init(trained)
+    adversary = None if recipe.adversary is None else codec_adversary.start_adversary(recipe.adversary, seed)
+    return CodecState(jnp.zeros((), jnp.int32), trained, codebooks, optimizer, average, adversary)
 
 
 def finish_codec(state: CodecState, params: Mapping[str, Any], recipe: CodecRecipe) -> dict[str, Any]:
     """The trees encoder and decoder that `state` stands for; codebooks that the talker does not know are those of
     `params`.
     """
-    trees = _with_codebooks(state.trained, params, state.codebooks)
+    trees = _with_codebooks(state.average or state.trained, params, state.codebooks)
     return share_codebooks(trees, recipe.codec.num_codebooks)
 
 
 def _with_codebooks(
     trained: Mapping[str, jax.Array], params: Mapping[str, Any], codebooks: Mapping[str, Mapping[str, jax.Array]]
 ) -> dict[str, Any]:
-    leaves = {**flatten_dict({part: params[part] for part in ("encoder", "decoder")}, sep="/"), **trained}
+    leaves = flatten_dict({part: params[part] for part in ("encoder", "decoder")}, sep="/")
+    leaves |= {path: leaf for path, leaf in trained.items() if path != codec_teacher.HEAD}
     for kind in _KINDS:
         for name, leaf in codebooks[kind].items():
             path = f"encoder/quantizer/{kind}/{name}"
@@ -114,19 +159,20 @@ def _with_codebooks(
 
 def reconstruct(
     trees: Mapping[str, Any], codebooks: Mapping[str, Mapping[str, jax.Array]], config: CodecConfig,
-    samples: jax.Array, keep: jax.Array,
+    samples: jax.Array, keep: jax.Array, continuous: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, Quantized]]:  # fmt: skip
     """Samples [B, N], N whole frames → what the decoder makes of their codes [B, N], and the quantizers' results.
 
-    `keep` int32 [B] is the number of codebooks that a row uses.
+    `keep` int32 [B] is the number of codebooks that a row uses; for rows where `continuous` bool [B] the decoder is
+    given what the codebooks are given.
     """
     latents = encode_latents(trees["encoder"], config.encoder, samples)
     split = config.encoder.num_semantic_codebooks
     quantizer, kept = trees["encoder"]["quantizer"], {"semantic": jnp.minimum(keep, split), "acoustic": keep - split}
-    results = {
-        kind: quantize_residuals(codebooks[kind], latents @ quantizer[kind]["input_projection"]["weight"].T, kept[kind])
-        for kind in _KINDS
-    }
+    results = {}
+    for kind in _KINDS:
+        vectors = latents @ quantizer[kind]["input_projection"]["weight"].T
+        results[kind] = quantize_residuals(codebooks[kind], vectors, kept[kind], continuous)
 
     def of_decoder(module: SplitResidualQuantizer) -> jax.Array:
         halves = [getattr(module, kind).output_projection(results[kind].vectors) for kind in _KINDS]
@@ -136,45 +182,104 @@ def reconstruct(
     return decode_latents(trees["decoder"], config.decoder, shape, of_decoder), results
 
 
-@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+@partial(jax.jit, static_argnames=("recipe", "against"), donate_argnames="state")
 def codec_step(
-    state: CodecState, params: Mapping[str, Any], samples: jax.Array, key: jax.Array, recipe: CodecRecipe
-) -> tuple[CodecState, dict[str, jax.Array]]:
+    state: CodecState, params: Mapping[str, Any], samples: jax.Array, key: jax.Array, recipe: CodecRecipe,
+    targets: jax.Array | None = None, against: bool = False,
+) -> tuple[CodecState, dict[str, jax.Array]]:  # fmt: skip
     """One step of the optimizer and of the codebooks.
 
     Args:
         state: given away.
         params: what `start_codec` was given.
         samples: [B, N] in ±1 at the codec's rate, N whole frames and at least 2,048.
-        key: of dropout and revival.
+        key: of all that is drawn.
         recipe: static.
+        targets: a teacher's features [B, T, D] of each frame, where the recipe has a teacher.
+        against: static; whether the adversary takes part.
 
     Returns:
-        The next state, and loss, mel, spectral, commitment [] and perplexity [Q].
+        The next state, and loss and its parts, gradient_norm, learning_rate, finite [] and perplexity [Q] of the
+        step; with the adversary also its own loss as adversary. Where loss or gradient are not finite the state is the
+        old one.
     """
     codec = recipe.codec
-    drop_key, *kind_keys = jax.random.split(key, 3)
+    drop_key, row_key, piece_key, *kind_keys = jax.random.split(key, 5)
     split = codec.encoder.num_semantic_codebooks
     keep = dropped_codebooks(drop_key, len(samples), codec.num_codebooks, split, recipe.dropout)
+    part = jnp.where(state.step < recipe.unquantized_steps, recipe.unquantized, 0.0)
+    part = jnp.where(state.step < recipe.continuous_steps, 1.0, part)
+    continuous = jax.random.uniform(row_key, (len(samples),)) < part
+
+    def piece(all_samples: jax.Array) -> jax.Array:
+        """What the adversary hears of each row."""
+        length = recipe.adversary.samples
+        first = jax.random.randint(piece_key, (), 0, samples.shape[1] - length + 1)
+        return jax.lax.dynamic_slice_in_dim(all_samples, first, length, axis=1)
 
     def value(trained: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple]:
         trees = _with_codebooks(trained, params, state.codebooks)
-        made, results = reconstruct(trees, state.codebooks, codec, samples, keep)
+        made, results = reconstruct(trees, state.codebooks, codec, samples, keep, continuous)
         losses = {
             "mel": mel_loss(made, samples, codec.sample_rate),
             "spectral": spectral_loss(made, samples),
             "waveform": jnp.mean(jnp.abs(made - samples)),
             "commitment": sum(result.commitment for result in results.values()),
         }
-        return sum(getattr(recipe, name) * loss for name, loss in losses.items()), (losses, results)
+        total = sum(getattr(recipe, name) * loss for name, loss in losses.items())
+        if recipe.teacher is not None:
+            vectors, head = results["semantic"].vectors, trained[codec_teacher.HEAD]
+            losses["teacher"] = codec_teacher.distance(vectors, head, targets)
+            total += recipe.teacher.weight * losses["teacher"]
+        if against:
+            taught, losses["adversary"] = codec_adversary.codec_losses(
+                state.adversary.params, recipe.adversary, piece(made), piece(samples)
+            )
+            losses |= taught
+            total += recipe.adversary.weight * taught["adversarial"] + recipe.adversary.features * taught["features"]
+        return total, (losses, results, made)
 
-    (total, (losses, results)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
+    (total, (losses, results, made)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
     updates, optimizer = recipe.optimizer.optimizer().update(gradient, state.optimizer, state.trained)
-    codebooks = {
-        kind: learn_codebooks(state.codebooks[kind], results[kind], one, recipe.decay, recipe.dead_below)
-        for kind, one in zip(_KINDS, kind_keys, strict=True)
-    }
+    trained, codebooks = optax.apply_updates(state.trained, updates), state.codebooks
+    if not recipe.decoder_only:
+        vectors = len(samples) * samples.shape[1] // codec.frame_samples
+        dead_below = recipe.dead_below * vectors / codec.encoder.codebook_size
+        codebooks = {
+            kind: learn_codebooks(codebooks[kind], results[kind], one, recipe.decay, dead_below)
+            for kind, one in zip(_KINDS, kind_keys, strict=True)
+        }
+    adversary = state.adversary
+    if against:
+        adversary = jax.lax.cond(
+            state.step % recipe.adversary.every == 0,
+            lambda old: codec_adversary.learn_to_tell(old, recipe.adversary, piece(made), piece(samples)),
+            lambda old: old,
+            adversary,
+        )
+    # At first the average follows faster, lest it remember where it started.
+    decay = jnp.minimum(recipe.average, (1 + state.step) / (10 + state.step))
+    average = {path: decay * leaf + (1 - decay) * trained[path] for path, leaf in state.average.items()}
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    rate = recipe.optimizer.schedule()(state.step)
+    metrics = {"loss": total, **losses, "gradient_norm": norm, "learning_rate": rate, "finite": finite}
     size = codec.encoder.codebook_size
-    metrics = {"loss": total, **losses}
     metrics["perplexity"] = jnp.concatenate([perplexity(results[kind].codes, size) for kind in _KINDS])
-    return CodecState(state.step + 1, optax.apply_updates(state.trained, updates), codebooks, optimizer), metrics
+    new = CodecState(state.step + 1, trained, codebooks, optimizer, average, adversary)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state), metrics
+
+
+@partial(jax.jit, static_argnames="recipe")
+def judge(
+    state: CodecState, params: Mapping[str, Any], samples: jax.Array, recipe: CodecRecipe
+) -> dict[str, jax.Array]:
+    """Mel distance, see `codec_loss.mel_loss`, mel [B], and codes int32 [B, T, Q] of samples [B, N].
+
+    All codebooks are used, and the average of the weights where the recipe has one.
+    """
+    codec = recipe.codec
+    trees = _with_codebooks(state.average or state.trained, params, state.codebooks)
+    made, results = reconstruct(trees, state.codebooks, codec, samples, jnp.full(len(samples), codec.num_codebooks))
+    mel = jax.vmap(lambda a, b: mel_loss(a[None], b[None], codec.sample_rate))(made, samples)
+    return {"mel": mel, "codes": jnp.concatenate([results[kind].codes for kind in _KINDS], axis=-1)}

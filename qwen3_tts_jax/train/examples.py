@@ -1,30 +1,28 @@
-"""Lines → what is learnt: codes and voices, encoded once and kept, and batches that follow from seed and step."""
+"""Lines → what is learnt: codes and voices, encoded once and kept."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import soundfile
 
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.config import ModelConfig
-from qwen3_tts_jax.prompt import PromptPlan, Request, TextMode, Tokenizer, batch_plans, plan_prompt
+from qwen3_tts_jax.prompt import PromptPlan, Request, TextMode, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encode_recordings
-from qwen3_tts_jax.synthesis import bucket
+from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.lines import DataError, Line
 from qwen3_tts_jax.train.lora import fingerprint
-from qwen3_tts_jax.train.loss import Batch
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from qwen3_tts_jax.voices import check_recording, make_voices
 
-_PROMPT_BUCKET, _FRAME_BUCKET, _TOGETHER = 32, 16, 8
+_TOGETHER = 8
 
 Progress = Callable[[int, int], None]
 """progress(recordings done, recordings in all)."""
@@ -70,8 +68,10 @@ def check_lengths(lines: Sequence[Line], tokenizer: Tokenizer, config: ModelConf
     Raises:
         DataError: such a clip, or a file that holds no sound.
     """
+    written = read_codes(lines, config)
     for line in lines:
-        frames = [_frames(line, name, config) for name in ("audio", "ref_audio")]
+        spoken = len(written[line]) if line in written else _frames(line, "audio", config)
+        frames = [spoken, _frames(line, "ref_audio", config)]
         voice = None
         if config.model_type == "base":
             codes = np.zeros((frames[1], config.talker.num_codebooks), np.int32) if line.ref_text else None
@@ -83,8 +83,8 @@ def check_lengths(lines: Sequence[Line], tokenizer: Tokenizer, config: ModelConf
         needed = len(plan.text_ids) + frames[0] + 1
         if needed > config.talker.max_positions:
             raise DataError(
-                f"{line.where}: {line.audio} is too long: its {frames[0]} frames and the prompt need {needed} "
-                f"positions, the model has {config.talker.max_positions}; cut it into shorter clips"
+                f"{line.where}: {line.audio or line.codes} is too long: its {frames[0]} frames and the prompt need "
+                f"{needed} positions, the model has {config.talker.max_positions}; cut it into shorter clips"
             )
 
 
@@ -109,7 +109,7 @@ def make_examples(
     """Encodes all recordings of the lines that `cache` does not hold yet.
 
     Args:
-        params: the trees codec/encoder and, of a base model, speaker_encoder.
+        params: the trees codec/encoder, where a line has no codes, and, of a base model, speaker_encoder.
         config: of the model before training.
         lines: of `read_lines`.
         cache: a folder of encoded recordings, by their content and by the encoders' weights; may be shared.
@@ -120,10 +120,13 @@ def make_examples(
             checked before the first is encoded.
     """
     hears = config.speaker_encoder is not None
-    sources = {line: line.ref_audio or line.audio for line in lines}
+    sources = {line: line.ref_audio or line.audio for line in lines if line.codes is None}
+    written = read_codes(lines, config)
+    if not sources:
+        return [Example(line, written[line]) for line in lines]
     codes = _Encoded(Path(cache), "codes", fingerprint(params["codec"]["encoder"]))
     x_vectors = _Encoded(Path(cache), "x_vector", fingerprint(params["speaker_encoder"]) if hears else "")
-    for line in lines:
+    for line in sources:
         codes.want(line.audio, line, "audio")
         if line.ref_text is not None:
             codes.want(line.ref_audio, line, "ref_audio")
@@ -151,7 +154,10 @@ def make_examples(
             done += len(files)
             if progress is not None:
                 progress(done, wanted)
-    return [_example(line, sources[line], codes, x_vectors) for line in lines]
+    return [
+        Example(line, written[line]) if line in written else _example(line, sources[line], codes, x_vectors)
+        for line in lines
+    ]
 
 
 def _example(line: Line, source: Path, codes: _Encoded, x_vectors: _Encoded) -> Example:
@@ -222,67 +228,3 @@ def speaker_rows(
             heard = [np.asarray(table[other], np.float32) for other in config.prompt.speakers.values()]
         started[row] = np.mean(heard, axis=0)
     return started
-
-
-@dataclass(frozen=True, eq=False)
-class Batches:
-    """Batches of examples: a function of the step alone, so that a resumed run sees what it would have seen.
-
-    Attributes:
-        examples: all there are; every epoch has its own order.
-        tokenizer: of the model.
-        config: of the model as it will be.
-        batch_size: rows of a batch on all devices.
-        accumulate: batches per step.
-        text_modes: by turns, how the text is read.
-        seed: of the order.
-    """
-
-    examples: Sequence[Example]
-    tokenizer: Tokenizer
-    config: ModelConfig
-    batch_size: int = 8
-    accumulate: int = 1
-    text_modes: tuple[TextMode, ...] = ("all_at_once",)
-    seed: int = 0
-
-    def of_step(self, step: int) -> tuple[Batch, list[Example]]:
-        """The batches [A, B, …] of a step, and their examples."""
-        rows = self.batch_size * self.accumulate
-        chosen = [divmod(number, len(self.examples)) for number in range(step * rows, (step + 1) * rows)]
-        orders = {epoch: self._order(epoch) for epoch, _ in chosen}
-        picked = [(orders[epoch][place], epoch) for epoch, place in chosen]
-        batch = self.batch([self.examples[index] for index, _ in picked], [sum(pair) for pair in picked])
-        batch = jax.tree.map(lambda leaf: leaf.reshape(self.accumulate, self.batch_size, *leaf.shape[1:]), batch)
-        return batch, [self.examples[index] for index, _ in picked]
-
-    def in_order(self) -> list[Batch]:
-        """All examples once, in batches [B, …]; rows that fill up the last one have no frames."""
-        batches = []
-        for first in range(0, len(self.examples), self.batch_size):
-            part = list(self.examples[first : first + self.batch_size])
-            nothing = replace(part[0], codes=part[0].codes[:0])
-            filled = part + [nothing] * (self.batch_size - len(part))
-            batches.append(self.batch(filled, range(first, first + self.batch_size)))
-        return batches
-
-    def batch(self, examples: Sequence[Example], turns: Sequence[int]) -> Batch:
-        """One batch [B, …], padded to a bucket of shapes; `turns` choose the text modes."""
-        plans = [
-            each.plan(self.tokenizer, self.config, self.text_modes[turn % len(self.text_modes)])
-            for each, turn in zip(examples, turns, strict=True)
-        ]
-        prompts = batch_plans(
-            plans,
-            tts_pad=self.config.prompt.tts_pad,
-            length=bucket(max(len(plan.text_ids) for plan in plans), _PROMPT_BUCKET),
-            trailing_length=bucket(max(len(plan.trailing_text_ids) for plan in plans), _PROMPT_BUCKET),
-        )
-        frames = bucket(max(len(each.codes) for each in examples), _FRAME_BUCKET)
-        codes = np.full((len(examples), frames, self.config.talker.num_codebooks), -1, np.int32)
-        for row, each in enumerate(examples):
-            codes[row, : len(each.codes)] = each.codes
-        return Batch(prompts, codes, np.ones(len(examples), bool))
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))

@@ -12,8 +12,8 @@ from typing import Any
 from qwen3_tts_jax import hf_config, hf_export
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert import export_safetensors
+from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, WEIGHTS
 
-_CODEC = "speech_tokenizer"
 _WEIGHTS = ".safetensors"
 
 
@@ -23,6 +23,7 @@ def export_model(
     config: ModelConfig,
     source: str | Path,
     dtype: str | None = "bfloat16",
+    codec: str | Path | None = None,
 ) -> Path:
     """Writes config, generation_config, tokenizer files, weights and codec into a new folder.
 
@@ -33,6 +34,7 @@ def export_model(
         config: of the model; `source` may be of another type, as after adding speakers.
         source: a folder in the official layout, for the tokenizer and the codec.
         dtype: of the weights; None keeps that of each leaf.
+        codec: the codec's own folder, where it is not `source`/speech_tokenizer.
 
     Returns:
         `folder`.
@@ -43,23 +45,24 @@ def export_model(
         qwen3_tts_jax.convert.CheckpointError: the tree does not fit the config.
     """
     folder, source = Path(folder), Path(source)
+    codec = source / CODEC_FOLDER if codec is None else Path(codec)
     if folder.exists():
         raise FileExistsError(f"{folder} is there already: choose another folder or move it away")
     own_codec = "codec" in params
-    if not own_codec and not list((source / _CODEC).glob(f"*{_WEIGHTS}")):
-        raise FileNotFoundError(f"{source / _CODEC} holds no weights: give params with the codec, or another source")
+    if not own_codec and not list(codec.glob(f"*{_WEIGHTS}")):
+        raise FileNotFoundError(f"{codec} holds no weights: give params with the codec, or another source")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         _copy(source, temporary, weights=False)
-        _copy(source / _CODEC, temporary / _CODEC, weights=not own_codec)
-        written = dict(
-            zip(
-                ("config.json", f"{_CODEC}/config.json", "generation_config.json"), hf_export.to_hf(config), strict=True
-            )
-        )
+        _copy(codec, temporary / CODEC_FOLDER, weights=not own_codec)
+        names = ("config.json", f"{CODEC_FOLDER}/config.json", "generation_config.json")
+        written = dict(zip(names, hf_export.to_hf(config), strict=True))
         if not own_codec:
-            del written[f"{_CODEC}/config.json"]
+            del written[f"{CODEC_FOLDER}/config.json"]
+        for name, content in _processors(config).items():
+            if not (temporary / name).exists():
+                written[name] = content
         for name, content in written.items():
             (temporary / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         export_safetensors(temporary, params, config, dtype)
@@ -71,9 +74,23 @@ def export_model(
     return folder
 
 
+def _processors(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """The files by which the official package finds its text processor and the codec's feature extractor."""
+    text = {
+        "padding_side": "left",
+        "padding_value": 0.0,
+        "processor_class": "Qwen3TTSProcessor",
+        "return_attention_mask": True,
+    }
+    name = "preprocessor_config.json"
+    return {name: text, f"{CODEC_FOLDER}/{name}": hf_export.codec_preprocessor_to_hf(config.codec)}
+
+
 def _copy(source: Path, target: Path, *, weights: bool) -> None:
+    """The small files of a folder, but for the mark of a converted checkpoint, and its weights if wanted."""
     target.mkdir(parents=True, exist_ok=True)
+    wanted = (".json", ".txt", ".jinja", *([_WEIGHTS] if weights else []))
+    left_out = (MARKER,) if weights else (MARKER, f"{WEIGHTS}.index.json")
     for file in sorted(source.iterdir()):
-        wanted = (".json", ".txt", ".jinja", _WEIGHTS) if weights else (".json", ".txt", ".jinja")
-        if file.is_file() and file.suffix in wanted and (weights or not file.name.endswith(f"{_WEIGHTS}.index.json")):
+        if file.is_file() and file.suffix in wanted and file.name not in left_out:
             shutil.copyfile(file, target / file.name)

@@ -10,7 +10,8 @@ from typing import Any
 
 from qwen3_tts_jax.config import ModelConfig
 
-_NEEDED, _OPTIONAL = ("audio", "text"), ("ref_audio", "ref_text", "language", "speaker", "instruct")
+_FIELDS = ("audio", "codes", "key", "text", "ref_audio", "ref_text", "language", "speaker", "instruct")
+_CODES_ENDINGS = (".npy", ".npz")
 # Rows of the codec embedding from here on, counted from its end, are given to new speakers; the published
 # speakers that lie there are passed over.
 _NEW_SPEAKERS = 72
@@ -26,30 +27,35 @@ class Line:
 
     Attributes:
         where: "FILE line N", for messages.
-        audio: a sound file, of what `text` says.
+        audio: a sound file, of what `text` says; None where there are codes of it.
         text: what is said.
         ref_audio: a recording of the voice to clone; None takes `audio` itself.
         ref_text: what `ref_audio` says; the voice is then cloned in context.
         language: a language of the model, or "auto".
         speaker: the name of the voice in a custom-voice model; None for the other models.
         instruct: how it is said, or who says it, in words.
+        codes: a .npy or .npz file with codes [T, Q] of what `text` says.
+        key: the name of the array in a .npz file.
     """
 
     where: str
-    audio: Path
+    audio: Path | None
     text: str
     ref_audio: Path | None = None
     ref_text: str | None = None
     language: str = "auto"
     speaker: str | None = None
     instruct: str | None = None
+    codes: Path | None = None
+    key: str | None = None
 
 
 def read_lines(path: str | Path, config: ModelConfig) -> list[Line]:
     """Reads and checks a file of JSON lines for fine-tuning a model with this config.
 
-    A line is an object with `audio` and `text` and, as needed, `ref_audio`, `ref_text`, `language`, `speaker`
-    and `instruct`. Paths are relative to the file.
+    A line is an object with `text` and `audio` and, as needed, `ref_audio`, `ref_text`, `language`, `speaker`
+    and `instruct`. In the place of `audio` there may be `codes`, a .npy file, or a .npz file with the array's name as
+    `key`, where no voice is heard. Paths are relative to the file.
 
     Raises:
         DataError: an unreadable or empty file, a line that is no such object, audio that is not there, a text
@@ -87,12 +93,12 @@ def _read_line(row: str, where: str, folder: Path, config: ModelConfig) -> Line:
     if not isinstance(fields, dict):
         raise DataError(f"{where} is no JSON object")
     fields = {name: value for name, value in fields.items() if value is not None}
-    unknown = [name for name in fields if name not in (*_NEEDED, *_OPTIONAL)]
+    unknown = [name for name in fields if name not in _FIELDS]
     if unknown:
-        raise DataError(f"{where} has the unknown field {unknown[0]!r}; there are {', '.join((*_NEEDED, *_OPTIONAL))}")
-    for name in _NEEDED:
-        if name not in fields:
-            raise DataError(f"{where} has no {name}")
+        raise DataError(f"{where} has the unknown field {unknown[0]!r}; there are {', '.join(_FIELDS)}")
+    for names in (("audio", "codes"), ("text",)):
+        if not fields.keys() & set(names):
+            raise DataError(f"{where} has no {names[0]}")
     for name, value in fields.items():
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{where}: {name} must be a text that is not empty, got {value!r}")
@@ -100,11 +106,11 @@ def _read_line(row: str, where: str, folder: Path, config: ModelConfig) -> Line:
         if name in fields and not any(map(str.isalnum, fields[name])):
             raise DataError(f"{where}: {name} says nothing, it has no letter: {fields[name]!r}")
     _check_meaning(fields, where, config)
-    paths = {name: folder / fields[name] for name in ("audio", "ref_audio") if name in fields}
+    paths = {name: folder / fields[name] for name in ("audio", "ref_audio", "codes") if name in fields}
     for name, file in paths.items():
         if not file.is_file():
             raise DataError(f"{where}: {name} {file} is not there")
-    return Line(where, **fields | paths)
+    return Line(where, **{"audio": None} | fields | paths)
 
 
 def _check_meaning(fields: dict[str, Any], where: str, config: ModelConfig) -> None:
@@ -112,6 +118,18 @@ def _check_meaning(fields: dict[str, Any], where: str, config: ModelConfig) -> N
     if fields.get("language", "auto").lower() not in ("auto", *languages):
         known = ", ".join(sorted(languages))
         raise DataError(f"{where}: unknown language {fields['language']!r}; there are auto, {known}")
+    if "codes" in fields:
+        if "audio" in fields:
+            raise DataError(f"{where} has audio and codes: one of them says what is learnt")
+        if config.model_type == "base":
+            raise DataError(f"{where} has codes, but a base model hears voices: give audio")
+        ending = Path(fields["codes"]).suffix
+        if ending not in _CODES_ENDINGS:
+            raise DataError(f"{where}: codes must be a {' or '.join(_CODES_ENDINGS)} file, got {fields['codes']!r}")
+        if (ending == ".npz") != ("key" in fields):
+            raise DataError(f"{where}: a .npz file of codes needs a key, the name of the array in it; others have none")
+    elif "key" in fields:
+        raise DataError(f"{where} has a key but no codes")
     if "ref_text" in fields and "ref_audio" not in fields:
         raise DataError(f"{where} has a ref_text but no ref_audio that says it")
     if config.model_type != "base" and "ref_audio" in fields:
@@ -154,8 +172,8 @@ def add_speakers(
     taken = [name for name in names if name in config.prompt.speakers]
     if taken and not known:
         raise DataError(
-            f"{names[taken[0]].where}: the model has a speaker {taken[0]!r} already; choose another name, or say that "
-            "it is to be trained further"
+            f"{names[taken[0]].where}: the model has a speaker {taken[0]!r} already; choose another name, or train "
+            "it further (--known-speakers)"
         )
     ids = config.prompt
     used = {getattr(ids, name) for name in vars(ids) if name.startswith("codec_")}

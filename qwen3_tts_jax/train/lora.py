@@ -2,7 +2,8 @@
 
 A weight W [..., in], all axes but the last its outputs, computes as W + alpha / rank · B A, reshaped, with
 A [rank, in] and B [out, rank]. B starts at zero. Adapters are merged before every use, so that what trains is
-what the merged model computes, down to the rounding of its dtype.
+what the merged model computes, down to the rounding of its dtype. Weights that are one array here are one weight to
+an adapter too: q, k and v, as gate and up, have one A and a B each.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from qwen3_tts_jax.config import ConfigError
 Adapters = dict[str, dict[str, jax.Array]]
 """{path of a weight: {"a": [rank, in], "b": [out, rank]}}, float32."""
 
-_KIND = "qwen3_tts_jax.lora"
+_KIND, _SPEAKERS = "qwen3_tts_jax.lora", "speakers/"
 
 
 @dataclass(frozen=True)
@@ -91,27 +92,45 @@ def merge_adapters(params: Mapping[str, Any], adapters: Adapters, config: LoraCo
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """Tells one base from another: a digest of every leaf's path, shape and first and last 64 numbers."""
+    """Tells one base from another: a digest of every leaf's path, shape and first and last 64 numbers.
+
+    In bfloat16, so that it does not depend on the dtype that the base is loaded in.
+    """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
         flat = jnp.ravel(leaf)
-        ends = np.asarray(jnp.concatenate([flat[:64], flat[-64:]]).astype(jnp.float32))
+        ends = np.asarray(jnp.concatenate([flat[:64], flat[-64:]]).astype(jnp.bfloat16).astype(jnp.float32))
         digest.update(f"{path} {leaf.shape}\n".encode() + ends.tobytes())
     return digest.hexdigest()[:32]
 
 
-def save_adapters(path: str | Path, adapters: Adapters, config: LoraConfig, base: str) -> Path:
-    """Writes a .safetensors file; `base` is the fingerprint of the parameters that the adapters are for."""
+def save_adapters(
+    path: str | Path,
+    adapters: Adapters,
+    config: LoraConfig,
+    base: str,
+    speakers: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Writes a .safetensors file.
+
+    Args:
+        path: of the file.
+        adapters: what was trained.
+        config: of them.
+        base: the fingerprint of the parameters that they are for, without the rows of `speakers`.
+        speakers: the rows [D] of new speakers that were trained with them, by name.
+    """
     path = Path(path)
     tensors = {f"{name}/{half}": np.asarray(leaf) for name, pair in adapters.items() for half, leaf in pair.items()}
+    tensors |= {f"{_SPEAKERS}{name}": np.asarray(row, np.float32) for name, row in (speakers or {}).items()}
     temporary = path.with_name(f".{path.name}.tmp")
     save_file(tensors, temporary, metadata={"kind": _KIND, "lora": json.dumps(asdict(config)), "base": base})
     temporary.replace(path)
     return path
 
 
-def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters, LoraConfig]:
-    """Reads adapters for `params`, the trees talker and code_predictor of their base.
+def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters, LoraConfig, dict[str, np.ndarray]]:
+    """Reads adapters for `params`, the trees talker and code_predictor of their base, and rows of speakers by name.
 
     Raises:
         LoraError: no such file, another file, or adapters of another base.
@@ -126,9 +145,12 @@ def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters
         raise LoraError(f"{path} holds no LoRA of this package")
     settings = json.loads(metadata["lora"])
     config = LoraConfig(**settings | {"modules": tuple(settings["modules"])})
+    speakers = {name: row for name, row in tensors.items() if name.startswith(_SPEAKERS)}
     leaves = flatten_dict(params, sep="/")
     adapters: Adapters = {}
     for name, tensor in tensors.items():
+        if name in speakers:
+            continue
         weight, half = name.rsplit("/", 1)
         if weight not in leaves:
             raise LoraError(f"{path} is for another model: this one has no weight {weight}")
@@ -137,6 +159,6 @@ def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters
         *outputs, inputs = leaves[weight].shape
         if pair["a"].shape != (config.rank, inputs) or pair["b"].shape != (math.prod(outputs), config.rank):
             raise LoraError(f"{path} is for a model of other widths: {weight} is {list(leaves[weight].shape)} here")
-    if metadata["base"] != fingerprint(params):
+    if metadata["base"] != fingerprint({part: params[part] for part in ("talker", "code_predictor")}):
         raise LoraError(f"{path} was trained on another base model, whose weights differ: load the one it was made for")
-    return adapters, config
+    return adapters, config, {name.removeprefix(_SPEAKERS): row for name, row in speakers.items()}

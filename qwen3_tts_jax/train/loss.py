@@ -17,7 +17,7 @@ import numpy as np
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.prompt import PromptBatch
-from qwen3_tts_jax.train.score import Scores, scores, teacher_force
+from qwen3_tts_jax.train.score import Forced, Scores, log_probability, scores, teacher_force
 
 
 class Batch(NamedTuple):
@@ -115,6 +115,28 @@ def parts_of(scored: Scores, batch: Batch) -> LossParts:
     return LossParts(
         codes=-jnp.sum(scored.codes, axis=(0, 1)),
         end=-jnp.sum(jnp.where(_has_end(batch), scored.end, 0.0)),
+        frames=frames,
+        ends=ends,
+    )
+
+
+def parts_of_some(forced: Forced, config: ModelConfig, batch: Batch, chosen: jax.Array) -> LossParts:
+    """`parts_of`, where the code predictor worked on the frames `chosen` (int32 [N] of B·T) alone.
+
+    The sums of codes 1 … Q − 1 are what all frames would have if they were as these are.
+    """
+    frames, ends = count_targets(batch)
+    there = batch.codes[..., 0] >= 0
+    first = log_probability(forced.logits[:, :-1], jnp.maximum(batch.codes[..., 0], 0))
+    end_logits = jnp.take_along_axis(forced.logits, jnp.sum(there, axis=1)[:, None, None], axis=1)[:, 0]
+    end = log_probability(end_logits, jnp.full(len(end_logits), config.prompt.codec_eos))
+    codes = batch.codes.reshape(-1, batch.codes.shape[-1])[chosen]
+    counted = codes[:, :1] >= 0
+    rest = jnp.where(counted, log_probability(forced.code_logits[0], jnp.maximum(codes[:, 1:], 0)), 0.0)
+    rest = jnp.sum(rest, axis=0) * frames / jnp.maximum(jnp.sum(counted), 1)
+    return LossParts(
+        codes=-jnp.concatenate([jnp.sum(jnp.where(there, first, 0.0))[None], rest]),
+        end=-jnp.sum(jnp.where(_has_end(batch), end, 0.0)),
         frames=frames,
         ends=ends,
     )

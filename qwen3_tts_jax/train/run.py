@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,44 +14,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen3_tts_jax.generate import Params
-from qwen3_tts_jax.train.examples import Batches
+from qwen3_tts_jax.train.batches import Batches
+from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.loss import Batch, LossParts, total
+from qwen3_tts_jax.train.progress import DivergedError, Log, Schedule
 from qwen3_tts_jax.train.state_files import drop_old, latest, load_state, save_state, saved_settings
 from qwen3_tts_jax.train.step import Recipe, TrainState, assemble, evaluate, start, train_step
 
 _log = logging.getLogger(__name__)
 _BEST, _KEPT = "best", 2
+_SCHEDULE = Schedule()
 _LARGE = 2**12  # numbers; a leaf of fewer costs more messages than it saves memory
 
 Tree = TypeVar("Tree")
-
-
-class DivergedError(ArithmeticError):
-    """The loss or its gradient is not a finite number any more; the message tells step and data."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What happens every so many steps; 0 never.
-
-    Attributes:
-        log: write numbers.
-        evaluate: compute the loss of the validation data.
-        save: write a checkpoint.
-        sample: speak.
-        patience: evaluations without a better one, after which the run ends.
-    """
-
-    log: int = 10
-    evaluate: int = 100
-    save: int = 100
-    sample: int = 0
-    patience: int = 0
-
-    def due(self, name: str, step: int, last: int) -> bool:
-        """Whether `name` is to happen after `step`; what happens at all happens after the last step too."""
-        every = getattr(self, name)
-        return every > 0 and (step % every == 0 or step == last)
 
 
 @dataclass(frozen=True)
@@ -77,15 +51,16 @@ class Result:
 def fit(
     params: Params,
     recipe: Recipe,
-    data: Batches,
+    data: Batches | BucketedBatches,
     folder: str | Path,
     *,
-    validation: Batches | None = None,
-    schedule: Schedule = Schedule(),
+    validation: Batches | BucketedBatches | None = None,
+    schedule: Schedule = _SCHEDULE,
     settings: Mapping[str, Any] | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
     speak: Callable[[Params, int], None] | None = None,
     mesh: Mesh | None = None,
+    text_gap: bool = False,
 ) -> Result:
     """Trains to the end of `recipe.optimizer.steps`, or goes on where a run in `folder` was interrupted.
 
@@ -105,6 +80,8 @@ def fit(
         mesh: spreads the rows of every batch, and the numbers of large leaves, over its axis "data"
             (`sharding.make_mesh`): each device keeps a part of weights and moments and asks the others for the
             rest when it is needed (Rajbhandari et al. 2020, arXiv:1910.02054).
+        text_gap: judge the validation data also with the texts of other clips. The log then has by how much the
+            cross entropy of code 0 rises: 0 until the model listens to the text, which no loss tells.
 
     Raises:
         ValueError: a batch that the mesh's devices cannot share.
@@ -116,21 +93,27 @@ def fit(
     state, frozen = start(params, recipe, data.seed)
     if mesh is not None:
         for batches in (data, validation or data):
-            if batches.batch_size % mesh.shape["data"]:
-                raise ValueError(
-                    f"a batch of {batches.batch_size} cannot be shared by data={mesh.shape['data']} devices: choose a "
-                    "multiple"
-                )
+            for rows in batches.row_counts:
+                if rows % mesh.shape["data"]:
+                    raise ValueError(
+                        f"a batch of {rows} cannot be shared by data={mesh.shape['data']} devices: choose a multiple"
+                    )
         state, frozen = spread((state, frozen), mesh)
-    agreed = describe(recipe, data) | dict(settings or {})
+    agreed = describe(recipe) | data.describe() | {"utterances": len(data.examples)} | dict(settings or {})
     best, waited, found = float("inf"), 0, latest(checkpoints)
     if found is not None:
         state = load_state(found, state, agreed)
         kept = saved_settings(found)
         best, waited = float(kept["best"]), kept["waited"]
         _log.info("going on after step %d of %s", int(state.step), found)
-    log = _Log(folder / "log.jsonl", int(state.step), report)
+    log = Log(folder / "log.jsonl", int(state.step), report)
     held_out = [] if validation is None else [place(batch, mesh) for batch in validation.in_order()]
+    swapped = []
+    if validation is not None and text_gap:
+        swapped = [place(batch, mesh) for batch in validation.in_order(other_texts=True)]
+
+    def judge(batches: list[Batch]) -> LossParts:
+        return _sum([evaluate(state.kept, frozen, batch, recipe) for batch in batches])
 
     def save(name: str) -> None:
         save_state(checkpoints, name, state, agreed | {"best": repr(best), "waited": waited})
@@ -156,22 +139,26 @@ def fit(
             log.write(_numbers(step, metrics) | {"seconds": seconds, "frames": frames})
             clock, frames = time.perf_counter(), 0
         if held_out and schedule.due("evaluate", step, last):
-            parts = _sum([evaluate(state.trained, frozen, batch, recipe) for batch in held_out])
+            parts = judge(held_out)
             value = float(total(parts, parts.frames, parts.ends, recipe.loss))
-            log.write({"step": step, "validation_loss": value, **_lists(jax.device_get(parts.means()), "validation_")})
+            numbers = {"step": step, "validation_loss": value, **_lists(jax.device_get(parts.means()), "validation_")}
+            if swapped:
+                other = judge(swapped)
+                numbers["text_gap"] = float(other.means()["codes"][0] - parts.means()["codes"][0])
+            log.write(numbers)
             better = value < best
             best, waited = min(value, best), 0 if better else waited + 1
             if better:
                 save(_BEST)
             ended_early = 0 < schedule.patience <= waited
         if speak is not None and schedule.due("sample", step, last):
-            speak(assemble(state.trained, frozen, recipe), step)
+            speak(assemble(state.kept, frozen, recipe), step)
         if schedule.due("save", step, last) or ended_early:
             save(f"{step:08}")
             drop_old(checkpoints, _KEPT)
     if held_out and (checkpoints / _BEST).exists():
         state, value = load_state(checkpoints / _BEST, state, agreed), best
-    return Result(assemble(state.trained, frozen, recipe), state, int(state.step), value, ended_early)
+    return Result(assemble(state.kept, frozen, recipe), state, int(state.step), value, ended_early)
 
 
 def place(batch: Batch, mesh: Mesh | None, axis: int = 0) -> Batch:
@@ -195,18 +182,22 @@ def spread(tree: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(put, tree)
 
 
-def describe(recipe: Recipe, data: Batches) -> dict[str, Any]:
-    """What a checkpoint of a run must agree with, as JSON values."""
-    return {
-        "model": repr(recipe.model),
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint of a run must agree with, as JSON values; `fit` adds what decides its batches."""
+    model = recipe.model
+    described = {
+        "speakers": dict(model.prompt.speakers),
+        **{f"model's {each.name}": repr(getattr(model, each.name)) for each in fields(model)},
         "loss": asdict(recipe.loss),
         "optimizer": asdict(recipe.optimizer),
-        "lora": None if recipe.lora is None else asdict(recipe.lora),
         "frozen": list(recipe.frozen),
         "speaker_rows": list(recipe.speaker_rows),
-        "batch": [data.batch_size, data.accumulate, list(data.text_modes), data.seed],
-        "utterances": len(data.examples),
+        "average": recipe.average,
     }
+    for name in ("lora", "regularization", "alignment"):
+        part = getattr(recipe, name)
+        described[name] = None if part is None else asdict(part)
+    return described
 
 
 def _sum(parts: list[LossParts]) -> LossParts:
@@ -219,26 +210,3 @@ def _numbers(step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lists(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {f"{prefix}{name}": np.asarray(value, np.float64).tolist() for name, value in numbers.items()}
-
-
-class _Log:
-    """JSON lines; what an interrupted run wrote beyond its last checkpoint is dropped."""
-
-    def __init__(self, path: Path, step: int, report: Callable[[dict[str, Any]], None] | None):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.report = path, report
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                # The last line of a killed process may be half written.
-                if line.endswith("}") and json.loads(line)["step"] <= step:
-                    kept.append(line)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
-
-    def write(self, numbers: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")
-        if self.report is not None:
-            self.report(numbers)

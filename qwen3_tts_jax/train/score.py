@@ -24,6 +24,7 @@ from qwen3_tts_jax.generate import Params, allowed_codes, embed_codes, embed_pro
 from qwen3_tts_jax.prompt import PromptBatch
 from qwen3_tts_jax.sampling import process_logits
 from qwen3_tts_jax.talker import Talker
+from qwen3_tts_jax.train.regularization import Seen
 from qwen3_tts_jax.transformer import Block
 
 Edit = Callable[[str, jax.Array], jax.Array]
@@ -41,7 +42,7 @@ class Forced:
     Attributes:
         hidden: [B, T + 1, D], the talker's states that predict code 0 of frames 0 … T − 1, and of the one after.
         logits: float32 [B, T + 1, V], of code 0 from them.
-        code_logits: float32 [B, T, Q − 1, V'], of codes 1 … Q − 1.
+        code_logits: float32 [B, T, Q − 1, V'], of codes 1 … Q − 1; [1, N, Q − 1, V'] of N frames that were chosen.
         activations: the outputs that were asked for, by path. The talker's are [B, S, …], with position 0 the
             first of each row's prompt and the frames right behind its last; the predictor's are [B·T, Q, …].
     """
@@ -144,6 +145,7 @@ def teacher_force(
     capture: Sequence[str] = (),
     edit: Edit | None = None,
     remat: bool = False,
+    seen: Seen | None = None,
 ) -> Forced:
     """Runs talker and code predictor over prompts and frames in one pass.
 
@@ -161,13 +163,14 @@ def teacher_force(
             `activations` too. Static under jit.
         remat: keep only the states between layers for the backward pass and compute the rest again
             (Chen et al. 2016, arXiv:1604.06174).
+        seen: what the model reads in the place of `codes`; see `regularization.spoil`.
 
     Raises:
         ValueError: a path of `capture` that no module has.
     """
 
     def run(params: Params, prompts: PromptBatch, codes: jax.Array) -> Forced:
-        return _forced(params, config, prompts, codes, capture, edit)
+        return _forced(params, config, prompts, seen or Seen(codes, codes), capture, edit)
 
     if remat:
         run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(_BLOCK_OUTPUT))
@@ -178,14 +181,14 @@ def _forced(
     params: Params,
     config: ModelConfig,
     prompts: PromptBatch,
-    codes: jax.Array,
+    seen: Seen,
     capture: Sequence[str],
     edit: Edit | None,
 ) -> Forced:
     activations: dict[str, jax.Array] = {}
-    batch, steps, _ = codes.shape
+    batch, steps, num_codebooks = seen.talker.shape
     prompt, text_track = embed_prompt(params, config, prompts)
-    frames = embed_codes(params, config, codes) + _text_of_frames(text_track, steps)
+    frames = embed_codes(params, config, seen.talker) + _text_of_frames(text_track, steps)
     sequence, prompt_lengths = _join(prompt, frames, prompts)
 
     talker = partial(Talker(config.talker).apply, {"params": params["talker"]})
@@ -197,7 +200,11 @@ def _forced(
         logits = talker(hidden, method=Talker.logits)
 
     with jax.named_scope("code_predictor"), _watched("code_predictor", capture, edit, activations):
-        code_logits = code_logits_of(params, config, hidden[:, :-1], codes)
+        states, codes = hidden[:, :-1], seen.predictor
+        if seen.chosen is not None:
+            states = states.reshape(1, batch * steps, -1)[:, seen.chosen]
+            codes = codes.reshape(1, batch * steps, num_codebooks)[:, seen.chosen]
+        code_logits = code_logits_of(params, config, states, codes)
     missing = [path for path in capture if path not in activations]
     if missing:
         raise ValueError(

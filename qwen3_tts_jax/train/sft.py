@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,24 @@ from jax.sharding import Mesh
 from qwen3_tts_jax import audio, hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.convert import load_checkpoint, model_rules, tree_shapes
+from qwen3_tts_jax.convert.check import CODEC_FOLDER
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import TextMode
 from qwen3_tts_jax.text import TextTokenizer
-from qwen3_tts_jax.train.examples import Batches, Example, Progress, check_lengths, make_examples, speaker_rows
+from qwen3_tts_jax.train.batches import Batches
+from qwen3_tts_jax.train.buckets import BucketedBatches
+from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples, speaker_rows
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.lines import Line, add_speakers, read_lines
 from qwen3_tts_jax.train.lora import LoraConfig, fingerprint, save_adapters
 from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.run import Result, Schedule, describe, fit
+from qwen3_tts_jax.train.saved_run import CHECKPOINTS, describe_run
 from qwen3_tts_jax.train.state_files import check_settings, latest
 from qwen3_tts_jax.train.step import PARTS, OptimizerConfig, Recipe, frozen_paths, to_compute
 
-MODEL, ADAPTERS, CACHE, SAMPLES, CHECKPOINTS = "model", "lora.safetensors", "cache", "samples", "checkpoints"
+MODEL, ADAPTERS, CACHE, SAMPLES = "model", "lora.safetensors", "cache", "samples"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class SftConfig:
         lora: train adapters; None trains the weights themselves.
         frozen: starts of paths that are not trained, without a LoRA.
         batch_size: utterances of a batch on all devices.
+        batch_seconds: of speech in a batch, with clips of like length together, in the place of `batch_size`.
+        buckets: shapes of such batches, at most.
         accumulate: batches per step.
         text_modes: by turns, how the text is read.
         known_speakers: go on training speakers that the model has.
@@ -57,6 +63,8 @@ class SftConfig:
     lora: LoraConfig | None = None
     frozen: tuple[str, ...] = ()
     batch_size: int = 8
+    batch_seconds: float | None = None
+    buckets: int = 6
     accumulate: int = 1
     text_modes: tuple[TextMode, ...] = ("all_at_once",)
     known_speakers: bool = False
@@ -68,6 +76,8 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.accumulate < 1:
             raise ConfigError(f"batches must be at least 1, got {self.batch_size} rows and {self.accumulate} per step")
+        if self.batch_seconds is not None and not self.batch_seconds > 0:
+            raise ConfigError(f"the seconds of a batch must be above 0, got {self.batch_seconds}")
 
 
 @dataclass(frozen=True)
@@ -116,24 +126,33 @@ def prepare(
     lora_rows = tuple(rows.values()) if config.lora is not None else ()
     recipe = Recipe(model, config.loss, config.optimizer, config.lora, config.frozen, lora_rows, config.remat)
     frozen_paths(tree_shapes(model_rules(model)), recipe)
-    content = json.dumps([_fields(line) for line in [*lines, *held_out]])
-    settings = {"data": hashlib.sha256(content.encode()).hexdigest()}
+    settings = {"data": digest_of([*lines, *held_out])}
     found = latest(output / CHECKPOINTS)
     job = Job(source, output, config, base, tokenizer, lines, held_out, rows, recipe, settings)
     if found is not None:
-        check_settings(found, describe(recipe, _batches(job, lines)) | settings)
+        check_settings(found, describe(recipe) | settings)
     return job
+
+
+def digest_of(lines: Sequence[Line]) -> str:
+    """Tells the lines of one run from those of another."""
+    content = json.dumps([_fields(line) for line in lines])
+    return f"{len(lines)} lines, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _fields(line: Line) -> list[str | None]:
     """All of a line but where its files lie."""
-    return [line.audio.name, line.text, line.ref_text, line.language, line.speaker, line.instruct]
+    spoken = (line.audio or line.codes).name if line.key is None else f"{line.codes.name} {line.key}"
+    return [spoken, line.text, line.ref_text, line.language, line.speaker, line.instruct]
 
 
-def _batches(job: Job, examples: list[Any]) -> Batches:
-    config = job.config
-    size, seed = (config.batch_size, config.accumulate), config.seed
-    return Batches(examples, job.tokenizer, job.recipe.model, *size, config.text_modes, seed)
+def _batches(job: Job, examples: list[Example], devices: int) -> Batches | BucketedBatches:
+    config, model = job.config, job.recipe.model
+    common = {"accumulate": config.accumulate, "text_modes": config.text_modes, "seed": config.seed}
+    if config.batch_seconds is None:
+        return Batches(examples, job.tokenizer, model, config.batch_size, **common)
+    frames = max(1, round(config.batch_seconds * model.codec.frame_rate))
+    return BucketedBatches(examples, job.tokenizer, model, frames, **common, count=config.buckets, multiple=devices)
 
 
 def run(
@@ -169,13 +188,16 @@ def run(
     # Without a LoRA all that is trained is kept in float32 anyway.
     loaded = job.base if config.lora is not None else job.base.with_dtypes("float32")
     params = {part: load_checkpoint(job.source, loaded, [part])[part] for part in PARTS}
+    base = fingerprint(params)
     params = with_speakers(params, speaker_rows(params, job.base, learnt, job.rows))
+    devices = 1 if mesh is None else mesh.shape["data"]
+    describe_run(job.output, job.recipe, source=job.source, tokenizer=job.source, codec=job.source / CODEC_FOLDER)
     result = fit(
         params,
         job.recipe,
-        _batches(job, learnt),
+        _batches(job, learnt, devices),
         job.output,
-        validation=_batches(job, held_out) if held_out else None,
+        validation=_batches(job, held_out, devices) if held_out else None,
         schedule=config.schedule,
         settings=job.settings,
         report=report,
@@ -183,11 +205,13 @@ def run(
         mesh=mesh,
     )
     if config.lora is not None:
-        save_adapters(job.output / ADAPTERS, result.state.trained["lora"], config.lora, fingerprint(params))
+        kept = result.state.kept
+        speakers = dict(zip(job.rows, kept["speakers"], strict=True))
+        save_adapters(job.output / ADAPTERS, kept["lora"], config.lora, base, speakers)
     trained = dict(result.params)
     if model.model_type == "base":
         trained |= load_checkpoint(job.source, job.base, ["speaker_encoder"])
-    if not list((job.source / "speech_tokenizer").glob("*.safetensors")):
+    if not list((job.source / CODEC_FOLDER).glob("*.safetensors")):
         trained |= load_checkpoint(job.source, job.base, ["codec/encoder", "codec/decoder"])
     export_model(job.output / MODEL, trained, model, job.source, config.export_dtype)
     return result
@@ -204,15 +228,19 @@ def with_speakers(params: Params, rows: dict[int, Any]) -> Params:
 
 
 def _speaker(job: Job, example: Example) -> Callable[[Params, int], None]:
-    """Writes what the model says of the first line's text into `output`/samples."""
-    config = job.recipe.model
-    decoder = load_checkpoint(job.source, job.base, ["codec/decoder"])
+    decoder = load_checkpoint(job.source, job.base, ["codec/decoder"])["codec"]["decoder"]
+    return sampler(job.recipe.model, decoder, job.tokenizer, example, job.output / SAMPLES, job.config.seed)
+
+
+def sampler(
+    config: ModelConfig, decoder: Params, tokenizer: TextTokenizer, example: Example, folder: Path, seed: int
+) -> Callable[[Params, int], None]:
+    """speak(params, step), which writes what the model says of the example's text into `folder`."""
 
     def speak(params: Params, step: int) -> None:
-        tree = {**to_compute(params, config), **decoder}
+        tree = {**to_compute(params, config), "codec": {"decoder": decoder}}
         request = replace(example.request("all_at_once"), max_frames=2 * len(example.codes) + 12)
-        speech = Qwen3TTS(config, tree, job.tokenizer).synthesize([request], seed=job.config.seed)[0]
-        folder = job.output / SAMPLES
+        speech = Qwen3TTS(config, tree, tokenizer).synthesize([request], seed=seed)[0]
         folder.mkdir(exist_ok=True)
         audio.write(folder / f"step-{step:06}.wav", speech.samples, speech.sample_rate)
 

@@ -7,28 +7,29 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from qwen3_tts_jax.train.step import TrainState
-
 _STATE, _META = "state", "run.json"
+
+State = TypeVar("State")
+"""A pytree of arrays, such as `step.TrainState`."""
 
 
 class RunError(ValueError):
     """A saved run that cannot be continued."""
 
 
-def save_state(folder: str | Path, name: str, state: TrainState, settings: Mapping[str, Any]) -> Path:
+def save_state(folder: str | Path, name: str, state: Any, settings: Mapping[str, Any]) -> Path:
     """Writes an Orbax checkpoint `folder`/`name`, replacing the one of that name once it is whole.
 
     Args:
         folder: created if needed.
         name: of the checkpoint.
-        state: all of it is kept, bit by bit.
+        state: a pytree of arrays; all of it is kept, bit by bit.
         settings: JSON values that a run which goes on from here must have too, and whatever else is to be kept.
     """
     target, folder = Path(folder).absolute() / name, Path(folder).absolute()
@@ -47,7 +48,7 @@ def save_state(folder: str | Path, name: str, state: TrainState, settings: Mappi
     return target
 
 
-def load_state(path: str | Path, like: TrainState, settings: Mapping[str, Any]) -> TrainState:
+def load_state(path: str | Path, like: State, settings: Mapping[str, Any]) -> State:
     """Reads what `save_state` wrote.
 
     Args:
@@ -105,7 +106,7 @@ def drop_old(folder: str | Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def _leaves(state: TrainState) -> dict[str, Any]:
+def _leaves(state: Any) -> dict[str, Any]:
     """By number: the names of optax's own states are not for files. Empty leaves have nothing to keep."""
     return {_name(i): leaf for i, leaf in enumerate(jax.tree.leaves(state)) if np.size(leaf)}
 

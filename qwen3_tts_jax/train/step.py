@@ -15,69 +15,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.generate import Params
+from qwen3_tts_jax.train.alignment import AlignmentConfig, alignment_loss, init_readout
 from qwen3_tts_jax.train.lora import LoraConfig, adapted, init_adapters, merge_adapters
-from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, count_targets, loss_parts, total
+from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, count_targets, loss_parts, parts_of_some, total
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.regularization import Regularization, drop_out, spoil
+from qwen3_tts_jax.train.score import teacher_force
 
 PARTS = ("talker", "code_predictor")
 _SPEAKERS = "talker/codec_embedding/embedding"
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a linear warm-up and a cosine to the end.
-
-    Attributes:
-        learning_rate: the highest, after the warm-up.
-        steps: of the whole run; the cosine ends there.
-        warmup_steps: from 0 to `learning_rate`.
-        final_rate: the last learning rate, as a part of the highest.
-        weight_decay: of weights and kernels; not of embeddings, norms and biases.
-        betas: of the means of gradients and of their squares.
-        clip: the largest norm of the gradient over all leaves.
-    """
-
-    learning_rate: float = 2e-5
-    steps: int = 1000
-    warmup_steps: int = 50
-    final_rate: float = 0.1
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"the learning rate must be above 0, got {self.learning_rate}")
-        if self.steps < 1:
-            raise ConfigError(f"the number of steps must be at least 1, got {self.steps}")
-        if not 0 <= self.warmup_steps < self.steps:
-            raise ConfigError(
-                f"the warm-up must be 0 … {self.steps - 1} of {self.steps} steps, got {self.warmup_steps}"
-            )
-        if self.clip <= 0:
-            raise ConfigError(f"the gradient's largest norm must be above 0, got {self.clip}")
-
-    def schedule(self) -> optax.Schedule:
-        """Learning rate by step."""
-        rate = self.learning_rate
-        cosine = optax.cosine_decay_schedule(rate, self.steps - self.warmup_steps, self.final_rate)
-        if self.warmup_steps == 0:
-            return cosine
-        warm = optax.linear_schedule(rate / self.warmup_steps, rate, self.warmup_steps - 1 or 1)
-        return optax.join_schedules([warm, cosine], [self.warmup_steps])
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """Clipping and AdamW, with moments in float32."""
-        adam = optax.adamw(
-            self.schedule(), *self.betas, weight_decay=self.weight_decay, mask=_decayed, mu_dtype=jnp.float32
-        )
-        return optax.chain(optax.clip_by_global_norm(self.clip), adam)
-
-
-def _decayed(tree: Any) -> Any:
-    def of_path(path: tuple, _: Any) -> bool:
-        return str(getattr(path[-1], "key", "")).rsplit("/", 1)[-1] in ("weight", "kernel", "a", "b")
-
-    return jax.tree_util.tree_map_with_path(of_path, tree)
 
 
 @dataclass(frozen=True)
@@ -92,6 +38,11 @@ class Recipe:
         frozen: starts of paths that are not trained ("talker/text_embedding"), where `lora` is None.
         speaker_rows: rows of the codec embedding, of new speakers, that a LoRA run trains too.
         remat: compute activations again in the backward pass; slower by a third, far less memory.
+        regularization: what is spoilt of what a step reads; None spoils nothing.
+        alignment: an auxiliary loss; None is without.
+        average: decay of the moving average of what is trained, which is then what is judged and kept; 0 takes the
+            weights themselves.
+        seed: of what is random in a step.
     """
 
     model: ModelConfig
@@ -101,6 +52,18 @@ class Recipe:
     frozen: tuple[str, ...] = ()
     speaker_rows: tuple[int, ...] = ()
     remat: bool = True
+    regularization: Regularization | None = None
+    alignment: AlignmentConfig | None = None
+    average: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.average < 1:
+            raise ConfigError(f"the decay of the weights' average must be from 0 to below 1, got {self.average}")
+        if self.alignment is not None:
+            self.alignment.check(self.model)
+            if self.lora is not None:
+                raise ConfigError("the alignment's loss is for runs without a LoRA")
 
 
 @flax.struct.dataclass
@@ -111,11 +74,18 @@ class TrainState:
         step: int32 [], steps done.
         trained: {path: float32 leaf}, or {"lora": adapters, "speakers": [n, D]}.
         optimizer: optax's state.
+        average: moving averages of `trained`; empty where the recipe has none.
     """
 
     step: jax.Array
     trained: dict[str, Any]
     optimizer: optax.OptState
+    average: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What is judged and kept: the average where there is one."""
+        return self.average or self.trained
 
 
 def start(params: Params, recipe: Recipe, seed: int = 0) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -142,7 +112,10 @@ def start(params: Params, recipe: Recipe, seed: int = 0) -> tuple[TrainState, di
         speakers = leaves[_SPEAKERS][jnp.asarray(recipe.speaker_rows, jnp.int32)].astype(jnp.float32)
         trained = {"lora": init_adapters(jax.random.key(seed), params, recipe.lora), "speakers": speakers}
         frozen = dict(leaves)
-    return TrainState(jnp.zeros((), jnp.int32), trained, recipe.optimizer.optimizer().init(trained)), frozen
+    if recipe.alignment is not None:
+        trained |= init_readout(jax.random.key(seed), recipe.model, recipe.alignment)
+    average = jax.tree.map(jnp.array, trained) if recipe.average else {}
+    return TrainState(jnp.zeros((), jnp.int32), trained, recipe.optimizer.optimizer().init(trained), average), frozen
 
 
 def frozen_paths(params: Mapping[str, Any], recipe: Recipe) -> list[str]:
@@ -168,7 +141,8 @@ def frozen_paths(params: Mapping[str, Any], recipe: Recipe) -> list[str]:
 def assemble(trained: Mapping[str, Any], frozen: Mapping[str, jax.Array], recipe: Recipe) -> Params:
     """The trees talker and code_predictor that `trained` and `frozen` stand for, in the dtypes of training."""
     if recipe.lora is None:
-        return unflatten_dict({**frozen, **trained}, sep="/")
+        leaves = {path: leaf for path, leaf in {**frozen, **trained}.items() if path.startswith(PARTS)}
+        return unflatten_dict(leaves, sep="/")
     params = merge_adapters(unflatten_dict(dict(frozen), sep="/"), trained["lora"], recipe.lora)
     table = params["talker"]["codec_embedding"]["embedding"]
     rows = jnp.asarray(recipe.speaker_rows, jnp.int32)
@@ -199,6 +173,44 @@ def _value(
     return total(parts, frames, ends, recipe.loss), parts
 
 
+def _helped_value(
+    trained: Mapping[str, Any],
+    frozen: Mapping[str, jax.Array],
+    recipe: Recipe,
+    batch: Batch,
+    frames: jax.Array,
+    ends: jax.Array,
+    key: jax.Array,
+    alignment_weight: jax.Array,
+) -> tuple[jax.Array, tuple[LossParts, jax.Array]]:
+    """`_value` of what `recipe.regularization` leaves, with the alignment's loss, which is returned too."""
+    model, hard = recipe.model, recipe.regularization or Regularization()
+    params = to_compute(assemble(trained, frozen, recipe), model)
+    spoil_key, drop_key = jax.random.split(key)
+    seen = spoil(spoil_key, batch.codes, model, hard)
+    forced = teacher_force(
+        params,
+        model,
+        batch.prompts,
+        batch.codes,
+        capture=() if recipe.alignment is None else (recipe.alignment.path(model),),
+        edit=(lambda path, output: drop_out(drop_key, path, output, hard.dropout)) if hard.dropout else None,
+        remat=recipe.remat,
+        seen=seen,
+    )
+    chosen = jnp.arange(batch.codes[..., 0].size) if seen.chosen is None else seen.chosen
+    if seen.chosen is None:
+        forced = forced.replace(code_logits=forced.code_logits.reshape(1, -1, *forced.code_logits.shape[2:]))
+    parts = parts_of_some(forced, model, batch, chosen)
+    value, aligned = total(parts, frames, ends, recipe.loss), jnp.zeros(())
+    if recipe.alignment is not None:
+        states = forced.activations[recipe.alignment.path(model)]
+        read = partial(alignment_loss, trained, model, recipe.alignment, batch)
+        aligned = jax.lax.cond(alignment_weight > 0, read, lambda _: jnp.zeros(()), states)
+        value = value + alignment_weight * aligned
+    return value, (parts, aligned)
+
+
 @partial(jax.jit, static_argnames="recipe", donate_argnames="state")
 def train_step(
     state: TrainState, frozen: dict[str, jax.Array], batches: Batch, recipe: Recipe
@@ -213,26 +225,45 @@ def train_step(
 
     Returns:
         The next state, and loss [], codes [Q] and end [] (mean cross entropies), gradient_norm [],
-        learning_rate [] and finite [] of the step. Where loss or gradient are not finite the state is the old one.
+        learning_rate [] and finite [] of the step, and alignment [] where the recipe has it. Where loss or gradient
+        are not finite the state is the old one.
     """
     frames, ends = jax.tree.map(jnp.sum, jax.vmap(count_targets)(batches))
-    gradient_of = jax.value_and_grad(_value, has_aux=True)
+    helped = recipe.regularization is not None or recipe.alignment is not None
+    gradient_of = jax.value_and_grad(_helped_value if helped else _value, has_aux=True)
+    count = batches.codes.shape[0]
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(recipe.seed), state.step), count)
+    weight = jnp.zeros(())
+    if recipe.alignment is not None:
+        weight = jnp.where(state.step < recipe.alignment.steps, recipe.alignment.weight / count, 0.0)
 
-    def add(carry: Any, batch: Batch) -> tuple[Any, None]:
-        (value, parts), gradient = gradient_of(state.trained, frozen, recipe, batch, frames, ends)
-        return jax.tree.map(jnp.add, carry, (value, parts, gradient)), None
+    def add(carry: Any, batch_key: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        batch, key = batch_key
+        more = (key, weight) if helped else ()
+        (value, aux), gradient = gradient_of(state.trained, frozen, recipe, batch, frames, ends, *more)
+        parts, aligned = aux if helped else (aux, jnp.zeros(()))
+        return jax.tree.map(jnp.add, carry, (value, parts, aligned, gradient)), None
 
     num_codebooks = batches.codes.shape[-1]
     nothing = LossParts(jnp.zeros(num_codebooks), jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
-    carry = (jnp.zeros(()), nothing, jax.tree.map(jnp.zeros_like, state.trained))
-    (value, parts, gradient), _ = jax.lax.scan(add, carry, batches)
+    carry = (jnp.zeros(()), nothing, jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained))
+    (value, parts, aligned, gradient), _ = jax.lax.scan(add, carry, (batches, keys))
     updates, optimizer = recipe.optimizer.optimizer().update(gradient, state.optimizer, state.trained)
     norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(gradient)))
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    new = TrainState(state.step + 1, optax.apply_updates(state.trained, updates), optimizer)
+    trained = optax.apply_updates(state.trained, updates)
+    average = state.average
+    if recipe.average:
+        # At first the average follows faster, lest it remember where it started.
+        decay = jnp.minimum(recipe.average, (1 + state.step) / (10 + state.step))
+        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, trained)
+    new = TrainState(state.step + 1, trained, optimizer, average)
+    rate = recipe.optimizer.schedule()(state.step)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    rate = recipe.optimizer.schedule()(state.step - finite)
-    return state, {"loss": value, **parts.means(), "gradient_norm": norm, "learning_rate": rate, "finite": finite}
+    metrics = {"loss": value, **parts.means(), "gradient_norm": norm, "learning_rate": rate, "finite": finite}
+    if recipe.alignment is not None:
+        metrics["alignment"] = aligned / count
+    return state, metrics
 
 
 @partial(jax.jit, static_argnames="recipe")

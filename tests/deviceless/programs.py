@@ -12,10 +12,12 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import Sharding
 
 from qwen3_tts_jax import generate
+from qwen3_tts_jax.cache import WindowCache
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.rules import compute_dtype, model_rules, select
 from qwen3_tts_jax.presets import preset
 from qwen3_tts_jax.prompt import PromptBatch
+from qwen3_tts_jax.transformer import Transformer
 
 PROMPT_SLOTS = 64
 
@@ -25,9 +27,9 @@ PlaceState = Callable[[tuple, jax.ShapeDtypeStruct], Sharding]
 """Where a leaf of the state goes, by its path in the state."""
 
 
-def published(size: str, talker_layers: int, predictor_layers: int) -> ModelConfig:
+def published(size: str, talker_layers: int, predictor_layers: int, codec_dtype: str = "float32") -> ModelConfig:
     """A published model ("0.6B", "1.7B") in bfloat16 with fewer layers."""
-    config = preset(f"{size}-CustomVoice").with_dtypes("bfloat16")
+    config = preset(f"{size}-CustomVoice").with_dtypes("bfloat16", codec_dtype)
 
     def cut(part: Any, layers: int) -> Any:
         return replace(part, transformer=replace(part.transformer, num_layers=layers))
@@ -48,10 +50,8 @@ def abstract_params(config: ModelConfig, place: Place) -> dict[str, Any]:
     return unflatten_dict(leaves, sep="/")
 
 
-def abstract_state(
-    config: ModelConfig, params: dict[str, Any], batch: int, capacity: int, place: PlaceState
-) -> generate.DecodeState:
-    """What prefill would return, as shapes."""
+def abstract_request(config: ModelConfig, batch: int) -> tuple[PromptBatch, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """What prefill reads besides the parameters, as shapes: prompts, keys and limits."""
     codebooks = config.talker.num_codebooks
 
     def ids(*shape: int) -> jax.ShapeDtypeStruct:
@@ -65,9 +65,34 @@ def abstract_state(
         x_vectors=None,
         speaker_position=ids(batch),
     )
-    keys = jax.eval_shape(lambda: generate.utterance_keys(0, jnp.arange(batch)))
+    return prompt, jax.eval_shape(lambda: generate.utterance_keys(0, jnp.arange(batch))), ids(batch)
+
+
+def abstract_state(
+    config: ModelConfig, params: dict[str, Any], batch: int, capacity: int, place: PlaceState
+) -> generate.DecodeState:
+    """What prefill would return, as shapes."""
     shapes = jax.eval_shape(
         lambda *arguments: generate.prefill(arguments[0], config, *arguments[1:], capacity),
-        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params), prompt, keys, ids(batch),
+        jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params),
+        *abstract_request(config, batch),
     )  # fmt: skip
     return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.update(sharding=place(path, leaf)), shapes)
+
+
+def compiled_prefill(config: ModelConfig, batch: int, device: Sharding) -> str:
+    """The optimised HLO of `generate.prefill` for prompts of `PROMPT_SLOTS`."""
+    params = abstract_params(config, lambda *_: device)
+    request = jax.tree.map(lambda leaf: leaf.update(sharding=device), abstract_request(config, batch))
+    lowered = generate.prefill_compiled.lower(params, config, *request, PROMPT_SLOTS)
+    return lowered.compile().as_text()
+
+
+def compiled_window(config: ModelConfig, batch: int, frames: int, device: Sharding) -> str:
+    """The optimised HLO of the transformer of the codec's decoder, whose window is short."""
+    stack = config.codec.decoder.transformer
+    module, x = Transformer(stack), jax.ShapeDtypeStruct((batch, frames, stack.width), stack.dtype)
+    cache = jax.eval_shape(lambda: WindowCache.zeros(stack, batch))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, cache)
+    arguments = jax.tree.map(lambda leaf: leaf.update(sharding=device), (variables, x, cache))
+    return jax.jit(module.apply).lower(*arguments).compile().as_text()

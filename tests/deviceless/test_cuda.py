@@ -6,20 +6,23 @@ kernels are meant, not their speed.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from qwen3_tts_jax import generate
+from qwen3_tts_jax.codec import conv
 from tests.deviceless import thunks
 from tests.deviceless.hlo import Module
-from tests.deviceless.programs import abstract_params, abstract_state, published
+from tests.deviceless.programs import abstract_params, abstract_state, compiled_prefill, compiled_window, published
 
 TARGET = Path(__file__).with_name("h200.txtpb")
 CAPACITY = 512
@@ -54,10 +57,15 @@ class Compiled:
 
 
 @cache
+def an_h200() -> SingleDeviceSharding:
+    topology = topologies.get_topology_desc(platform="cuda", target_config=TARGET.read_text(), topology="1x1x1")
+    return SingleDeviceSharding(topology.devices[0])
+
+
+@cache
 def compiled(size: str, batch: int, layers: tuple[int, int] = LAYERS, one_graph: bool = False) -> Compiled:
     config = published(size, *layers)
-    topology = topologies.get_topology_desc(platform="cuda", target_config=TARGET.read_text(), topology="1x1x1")
-    device = SingleDeviceSharding(topology.devices[0])
+    device = an_h200()
     params = abstract_params(config, lambda *_: device)
     state = abstract_state(config, params, batch, CAPACITY, lambda *_: device)
     lowered = generate.generate_chunk.lower(params, config, config.generation, state, CHUNK)
@@ -135,3 +143,31 @@ def test_the_host_is_not_asked_in_a_frame(batch):
     opcodes = {instruction.opcode for instruction in found.hlo.instructions()}
     assert not opcodes & {"infeed", "outfeed", "send", "recv", "copy-start"}
     assert not [each for each in found.hlo.instructions() if "callback" in each.rest.split("metadata=")[0]]
+
+
+@pytest.mark.parametrize(("attention", "calls"), [("cudnn", 2), ("xla", 0)])
+def test_prompts_and_windows_are_read_by_cudnn_where_it_is_chosen(monkeypatch, attention, calls):
+    # JAX asks for its version; XLA's compiler needs no cuDNN.
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    config = published("1.7B", 2, 1, codec_dtype="bfloat16").with_attention(lambda _: attention)
+    prefill = Module(compiled_prefill(config, 2, an_h200()))
+    assert kernels(prefill) == ["__cudnn$fmhaSoftmax"] * calls
+    window = Module(compiled_window(config, 2, 64, an_h200()))
+    assert kernels(window) == ["__cudnn$fmhaScaleBiasSoftmax"] * (
+        config.codec.decoder.transformer.num_layers * calls // 2
+    )
+
+
+def kernels(module: Module) -> list[str]:
+    """Names of cuDNN's attention kernels that a program calls."""
+    calls = [each.rest for each in module.instructions() if each.opcode == "custom-call"]
+    return [name for rest in calls for name in re.findall(r'custom_call_target="(__cudnn\$fmha\w+)"', rest)]
+
+
+@pytest.mark.parametrize("three_pass", [False, True])
+def test_three_passes_are_convolutions_that_may_use_tf32(three_pass):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=an_h200()) for shape in ((2, 500, 192), (7, 192, 192))]
+    program = jax.jit(partial(conv._convolve, three_pass=three_pass)).lower(*arrays).compile()
+    calls = [each for each in Module(program.as_text()).instructions() if "__cudnn$conv" in each.rest]
+    exact = ["operand_precision={highest,highest}" in each.rest for each in calls]
+    assert exact == ([False] * 3 if three_pass else [True])

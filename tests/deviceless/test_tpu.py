@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
 import pytest
 from jax.experimental import topologies
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from qwen3_tts_jax import generate, sharding
 from tests.deviceless.hlo import Module
-from tests.deviceless.programs import abstract_params, abstract_state, published
+from tests.deviceless.programs import abstract_params, abstract_state, compiled_prefill, compiled_window, published
 
 MEMORY = {"v5e:2x2": 16e9, "v6e:2x2": 32e9}
 CAPACITY = 1024
@@ -119,3 +119,14 @@ def test_a_chunk_returns_the_state_where_it_was(topology, data, model):
     found = compiled(topology, data, model)
     for before, after in zip(jax.tree.leaves(found.state), jax.tree.leaves(found.returned), strict=True):
         assert after.is_equivalent_to(before.sharding, before.ndim)
+
+
+def test_prompts_and_windows_are_read_by_the_splash_kernel_where_it_is_chosen():
+    chip = SingleDeviceSharding(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0])
+    config = published("1.7B", 2, 1, codec_dtype="bfloat16").with_attention(lambda _: "pallas")
+    stack = replace(config.codec.decoder.transformer, num_layers=2)
+    config = replace(config, codec=replace(config.codec, decoder=replace(config.codec.decoder, transformer=stack)))
+    for program in (compiled_prefill(config, 2, chip), compiled_window(config, 2, 64, chip)):
+        names = [each.name for each in Module(program).instructions() if "tpu_custom_call" in each.rest]
+        assert len(names) == 2
+        assert all(name.startswith("splash_mha_fwd") for name in names)

@@ -1,0 +1,160 @@
+"""The command `train codec`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from qwen3_tts_jax import cli_options as option
+from qwen3_tts_jax.cli_options import examples
+
+EPILOG = examples(
+    "qwen3-tts-jax train codec recordings/ -o my-codec --validation held-out/",
+    "qwen3-tts-jax train codec data.jsonl -o my-codec --size medium --steps 20000 --continuous-steps 500",
+    "qwen3-tts-jax codec encode hello.wav -o hello.npz --model my-codec/codec",
+)
+
+
+def codec(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="A folder of recordings (any format, any rate), or JSON lines with audio."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; continued if interrupted.")],
+    validation: Annotated[Path | None, typer.Option(help="More recordings, to judge by: the best is kept.")] = None,
+    size: Annotated[
+        Literal["small", "medium"],
+        typer.Option(help="3.3 or 5.7 million weights; 24 kHz, 12.5 Hz, 8 codebooks of 512."),
+    ] = "small",
+    config: Annotated[
+        Path | None, typer.Option(help="A shape of your own, in the layout of speech_tokenizer/config.json.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="A codec to go on from: folder, repository or short name; gives the shape.")
+    ] = None,
+    decoder_only: Annotated[
+        bool, typer.Option("--decoder-only", help="Keep encoder and codebooks, so that codes keep their meaning.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 10_000,
+    batch_seconds: Annotated[float, typer.Option(help="Of audio in a step.")] = 12.0,
+    crop_seconds: Annotated[float, typer.Option(help="Of each piece of it.")] = 2.0,
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
+    warmup: Annotated[int | None, typer.Option(help="Steps up to it; a twentieth of all, at most 500.")] = None,
+    clip: Annotated[float, typer.Option(help="The largest norm of a gradient.")] = 1.0,
+    dropout: Annotated[float, typer.Option(help="Part of pieces that use fewer codebooks.")] = 0.25,
+    continuous_steps: Annotated[int, typer.Option(help="Steps before anything is quantized.")] = 0,
+    unquantized: Annotated[float, typer.Option(help="Part of pieces that are not quantized in the first half.")] = 0.0,
+    average: Annotated[float, typer.Option(help="Decay of an average of the weights, to be written; 0: none.")] = 0.0,
+    adversary_start: Annotated[
+        int | None,
+        typer.Option(help="The first step with an adversary, which makes it sound clearer; none by default."),
+    ] = None,
+    adversary_every: Annotated[int, typer.Option(help="In every so many steps it learns.")] = 2,
+    adversary_seconds: Annotated[float, typer.Option(help="Of each piece it hears.")] = 0.75,
+    adversary_kind: Annotated[Literal["hinge", "least-squares"], typer.Option(help="Its loss.")] = "hinge",
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a teacher's features [T, D], .npy or .npz, named as the recordings; or in lines."),
+    ] = None,
+    feature_rate: Annotated[
+        float | None, typer.Option(help="Of them, per second: codebook 0 learns to tell them. None by default.")
+    ] = None,
+    teacher_weight: Annotated[float, typer.Option(help="Of their cosine distance in the loss.")] = 1.0,
+    log_every: Annotated[int, typer.Option(help="Steps between numbers in log.jsonl.")] = 10,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between looks at the validation data.")] = 250,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    sample_every: Annotated[int, typer.Option(help="Steps between samples to listen to; 0 makes none.")] = 0,
+    patience: Annotated[int, typer.Option(help="End after so many looks without a better one; 0 never.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Folder of decoded recordings; in the run's by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, pieces and dropout.")] = 0,
+    quiet: option.Quiet = False,
+) -> None:
+    """Train a codec on recordings; OUTPUT/codec then is a codec that `codec encode --model` reads.
+
+    Encoder, codebooks and decoder learn together, from random weights or from a codec that is there.
+    """
+    from qwen3_tts_jax.config import ConfigError
+    from qwen3_tts_jax.console import plain_messages, refuse, refusing
+
+    with plain_messages(), refusing(ValueError, OSError, ArithmeticError):
+        if start is not None and config is not None:
+            refuse("--start brings its own shape: leave --config away")
+        if decoder_only and start is None:
+            refuse("--decoder-only needs --start: the codec whose decoder is to learn")
+        if features is not None and feature_rate is None:
+            refuse("--features needs --feature-rate, how many of them there are per second")
+
+        from qwen3_tts_jax import hf_config
+        from qwen3_tts_jax.train.codec_adversary import Adversary
+        from qwen3_tts_jax.train.codec_job import CodecTraining, codec_to_start_from, prepare_codec, run_codec
+        from qwen3_tts_jax.train.codec_start import codec_shape
+        from qwen3_tts_jax.train.codec_step import CodecRecipe
+        from qwen3_tts_jax.train.optimizer import OptimizerConfig
+        from qwen3_tts_jax.train.progress import Schedule
+
+        folder = None
+        try:
+            if start is not None:
+                folder, shape = codec_to_start_from(start)
+            else:
+                shape = codec_shape(size) if config is None else hf_config.read_codec_file(config)
+            adversary = None
+            if adversary_start is not None:
+                heard = round(adversary_seconds * shape.sample_rate)
+                adversary = Adversary(heard, adversary_start, adversary_every, adversary_kind)
+            warm = warmup if warmup is not None else min(steps // 20, 500)
+            recipe = CodecRecipe(
+                shape,
+                OptimizerConfig(learning_rate, steps, warm, clip=clip),
+                dropout=dropout,
+                continuous_steps=continuous_steps,
+                unquantized=unquantized,
+                unquantized_steps=steps // 2 if unquantized else 0,
+                decoder_only=decoder_only,
+                average=average,
+                adversary=adversary,
+            )
+            training = CodecTraining(
+                recipe,
+                batch_seconds,
+                crop_seconds,
+                feature_rate=feature_rate,
+                teacher_weight=teacher_weight,
+                start=folder,
+                seed=seed,
+                schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
+            )
+            job = prepare_codec(data, output, training, validation, features)
+        except ConfigError as error:
+            refuse(error)
+        # Orbax warns that a checkpoint of one process has no parts of others to merge.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        result = run_codec(job, cache=cache, decoding=_counter(quiet), report=_reporter(quiet))
+    end = "ended early" if result.ended_early else "done"
+    typer.echo(f"{output / 'codec'}: {end}, the state after step {result.step}, mel distance {result.mel:.3f}")
+
+
+def _counter(quiet: bool) -> Callable[[int, int], None] | None:
+    def show(done: int, total: int) -> None:
+        typer.echo(f"decoded {done} of {total} recordings", err=True)
+
+    return None if quiet else show
+
+
+def _reporter(quiet: bool) -> Callable[[dict[str, Any]], None] | None:
+    def show(numbers: dict[str, Any]) -> None:
+        if "validation_mel" in numbers:
+            used = ", ".join(f"{value:.0f}" for value in numbers["validation_perplexity"])
+            line = f"validation mel distance {numbers['validation_mel']:.4f}, codes in use {used}"
+        else:
+            line = (
+                f"loss {numbers['loss']:.3f} (mel {numbers['mel']:.4f}), "
+                f"{numbers['audio_seconds'] / numbers['seconds']:.1f} s of audio per s"
+            )
+        typer.echo(f"step {numbers['step']}: {line}", err=True)
+
+    return None if quiet else show

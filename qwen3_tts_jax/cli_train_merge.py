@@ -1,0 +1,60 @@
+"""The command `train merge`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from qwen3_tts_jax import cli_options as option
+from qwen3_tts_jax.cli_options import DEFAULT_CLONER, examples
+
+EPILOG = examples(
+    "qwen3-tts-jax train merge anna/lora.safetensors --model 0.6B-Base -o anna-model",
+    'qwen3-tts-jax say "Good morning." --model anna-model --speaker anna',
+)
+
+
+def merge(
+    lora: Annotated[Path, typer.Argument(metavar="LORA.safetensors", help="Of a run of `train sft --lora`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist.")],
+    model: option.Model = DEFAULT_CLONER,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Of the talker and the code predictor.")
+    ] = "bfloat16",
+    revision: option.Revision = None,
+    cache_dir: option.CacheDir = None,
+    offline: option.Offline = False,
+    quiet: option.Quiet = False,
+) -> None:
+    """Add low-rank adapters, and the speakers that were learnt with them, to the model that they were trained on.
+
+    The result is a model with plain weights in the published layout. Adapters of another model are refused.
+    """
+    from qwen3_tts_jax.cli_model import Source, read_config
+    from qwen3_tts_jax.console import ProgressLine, plain_messages, refuse, refusing
+
+    if output.exists():
+        refuse(f"{output} is there already: choose another folder or move it away")
+    if not lora.is_file():
+        refuse(f"{lora} is not there")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with plain_messages(), refusing(ValueError, OSError):
+        folder = Source(model, revision, cache_dir, offline).folder()
+        config = read_config(folder).with_dtypes("float32")
+
+        from qwen3_tts_jax.convert import PARTS, load_checkpoint
+        from qwen3_tts_jax.train.export import export_model
+        from qwen3_tts_jax.train.merge import with_lora
+
+        parts = [part for part in PARTS if part != "speaker_encoder" or config.speaker_encoder is not None]
+        with ProgressLine(1 / config.codec.frame_rate, quiet) as progress:
+            params = load_checkpoint(folder, config, parts, lambda done, total: progress("load", done, total))
+            before = config.prompt.speakers
+            params, config = with_lora(lora, params, config)
+            progress("save", 0, 1)
+            export_model(output, params, config, folder, dtype)
+    new = [name for name in config.prompt.speakers if name not in before]
+    typer.echo(f"{output}: {model} with {lora}" + (f", speakers {', '.join(new)}" if new else ""))

@@ -1,0 +1,164 @@
+"""Batches of about as many seconds each: clips of like length together, in a few shapes that compile once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen3_tts_jax.config import ConfigError, ModelConfig
+from qwen3_tts_jax.prompt import PromptPlan, TextMode, Tokenizer, batch_plans
+from qwen3_tts_jax.train.batches import with_other_texts
+from qwen3_tts_jax.train.examples import Example
+from qwen3_tts_jax.train.loss import Batch
+
+_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Examples that share a shape: `rows` of them, prompts of `prompt` and `trailing` ids, `frames` frames."""
+
+    members: tuple[int, ...]
+    rows: int
+    prompt: int
+    trailing: int
+    frames: int
+
+
+@dataclass(frozen=True, eq=False)
+class BucketedBatches:
+    """Batches of examples, with the interface of `examples.Batches`: a function of the step alone.
+
+    The examples are cut by length into buckets of equally much speech, each with one shape of batches. In an epoch
+    every bucket has its turns in an order of the epoch's own; its examples go round, each time in another order.
+
+    Attributes:
+        examples: all there are.
+        tokenizer: of the model.
+        config: of the model as it will be.
+        batch_frames: the most frames of a batch, padding included; a clip that is longer has one of its own.
+        accumulate: batches per step, all of one shape.
+        text_modes: by turns, how the text is read.
+        seed: of the order.
+        count: of buckets, at most.
+        multiple: of rows in a batch, for devices that share them.
+    """
+
+    examples: Sequence[Example]
+    tokenizer: Tokenizer
+    config: ModelConfig
+    batch_frames: int
+    accumulate: int = 1
+    text_modes: tuple[TextMode, ...] = ("all_at_once",)
+    seed: int = 0
+    count: int = 6
+    multiple: int = 1
+    _buckets: list[_Bucket] = field(init=False, repr=False)
+    _turns: list[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_frames < 1 or self.count < 1:
+            raise ConfigError(
+                f"batches need at least one frame and one bucket, got {self.batch_frames} and {self.count}"
+            )
+        object.__setattr__(self, "_buckets", self._make_buckets())
+        turns = [max(1, round(len(each.members) / (each.rows * self.accumulate))) for each in self._buckets]
+        object.__setattr__(self, "_turns", turns)
+
+    @property
+    def row_counts(self) -> set[int]:
+        """How many rows a batch may have."""
+        return {each.rows for each in self._buckets}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every example comes about once."""
+        return sum(self._turns)
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Rows, prompt positions and frames of the batches, shortest first."""
+        return [(each.rows, each.prompt, each.frames) for each in self._buckets]
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the batches, as JSON values."""
+        shape = [self.batch_frames, self.count, self.multiple]
+        return {"batch": [*shape, self.accumulate, list(self.text_modes), self.seed]}
+
+    def of_step(self, step: int) -> tuple[Batch, list[Example]]:
+        """The batches [A, B, …] of a step, and their examples."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        turns = np.repeat(np.arange(len(self._buckets)), self._turns)
+        order = np.random.default_rng([self.seed, epoch]).permutation(turns)
+        number = int(order[place])
+        bucket = self._buckets[number]
+        earlier = epoch * self._turns[number] + int(np.sum(order[:place] == number))
+        rows = bucket.rows * self.accumulate
+        picked = [self._member(number, index) for index in range(earlier * rows, (earlier + 1) * rows)]
+        examples = [self.examples[index] for index, _ in picked]
+        batch = self._batch(bucket, examples, [sum(pair) for pair in picked])
+        batch = jax.tree.map(lambda leaf: leaf.reshape(self.accumulate, bucket.rows, *leaf.shape[1:]), batch)
+        return batch, examples
+
+    def in_order(self, *, other_texts: bool = False) -> list[Batch]:
+        """All examples once, in batches [B, …]; see `Batches.in_order`."""
+        batches = []
+        for bucket in self._buckets:
+            examples = [self.examples[index] for index in bucket.members]
+            if other_texts:
+                examples = with_other_texts(examples)
+            for first in range(0, len(examples), bucket.rows):
+                part, turns = (each[first : first + bucket.rows] for each in (examples, bucket.members))
+                empty = replace(part[0], codes=part[0].codes[:0])
+                missing = bucket.rows - len(part)
+                batches.append(self._batch(bucket, part + [empty] * missing, [*turns, *[0] * missing]))
+        return batches
+
+    def _member(self, number: int, index: int) -> tuple[int, int]:
+        """The example at a place of a bucket's endless list, and how often all have been there before."""
+        members = self._buckets[number].members
+        around, place = divmod(index, len(members))
+        order = np.random.default_rng([self.seed, 1 + number, around]).permutation(len(members))
+        return members[order[place]], around
+
+    def _plan(self, example: Example, turn: int) -> PromptPlan:
+        return example.plan(self.tokenizer, self.config, self.text_modes[turn % len(self.text_modes)])
+
+    def _make_buckets(self) -> list[_Bucket]:
+        lengths = np.array([len(each.codes) for each in self.examples])
+        order = np.argsort(lengths, kind="stable")
+        # Cut where the sum of frames passes a share of all.
+        shares = np.cumsum(lengths[order]) - lengths[order] / 2
+        cuts = np.minimum(shares * self.count // max(lengths.sum(), 1), self.count - 1)
+        buckets = []
+        for cut in np.unique(cuts):
+            members = order[cuts == cut]
+            frames = _rounded(lengths[members].max())
+            rows = max(1, self.batch_frames // frames // self.multiple) * self.multiple
+            plans = [self._plan(self.examples[i], turn) for i in members for turn in range(len(self.text_modes))]
+            prompt = _rounded(max(len(plan.text_ids) for plan in plans))
+            trailing = _rounded(max(len(plan.trailing_text_ids) for plan in plans))
+            buckets.append(_Bucket(tuple(map(int, members)), rows, prompt, trailing, frames))
+        return buckets
+
+    def _batch(self, bucket: _Bucket, examples: Sequence[Example], turns: Sequence[int]) -> Batch:
+        plans = [self._plan(each, turn) for each, turn in zip(examples, turns, strict=True)]
+        # Longer than the bucket's own only where texts were exchanged.
+        prompts = batch_plans(
+            plans,
+            tts_pad=self.config.prompt.tts_pad,
+            length=max(bucket.prompt, _rounded(max(len(plan.text_ids) for plan in plans))),
+            trailing_length=max(bucket.trailing, _rounded(max(len(plan.trailing_text_ids) for plan in plans))),
+        )
+        codes = np.full((len(examples), bucket.frames, self.config.talker.num_codebooks), -1, np.int32)
+        for row, each in enumerate(examples):
+            codes[row, : len(each.codes)] = each.codes
+        return Batch(prompts, codes, np.ones(len(examples), bool))
+
+
+def _rounded(length: int) -> int:
+    return -(-int(length) // _MULTIPLE) * _MULTIPLE

@@ -1,0 +1,162 @@
+"""An adversary that learns to tell recordings from what a codec makes of them, and what it teaches the decoder.
+
+It looks at complex short-time Fourier transforms at several scales through small convolutions over time and
+frequency (Défossez et al. 2022, arXiv:2210.13438, section 3.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from qwen3_tts_jax.config import ConfigError
+from qwen3_tts_jax.layers import PRECISION
+from qwen3_tts_jax.train.codec_loss import spectra
+
+# Kernel (time, frequency), stride of the frequency, dilation of time, of each layer but the last.
+_LAYERS = (((3, 9), 1, 1), ((3, 9), 2, 1), ((3, 9), 2, 2), ((3, 9), 2, 4), ((3, 3), 1, 1))
+_LAST = (3, 3)
+_SLOPE = 0.2
+
+Params = dict[str, dict[str, jax.Array]]
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """Its shape, and how it takes part.
+
+    Attributes:
+        samples: of the piece of each crop that it hears, at least the largest of `fft_sizes`.
+        start: the first step, counted from 0, in which it takes part.
+        every: it learns in every so many of them.
+        kind: of its loss: "hinge", or "least-squares" (Mao et al. 2017, arXiv:1611.04076).
+        weight: of being taken for a recording, in the codec's loss.
+        features: of the distance of its activations between recordings and what is made of them
+            (Kumar et al. 2019, arXiv:1910.06711).
+        fft_sizes: of the scales, in samples.
+        channels: of each layer.
+        learning_rate: of its Adam.
+    """
+
+    samples: int
+    start: int = 0
+    every: int = 2
+    kind: Literal["hinge", "least-squares"] = "hinge"
+    weight: float = 1.0
+    features: float = 2.0
+    fft_sizes: tuple[int, ...] = (512, 1024, 2048)
+    channels: int = 8
+    learning_rate: float = 2e-4
+
+    def __post_init__(self) -> None:
+        if self.samples < max(self.fft_sizes):
+            raise ConfigError(f"the adversary must hear at least {max(self.fft_sizes)} samples, got {self.samples}")
+        if self.every < 1:
+            raise ConfigError(f"the adversary must learn in every 1 or more steps, got {self.every}")
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam with the betas that are usual against an adversary."""
+        return optax.adam(self.learning_rate, 0.8, 0.99)
+
+
+@flax.struct.dataclass
+class AdversaryState:
+    """What it has learnt: {"fft_512/layer_0": {"kernel", "bias"}, …}, and optax's state."""
+
+    params: Params
+    optimizer: optax.OptState
+
+
+def start_adversary(config: Adversary, seed: int = 0) -> AdversaryState:
+    """Random weights."""
+    params: Params = {}
+    rng = np.random.default_rng(seed)
+    for size in config.fft_sizes:
+        inputs = 2
+        for i, kernel in enumerate([*(kernel for kernel, _, _ in _LAYERS), _LAST]):
+            outputs = 1 if i == len(_LAYERS) else config.channels
+            shape = (*kernel, inputs, outputs)
+            weights = rng.standard_normal(shape, np.float32) * np.float32(prod(shape[:3]) ** -0.5)
+            bias = np.zeros(outputs, np.float32)
+            params[f"fft_{size}/layer_{i}"] = {"kernel": jnp.asarray(weights), "bias": jnp.asarray(bias)}
+            inputs = outputs
+    return AdversaryState(params, config.optimizer().init(params))
+
+
+def discriminate(
+    params: Mapping[str, Any], config: Adversary, samples: jax.Array
+) -> list[tuple[jax.Array, list[jax.Array]]]:
+    """Samples [B, N] → of each scale, how much like a recording it is [B, T, F], and the activations of all layers."""
+    results = []
+    for size in config.fft_sizes:
+        spectrum = spectra(samples, size) / np.float32(np.sqrt(size))
+        x = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
+        activations = []
+        for i, (_, stride, dilation) in enumerate(_LAYERS):
+            x = jax.nn.leaky_relu(_convolve(params[f"fft_{size}/layer_{i}"], x, stride, dilation), _SLOPE)
+            activations.append(x)
+        results.append((_convolve(params[f"fft_{size}/layer_{len(_LAYERS)}"], x)[..., 0], activations))
+    return results
+
+
+def _convolve(layer: Mapping[str, jax.Array], x: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
+    y = jax.lax.conv_general_dilated(
+        x,
+        layer["kernel"],
+        (1, stride),
+        "SAME",
+        rhs_dilation=(dilation, 1),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=PRECISION,
+    )
+    return y + layer["bias"]
+
+
+def codec_losses(
+    params: Mapping[str, Any], config: Adversary, made: jax.Array, samples: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """What the codec is to lessen, adversarial and features [], and the adversary's own loss [].
+
+    Args:
+        params: of the adversary.
+        config: see there.
+        made: samples [B, N] of the codec.
+        samples: of the recordings.
+    """
+    real, fake = discriminate(params, config, samples), discriminate(params, config, made)
+    real = jax.lax.stop_gradient(real)
+    taken, distances, own = [], [], []
+    for (real_logits, real_activations), (logits, activations) in zip(real, fake, strict=True):
+        miss = 1 - logits
+        taken.append(jnp.mean(jax.nn.relu(miss) if config.kind == "hinge" else miss**2))
+        own.append(_own_loss(config, real_logits, logits))
+        for x, y in zip(real_activations, activations, strict=True):
+            distances.append(jnp.mean(jnp.abs(x - y)) / (jnp.mean(jnp.abs(x)) + 1e-6))
+    losses = {"adversarial": sum(taken) / len(taken), "features": sum(distances) / len(distances)}
+    return losses, jax.lax.stop_gradient(sum(own) / len(own))
+
+
+def _own_loss(config: Adversary, real: jax.Array, fake: jax.Array) -> jax.Array:
+    if config.kind == "hinge":
+        return jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
+    return jnp.mean((1 - real) ** 2) + jnp.mean(fake**2)
+
+
+def learn_to_tell(state: AdversaryState, config: Adversary, made: jax.Array, samples: jax.Array) -> AdversaryState:
+    """The adversary after one step on what the codec made and the recordings, [B, N] each."""
+
+    def value(params: Params) -> jax.Array:
+        results = zip(discriminate(params, config, samples), discriminate(params, config, made), strict=True)
+        losses = [_own_loss(config, real, fake) for (real, _), (fake, _) in results]
+        return sum(losses) / len(losses)
+
+    updates, optimizer = config.optimizer().update(jax.grad(value)(state.params), state.optimizer)
+    return AdversaryState(optax.apply_updates(state.params, updates), optimizer)

@@ -1,0 +1,264 @@
+"""Training a codec from recordings to a folder that `SpeechTokenizer` and the official package load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from qwen3_tts_jax import audio, hf_config, hf_export
+from qwen3_tts_jax.config import CodecConfig, ConfigError
+from qwen3_tts_jax.convert import export_codec, load_codec, resolve_codec
+from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
+from qwen3_tts_jax.train.codec_data import Clips, Progress, Recording, check_headers, decode_recordings, find_recordings
+from qwen3_tts_jax.train.codec_run import CodecResult, Crops, describe_codec, fit_codec
+from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
+from qwen3_tts_jax.train.codec_step import CodecRecipe
+from qwen3_tts_jax.train.codec_teacher import Features, Teacher, read_features
+from qwen3_tts_jax.train.progress import Schedule
+from qwen3_tts_jax.train.state_files import check_settings, latest
+
+CODEC, CACHE, SAMPLES, CHECKPOINTS = "codec", "cache", "samples", "checkpoints"
+_SHORTEST_CROP = 2048  # the longest window of the losses
+_SAMPLES, _SAMPLE_SECONDS = 3, 6.0
+
+
+@dataclass(frozen=True)
+class CodecTraining:
+    """A run.
+
+    Attributes:
+        recipe: see there.
+        batch_seconds: of audio in a step.
+        crop_seconds: of each piece of it; rounded to whole frames.
+        starts: part of the pieces that begin where their recording begins.
+        feature_rate: of a teacher's features, per second; None without a teacher.
+        teacher_weight: of the teacher in the loss.
+        start: folder of a codec to go on from, whose shape `recipe.codec` is; None draws random weights.
+        seed: of weights, pieces, dropout.
+        schedule: what happens when.
+    """
+
+    recipe: CodecRecipe = field(default_factory=lambda: CodecRecipe(codec_shape("small")))
+    batch_seconds: float = 12.0
+    crop_seconds: float = 2.0
+    starts: float = 0.1
+    feature_rate: float | None = None
+    teacher_weight: float = 1.0
+    start: Path | None = None
+    seed: int = 0
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def crops(self) -> Crops:
+        """Rows and samples of a step.
+
+        Raises:
+            ConfigError: pieces shorter than the losses' longest window or than what the adversary hears, or no whole
+                piece in a batch.
+        """
+        codec = self.recipe.codec
+        samples = round(self.crop_seconds * codec.frame_rate) * codec.frame_samples
+        if samples < _SHORTEST_CROP:
+            raise ConfigError(
+                f"pieces of {self.crop_seconds} s are too short: the losses need {_SHORTEST_CROP} samples"
+            )
+        adversary = self.recipe.adversary
+        if adversary is not None and adversary.samples > samples:
+            raise ConfigError(
+                f"the adversary cannot hear {adversary.samples / codec.sample_rate:g} s of pieces of "
+                f"{samples / codec.sample_rate:g} s"
+            )
+        rows = round(self.batch_seconds * codec.sample_rate / samples)
+        if rows < 1:
+            raise ConfigError(f"a batch of {self.batch_seconds} s holds no piece of {self.crop_seconds} s")
+        return Crops(rows, samples, self.starts, self.seed)
+
+
+@dataclass(frozen=True)
+class CodecJob:
+    """A run whose input has been checked, before any sample is decoded; `prepare_codec` makes it.
+
+    Attributes:
+        recipe: that of `training`, with the teacher.
+        crops: of a step.
+        features: of the teacher.
+        settings: that a checkpoint must agree with.
+    """
+
+    output: Path
+    training: CodecTraining
+    recipe: CodecRecipe
+    crops: Crops
+    recordings: list[Recording]
+    validation: list[Recording]
+    features: Features | None
+    settings: dict[str, Any]
+
+
+def codec_to_start_from(model: str | Path) -> tuple[Path, CodecConfig]:
+    """Folder and shape of a codec, of which `SpeechTokenizer.from_pretrained` tells what it may be."""
+    folder = resolve_codec(model, None, None, None)
+    return folder, hf_config.read_codec(folder)
+
+
+def prepare_codec(
+    data: str | Path,
+    output: str | Path,
+    training: CodecTraining,
+    validation: str | Path | None = None,
+    features: str | Path | None = None,
+) -> CodecJob:
+    """Checks all that can be checked without decoding.
+
+    Args:
+        data: a folder or JSON lines, see `codec_data.find_recordings`.
+        output: folder of the run; one that was interrupted is continued.
+        training: the run.
+        validation: more such recordings, to judge by.
+        features: a folder of a teacher's features of `data`, whose lines else name them.
+
+    Raises:
+        lines.DataError: see `codec_data.find_recordings` and `check_headers`, and `codec_teacher.read_features`.
+        FileExistsError: `output` holds a finished codec.
+        state_files.RunError: `output` holds a run with other settings or other data.
+        ConfigError: as `CodecTraining.crops`.
+    """
+    output = Path(output)
+    if (output / CODEC).exists():
+        raise FileExistsError(f"{output / CODEC} is there already: choose another folder or move it away")
+    crops = training.crops()
+    recordings = find_recordings(data, features)
+    held_out = [] if validation is None else find_recordings(validation)
+    seconds = check_headers([*recordings, *held_out])
+    recipe, taught = training.recipe, None
+    if training.feature_rate is not None:
+        taught = read_features(recordings, seconds[: len(recordings)], training.feature_rate)
+        recipe = replace(recipe, teacher=Teacher(taught.width, training.teacher_weight))
+    content = json.dumps([[one.audio.name, one.audio.stat().st_size] for one in [*recordings, *held_out]])
+    settings = {
+        "data": hashlib.sha256(content.encode()).hexdigest(),
+        "start": None if training.start is None else _digest(training.start),
+        "feature_rate": training.feature_rate,
+    }
+    found = latest(output / CHECKPOINTS)
+    if found is not None:
+        check_settings(found, describe_codec(recipe, crops) | settings)
+    return CodecJob(output, training, recipe, crops, recordings, held_out, taught, settings)
+
+
+def _digest(folder: Path) -> str:
+    with (folder / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_codec(
+    job: CodecJob,
+    *,
+    cache: str | Path | None = None,
+    decoding: Progress | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> CodecResult:
+    """Decodes, trains, and writes `output`/codec.
+
+    Args:
+        job: of `prepare_codec`.
+        cache: of decoded recordings; `output`/cache by default.
+        decoding: told of recordings decoded.
+        report: called with every line of the log.
+
+    Raises:
+        lines.DataError: recordings that cannot be learnt from, see `codec_data.decode_recordings`.
+        progress.DivergedError: loss or gradient are not finite.
+    """
+    training, recipe = job.training, job.recipe
+    everything = [*job.recordings, *job.validation]
+    folder = job.output / CACHE if cache is None else cache
+    clips = decode_recordings(everything, folder, recipe.codec.sample_rate, decoding)
+    data, held_out = _split(clips, len(job.recordings))
+    if training.start is None:
+        params = random_codec(recipe.codec, training.seed)
+    else:
+        params = load_codec(training.start, recipe.codec)
+    result = fit_codec(
+        params,
+        recipe,
+        data,
+        job.crops,
+        job.output,
+        fresh=training.start is None,
+        features=job.features,
+        validation=held_out,
+        schedule=training.schedule,
+        settings=job.settings,
+        report=report,
+        speak=_speaker(job, held_out or data) if training.schedule.sample else None,
+    )
+    write_codec(job.output / CODEC, result.params, recipe.codec)
+    return result
+
+
+def _split(clips: Clips, count: int) -> tuple[Clips, Clips | None]:
+    first = replace(clips, recordings=clips.recordings[:count], samples=clips.samples[:count])
+    rest = replace(clips, recordings=clips.recordings[count:], samples=clips.samples[count:])
+    return first, rest if rest.samples else None
+
+
+def write_codec(folder: str | Path, params: Mapping[str, Any], config: CodecConfig) -> Path:
+    """Writes config.json, preprocessor_config.json and model.safetensors into a new folder.
+
+    Args:
+        folder: must not exist.
+        params: the trees encoder and decoder.
+        config: their shapes.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        qwen3_tts_jax.convert.CheckpointError: the trees do not fit the config.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: choose another folder or move it away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        export_codec(temporary, params, config)
+        files = {
+            "config.json": hf_export.codec_to_hf(config),
+            "preprocessor_config.json": hf_export.codec_preprocessor_to_hf(config),
+        }
+        for name, content in files.items():
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _speaker(job: CodecJob, clips: Clips) -> Callable[[dict[str, Any], int], None]:
+    """Writes what the codec makes of the first recordings into `output`/samples, and once the recordings."""
+    config, folder = job.recipe.codec, job.output / SAMPLES
+    longest = round(_SAMPLE_SECONDS * config.sample_rate)
+    count = min(_SAMPLES, len(clips.samples))
+    recordings = [
+        row[: len(one)]
+        for row, one in zip(clips.cut([(i, 0) for i in range(count)], longest), clips.samples, strict=False)
+    ]
+
+    def write(name: str, recordings: list[Any]) -> None:
+        for i, samples in enumerate(recordings):
+            audio.write(folder / f"{name}-{i}.wav", samples, config.sample_rate)
+
+    def speak(params: dict[str, Any], step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        tokenizer = SpeechTokenizer(config, params)
+        decoded, _ = tokenizer.decode(tokenizer.encode(recordings, config.sample_rate))
+        if not (folder / "recording-0.wav").exists():
+            write("recording", recordings)
+        write(f"step-{step:06}", decoded)
+
+    return speak

@@ -1,0 +1,193 @@
+"""The loop of training a codec: steps, numbers, checkpoints, validation, and what remains after a failure."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen3_tts_jax.train.codec_data import Clips
+from qwen3_tts_jax.train.codec_step import CodecRecipe, CodecState, codec_step, finish_codec, judge, start_codec
+from qwen3_tts_jax.train.codec_teacher import Features
+from qwen3_tts_jax.train.progress import DivergedError, Log, Schedule
+from qwen3_tts_jax.train.state_files import drop_old, latest, load_state, save_state, saved_settings
+
+_log = logging.getLogger(__name__)
+_BEST, _KEPT = "best", 2
+_SCHEDULE = Schedule()
+
+
+@dataclass(frozen=True)
+class Crops:
+    """How steps cut recordings; see `codec_data.Clips.places`.
+
+    Attributes:
+        rows: crops per step.
+        samples: of each.
+        starts: part of them that begin where their recording begins.
+        seed: of where they lie, and of all else that is drawn.
+    """
+
+    rows: int
+    samples: int
+    starts: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class CodecResult:
+    """What a run ends with.
+
+    Attributes:
+        params: the trees encoder and decoder: the best by validation where there was one, else the last.
+        state: which they were assembled from.
+        step: steps they have seen.
+        mel: their mel distance on the validation data, or that of the last training step.
+        ended_early: whether patience ran out.
+    """
+
+    params: dict[str, Any]
+    state: CodecState
+    step: int
+    mel: float
+    ended_early: bool
+
+
+def fit_codec(
+    params: Mapping[str, Any],
+    recipe: CodecRecipe,
+    data: Clips,
+    crops: Crops,
+    folder: str | Path,
+    *,
+    fresh: bool = True,
+    features: Features | None = None,
+    validation: Clips | None = None,
+    schedule: Schedule = _SCHEDULE,
+    settings: Mapping[str, Any] | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    speak: Callable[[dict[str, Any], int], None] | None = None,
+) -> CodecResult:
+    """Trains to the end of `recipe.optimizer.steps`, or goes on where a run in `folder` was interrupted.
+
+    Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints. A run that
+    goes on has the parameters, bit by bit, of one that was never interrupted.
+
+    Args:
+        params: the trees encoder and decoder to start from.
+        recipe: what is trained and how.
+        data: to learn.
+        crops: how it is cut.
+        folder: of the run.
+        fresh: forget the codebooks of `params`.
+        features: of `data`, where the recipe has a teacher.
+        validation: recordings to judge by, a crop from the middle of each; the best state is kept.
+        schedule: what happens when.
+        settings: more JSON values that a checkpoint must agree with.
+        report: called with every line of the log.
+        speak: called as speak(params, step) for samples.
+
+    Raises:
+        DivergedError: loss or gradient are not finite. The last good state is saved before.
+        state_files.RunError: `folder` holds a run with other settings.
+    """
+    folder, last = Path(folder), recipe.optimizer.steps
+    checkpoints = folder / "checkpoints"
+    state = start_codec(params, recipe, fresh=fresh, seed=crops.seed)
+    agreed = describe_codec(recipe, crops) | dict(settings or {})
+    best, waited, found = float("inf"), 0, latest(checkpoints)
+    if found is not None:
+        state = load_state(found, state, agreed)
+        kept = saved_settings(found)
+        best, waited = float(kept["best"]), kept["waited"]
+        _log.info("going on after step %d of %s", int(state.step), found)
+    log = Log(folder / "log.jsonl", int(state.step), report)
+    key = jax.random.key(crops.seed)
+
+    def save(name: str) -> None:
+        save_state(checkpoints, name, state, agreed | {"best": repr(best), "waited": waited})
+
+    step, ended_early, mel = int(state.step), False, float("nan")
+    clock, steps = time.perf_counter(), 0
+    while step < last and not ended_early:
+        places = data.places(step, crops.rows, crops.samples, crops.seed, crops.starts)
+        samples = data.cut(places, crops.samples)
+        targets = None
+        if features is not None:
+            frame_samples = recipe.codec.frame_samples
+            targets = features.targets(places, crops.samples // frame_samples, data.sample_rate, frame_samples)
+        against = recipe.adversary is not None and step >= recipe.adversary.start
+        state, metrics = codec_step(
+            state, params, samples, jax.random.fold_in(key, step), recipe, targets=targets, against=against
+        )
+        metrics = jax.device_get(metrics)
+        if not metrics.pop("finite"):
+            save(f"{step:08}")
+            raise DivergedError(
+                f"step {step + 1}: the loss is {metrics['loss']} and its gradient's norm "
+                f"{metrics['gradient_norm']}; the batch was {data.names(places)}; the state before it is "
+                f"{checkpoints / f'{step:08}'}. Lower the learning rate, or look at that data"
+            )
+        step, steps, mel = step + 1, steps + 1, float(metrics["mel"])
+        if schedule.due("log", step, last):
+            seconds, audio = time.perf_counter() - clock, steps * crops.rows * crops.samples / data.sample_rate
+            log.write({"step": step, **_plain(metrics), "seconds": seconds, "audio_seconds": audio})
+            clock, steps = time.perf_counter(), 0
+        if validation is not None and schedule.due("evaluate", step, last):
+            began = time.perf_counter()
+            numbers = evaluate_codec(state, params, recipe, validation, crops)
+            log.write({"step": step, **{f"validation_{name}": value for name, value in numbers.items()}})
+            mel = numbers["mel"]
+            better = mel < best
+            best, waited = min(mel, best), 0 if better else waited + 1
+            if better:
+                save(_BEST)
+            ended_early = 0 < schedule.patience <= waited
+            clock += time.perf_counter() - began
+        if speak is not None and schedule.due("sample", step, last):
+            speak(finish_codec(state, params, recipe), step)
+        if schedule.due("save", step, last) or ended_early:
+            save(f"{step:08}")
+            drop_old(checkpoints, _KEPT)
+    if validation is not None and (checkpoints / _BEST).exists():
+        state, mel = load_state(checkpoints / _BEST, state, agreed), best
+    return CodecResult(finish_codec(state, params, recipe), state, int(state.step), mel, ended_early)
+
+
+def evaluate_codec(
+    state: CodecState, params: Mapping[str, Any], recipe: CodecRecipe, clips: Clips, crops: Crops
+) -> dict[str, Any]:
+    """Mean mel distance, and perplexity of each codebook, of a crop from the middle of each recording."""
+    places = clips.middles(crops.samples)
+    mels, codes = [], []
+    for first in range(0, len(places), crops.rows):
+        some = places[first : first + crops.rows]
+        # The last batch is filled up to the compiled shape.
+        filled = some + some[:1] * (crops.rows - len(some))
+        judged = jax.device_get(judge(state, params, clips.cut(filled, crops.samples), recipe))
+        mels.append(judged["mel"][: len(some)])
+        codes.append(judged["codes"][: len(some)].reshape(-1, recipe.codec.num_codebooks))
+    mel = float(np.concatenate(mels).astype(np.float64).mean())
+    counts = [np.bincount(book, minlength=recipe.codec.encoder.codebook_size) for book in np.concatenate(codes).T]
+    return {"mel": mel, "perplexity": [_perplexity(count / count.sum()) for count in counts]}
+
+
+def _perplexity(parts: np.ndarray) -> float:
+    used = parts[parts > 0]
+    return float(np.exp(-np.sum(used * np.log(used))))
+
+
+def describe_codec(recipe: CodecRecipe, crops: Crops) -> dict[str, Any]:
+    """What a checkpoint of a run must agree with, as JSON values."""
+    fields = asdict(recipe) | {"codec": repr(recipe.codec)}
+    return fields | {"crops": [crops.rows, crops.samples, crops.starts, crops.seed]}
+
+
+def _plain(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: np.asarray(value, np.float64).tolist() for name, value in numbers.items()}

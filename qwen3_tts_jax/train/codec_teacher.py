@@ -1,0 +1,149 @@
+"""What codebook 0 learns of what is said: a teacher's features, which a head on top of it learns to predict.
+
+As in Mimi (Défossez et al. 2024, arXiv:2410.00037, section 3.3.2): the cosine distance of features of a frame to a
+linear function of the entry of its semantic codes. The head is of the training, not of the codec.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen3_tts_jax.config import ConfigError
+from qwen3_tts_jax.train.codec_data import Recording, raise_problems
+
+HEAD = "teacher/weight"
+"""Its path among what is trained."""
+
+_TOLERANCE = 0.5  # seconds that features may be shorter or longer than their recording
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher whose features are [T, `width`].
+
+    Attributes:
+        width: of the features.
+        weight: of the cosine distance in the loss.
+    """
+
+    width: int
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ConfigError(f"the weight of the teacher must be above 0, got {self.weight}")
+
+
+def distance(vectors: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+    """One less the mean cosine of vectors [B, T, C] through the head [D, C] to targets [B, T, D], [].
+
+    Frames whose target is 0 do not count.
+    """
+    predicted = vectors @ head.T
+    there = jnp.any(targets != 0, axis=-1)
+    norms = jnp.sqrt(jnp.sum(predicted**2, axis=-1) + 1e-12) * jnp.sqrt(jnp.sum(targets**2, axis=-1) + 1e-12)
+    cosine = jnp.sum(predicted * targets, axis=-1) / norms
+    return jnp.sum(jnp.where(there, 1 - cosine, 0.0)) / jnp.maximum(jnp.sum(there), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A teacher's features of recordings.
+
+    Attributes:
+        arrays: float [T, D] of each recording, in the order of the recordings.
+        rate: of the features, per second.
+    """
+
+    arrays: tuple[np.ndarray, ...]
+    rate: float
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.arrays[0].shape[1]
+
+    def targets(
+        self, places: Sequence[tuple[int, int]], frames: int, sample_rate: int, frame_samples: int
+    ) -> np.ndarray:
+        """Features float32 [B, frames, D] of crops that `Clips.places` gave.
+
+        Those of a frame are the mean of the features whose middle lies in it, or the one that its own middle lies
+        in; 0 beyond the end.
+        """
+        targets = np.zeros((len(places), frames, self.width), np.float32)
+        for row, (which, first) in enumerate(places):
+            features = self.arrays[which]
+            edges = (first + frame_samples * np.arange(frames + 1)) / sample_rate * self.rate
+            for frame, (begin, end) in enumerate(pairwise(edges)):
+                inside = slice(math.ceil(begin - 0.5), math.ceil(end - 0.5))
+                around = math.floor((begin + end) / 2)
+                piece = features[inside if inside.start < inside.stop else slice(around, around + 1)]
+                if len(piece):
+                    targets[row, frame] = np.asarray(piece, np.float32).mean(axis=0)
+        return targets
+
+
+def read_features(recordings: Sequence[Recording], seconds: Sequence[float], rate: float) -> Features:
+    """The features of all recordings, memory-mapped where they are .npy files.
+
+    Args:
+        recordings: of `codec_data.find_recordings`.
+        seconds: that each of them lasts.
+        rate: of the features, per second.
+
+    Raises:
+        lines.DataError: recordings without features, files that do not hold one finite float array [T, D], widths
+            that differ, or a length that is not the recording's at this rate. The first ten are named.
+        ConfigError: a rate that is not above 0.
+    """
+    if not 0 < rate < math.inf:
+        raise ConfigError(f"the rate of the teacher's features must be above 0, got {rate}")
+    arrays: list[np.ndarray] = []
+    problems = []
+    for recording, length in zip(recordings, seconds, strict=True):
+        if recording.features is None:
+            problems.append(f"{recording.where} has no features")
+            continue
+        try:
+            array = _read(recording.features)
+            _check(array, length, rate, arrays[0].shape[1] if arrays else array.shape[1])
+        except (OSError, ValueError) as error:
+            problems.append(f"{recording.where}: features {recording.features}: {error}")
+        else:
+            arrays.append(array)
+    raise_problems(problems)
+    return Features(tuple(arrays), rate)
+
+
+def _read(path: Path) -> np.ndarray:
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            if len(file.files) != 1:
+                raise ValueError(f"must hold one array, holds {len(file.files)}")
+            array = file[file.files[0]]
+    else:
+        array = np.load(path, mmap_mode="r")
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise ValueError(f"must be floats [T, D], got {array.dtype} {list(array.shape)}")
+    return array
+
+
+def _check(array: np.ndarray, seconds: float, rate: float, width: int) -> None:
+    if array.shape[1] != width:
+        raise ValueError(f"has {array.shape[1]} numbers per frame, others {width}")
+    if abs(len(array) / rate - seconds) > _TOLERANCE:
+        raise ValueError(
+            f"has {len(array)} frames, {len(array) / rate:.2f} s at {rate:g} per second, and the recording is "
+            f"{seconds:.2f} s long"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError("is not finite")

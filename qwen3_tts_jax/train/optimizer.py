@@ -1,0 +1,70 @@
+"""AdamW, its schedule and the clipping of gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qwen3_tts_jax.config import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a linear warm-up and a cosine to the end.
+
+    Attributes:
+        learning_rate: the highest, after the warm-up.
+        steps: of the whole run; the cosine ends there.
+        warmup_steps: from 0 to `learning_rate`.
+        final_rate: the last learning rate, as a part of the highest.
+        weight_decay: of weights and kernels; not of embeddings, norms and biases.
+        betas: of the means of gradients and of their squares.
+        clip: the largest norm of the gradient over all leaves.
+    """
+
+    learning_rate: float = 2e-5
+    steps: int = 1000
+    warmup_steps: int = 50
+    final_rate: float = 0.1
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"the learning rate must be above 0, got {self.learning_rate}")
+        if self.steps < 1:
+            raise ConfigError(f"the number of steps must be at least 1, got {self.steps}")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ConfigError(
+                f"the warm-up must be 0 … {self.steps - 1} of {self.steps} steps, got {self.warmup_steps}"
+            )
+        if self.clip <= 0:
+            raise ConfigError(f"the gradient's largest norm must be above 0, got {self.clip}")
+
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        rate = self.learning_rate
+        cosine = optax.cosine_decay_schedule(rate, self.steps - self.warmup_steps, self.final_rate)
+        if self.warmup_steps == 0:
+            return cosine
+        warm = optax.linear_schedule(rate / self.warmup_steps, rate, self.warmup_steps - 1 or 1)
+        return optax.join_schedules([warm, cosine], [self.warmup_steps])
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Clipping and AdamW, with moments in float32."""
+        adam = optax.adamw(
+            self.schedule(), *self.betas, weight_decay=self.weight_decay, mask=_decayed, mu_dtype=jnp.float32
+        )
+        return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+
+
+def _decayed(tree: Any) -> Any:
+    def of_path(path: tuple, _: Any) -> bool:
+        return str(getattr(path[-1], "key", "")).rsplit("/", 1)[-1] in ("weight", "kernel", "a", "b")
+
+    return jax.tree_util.tree_map_with_path(of_path, tree)

@@ -1,0 +1,60 @@
+"""What all training loops share: when things happen, the numbers that are written, and the end by NaN."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class DivergedError(ArithmeticError):
+    """The loss or its gradient is not a finite number any more; the message tells step and data."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What happens every so many steps; 0 never.
+
+    Attributes:
+        log: write numbers.
+        evaluate: compute the loss of the validation data.
+        save: write a checkpoint.
+        sample: speak.
+        patience: evaluations without a better one, after which the run ends.
+    """
+
+    log: int = 10
+    evaluate: int = 100
+    save: int = 100
+    sample: int = 0
+    patience: int = 0
+
+    def due(self, name: str, step: int, last: int) -> bool:
+        """Whether `name` is to happen after `step`; what happens at all happens after the last step too."""
+        every = getattr(self, name)
+        return every > 0 and (step % every == 0 or step == last)
+
+
+class Log:
+    """JSON lines; what an interrupted run wrote beyond its last checkpoint is dropped."""
+
+    def __init__(self, path: Path, step: int, report: Callable[[dict[str, Any]], None] | None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.report = path, report
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                # The last line of a killed process may be half written.
+                if line.endswith("}") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(path)
+
+    def write(self, numbers: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(numbers) + "\n")
+        if self.report is not None:
+            self.report(numbers)

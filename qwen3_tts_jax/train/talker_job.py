@@ -1,0 +1,224 @@
+"""Training from nothing: JSON lines of texts with codes or audio, a few numbers and a codec to a model's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from qwen3_tts_jax import hf_config
+from qwen3_tts_jax.config import ConfigError, ModelConfig
+from qwen3_tts_jax.convert import load_codec
+from qwen3_tts_jax.convert.check import CODEC_FOLDER
+from qwen3_tts_jax.prompt import TextMode
+from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.train.alignment import AlignmentConfig
+from qwen3_tts_jax.train.buckets import BucketedBatches
+from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
+from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples
+from qwen3_tts_jax.train.export import export_model
+from qwen3_tts_jax.train.lines import Line, read_lines
+from qwen3_tts_jax.train.loss import LossConfig
+from qwen3_tts_jax.train.new_model import new_params, read_new_config, with_speakers_of
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.progress import Schedule
+from qwen3_tts_jax.train.regularization import Regularization
+from qwen3_tts_jax.train.run import Result, describe, fit
+from qwen3_tts_jax.train.saved_run import CHECKPOINTS, describe_run
+from qwen3_tts_jax.train.sft import CACHE, MODEL, SAMPLES, digest_of, sampler
+from qwen3_tts_jax.train.state_files import check_settings, latest
+from qwen3_tts_jax.train.step import Recipe
+
+TOKENIZER = "tokenizer"
+_HELD_OUT_BUCKETS = 2  # What is looked at seldom is not worth many programs.
+
+
+@dataclass(frozen=True)
+class TalkerTraining:
+    """A run from nothing.
+
+    Attributes:
+        optimizer: see there.
+        loss: weights of its parts.
+        regularization: see there; None is without.
+        alignment: see there; None is without.
+        average: see `step.Recipe`.
+        dtype: that steps compute in; what is trained is kept in float32.
+        batch_seconds: of speech in a batch, padding included.
+        buckets: shapes of batches, at most; each is compiled once.
+        accumulate: batches per step.
+        text_modes: by turns, how the text is read.
+        remat: see `step.Recipe`.
+        seed: of first weights, the order of the data and all that is random in a step.
+        schedule: what happens when.
+        export_dtype: of the model that is written.
+    """
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    regularization: Regularization | None = None
+    alignment: AlignmentConfig | None = None
+    average: float = 0.0
+    dtype: str = "float32"
+    batch_seconds: float = 120.0
+    buckets: int = 6
+    accumulate: int = 1
+    text_modes: tuple[TextMode, ...] = ("all_at_once",)
+    remat: bool = False
+    seed: int = 0
+    schedule: Schedule = field(default_factory=Schedule)
+    export_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.batch_seconds > 0 or self.accumulate < 1:
+            raise ConfigError(
+                f"batches must be above 0 seconds and at least 1 per step, got {self.batch_seconds} and "
+                f"{self.accumulate}"
+            )
+        if self.alignment is not None and self.text_modes != ("all_at_once",):
+            raise ConfigError("the alignment's loss is for texts that are read all at once")
+
+
+@dataclass(frozen=True)
+class TalkerJob:
+    """A run whose input has been checked; `prepare_talker` makes it."""
+
+    tokenizer_folder: Path
+    codec_folder: Path
+    output: Path
+    config: TalkerTraining
+    tokenizer: TextTokenizer
+    lines: list[Line]
+    validation: list[Line]
+    recipe: Recipe
+    settings: dict[str, Any]
+
+
+def prepare_talker(
+    data: str | Path,
+    model: str | Path,
+    codec: str | Path,
+    output: str | Path,
+    config: TalkerTraining,
+    *,
+    tokenizer: str | Path | None = None,
+    validation: str | Path | None = None,
+) -> TalkerJob:
+    """Checks all that can be checked before any work.
+
+    Args:
+        data: JSON lines, see `lines.read_lines`, each with a speaker.
+        model: a JSON file, see `new_model.read_new_config`.
+        codec: the codec's folder, or that of a model whose codec it is.
+        output: folder of the run; one that was interrupted is continued.
+        config: of the run.
+        tokenizer: the text tokenizer's folder; None writes one of bytes into `output`/tokenizer.
+        validation: more JSON lines, to judge by.
+
+    Raises:
+        lines.DataError: see `read_lines`, `code_files.read_codes` and `check_lengths`.
+        ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`.
+        FileExistsError: `output` holds a finished model.
+        state_files.RunError: `output` holds a run with other settings or other data.
+        OSError: a file that cannot be read.
+    """
+    output, codec = Path(output), Path(codec)
+    if (output / MODEL).exists():
+        raise FileExistsError(f"{output / MODEL} is there already: choose another folder or move it away")
+    codec_folder = codec / CODEC_FOLDER if (codec / CODEC_FOLDER).is_dir() else codec
+    codec_config = hf_config.read_codec(codec_folder)
+    tokenizer_folder = write_byte_tokenizer(output / TOKENIZER) if tokenizer is None else Path(tokenizer)
+    start = read_new_config(model, tokenizer_folder, codec_config).with_dtypes(config.dtype)
+    lines = read_lines(data, start)
+    held_out = [] if validation is None else read_lines(validation, start)
+    full = with_speakers_of(start, [*lines, *held_out])
+    text_tokenizer = TextTokenizer.from_folder(tokenizer_folder)
+    check_lengths([*lines, *held_out], text_tokenizer, full)
+    recipe = Recipe(
+        full,
+        config.loss,
+        config.optimizer,
+        remat=config.remat,
+        regularization=config.regularization,
+        alignment=config.alignment,
+        average=config.average,
+        seed=config.seed,
+    )
+    settings = {"data": digest_of([*lines, *held_out])}
+    found = latest(output / CHECKPOINTS)
+    if found is not None:
+        check_settings(found, describe(recipe) | settings)
+    return TalkerJob(tokenizer_folder, codec_folder, output, config, text_tokenizer, lines, held_out, recipe, settings)
+
+
+def run_talker(
+    job: TalkerJob,
+    *,
+    cache: str | Path | None = None,
+    encoding: Progress | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    mesh: Mesh | None = None,
+) -> Result:
+    """Encodes what has no codes, trains, and writes `output`/model.
+
+    Args:
+        job: of `prepare_talker`.
+        cache: of encoded recordings; `output`/cache by default.
+        encoding: told of recordings encoded.
+        report: called with every line of the log.
+        mesh: see `run.fit`.
+
+    Raises:
+        lines.DataError: a recording that cannot be learnt from.
+        progress.DivergedError: loss or gradient are not finite.
+    """
+    config, model = job.config, job.recipe.model
+    lines = [*job.lines, *job.validation]
+    codec: dict[str, Any] = {}
+    if any(line.codes is None for line in lines) or config.schedule.sample:
+        codec = load_codec(job.codec_folder, model.codec)
+    folder = job.output / CACHE if cache is None else cache
+    examples = make_examples({"codec": codec}, model, lines, folder, encoding)
+    learnt, held_out = examples[: len(job.lines)], examples[len(job.lines) :]
+    speak = None
+    if config.schedule.sample:
+        spoken = (held_out or learnt)[0]
+        speak = sampler(model, codec["decoder"], job.tokenizer, spoken, job.output / SAMPLES, config.seed)
+    del codec
+    describe_run(job.output, job.recipe, source=None, tokenizer=job.tokenizer_folder, codec=job.codec_folder)
+    devices = 1 if mesh is None else mesh.shape["data"]
+    result = fit(
+        new_params(model, config.seed),
+        job.recipe,
+        _batches(job, learnt, devices, config.buckets),
+        job.output,
+        validation=_batches(job, held_out, devices, min(config.buckets, _HELD_OUT_BUCKETS)) if held_out else None,
+        schedule=config.schedule,
+        settings=job.settings,
+        report=report,
+        speak=speak,
+        mesh=mesh,
+        text_gap=True,
+    )
+    write_model(job.output / MODEL, result.params, model, job.tokenizer_folder, job.codec_folder, config.export_dtype)
+    return result
+
+
+def write_model(
+    folder: Path, params: dict[str, Any], model: ModelConfig, tokenizer: Path, codec: Path, dtype: str
+) -> None:
+    """A folder in the official layout, of these weights, this text tokenizer and this codec."""
+    if not list(codec.glob("*.safetensors")):
+        params = {**params, "codec": load_codec(codec, model.codec)}
+    export_model(folder, params, model, tokenizer, dtype, codec=codec)
+
+
+def _batches(job: TalkerJob, examples: list[Example], devices: int, buckets: int) -> BucketedBatches:
+    config, model = job.config, job.recipe.model
+    frames = max(1, round(config.batch_seconds * model.codec.frame_rate))
+    return BucketedBatches(
+        examples, job.tokenizer, model, frames, config.accumulate, config.text_modes, config.seed, buckets, devices
+    )

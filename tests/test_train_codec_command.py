@@ -1,0 +1,176 @@
+"""The command `train codec`: from recordings to a codec that encodes and decodes, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from qwen3_tts_jax import audio, hf_config, hf_export
+from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
+from qwen3_tts_jax.train import codec_job
+from qwen3_tts_jax.train.codec_run import CodecResult
+from qwen3_tts_jax.train.codec_start import codec_shape
+from qwen3_tts_jax.train.codec_step import finish_codec, start_codec
+from qwen3_tts_jax.train.state_files import save_state
+from tests.command import assert_refused, run, write_recording
+from tests.train_codec import CODEC
+from tests.train_model import quick_compiles  # noqa: F401
+
+SHORT = ("--steps", 2, "--batch-seconds", 0.2, "--crop-seconds", 0.1, "--log-every", 1)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    for i in range(3):
+        write_recording(folder / f"{i}.wav", 0.6 + 0.1 * i, seed=i)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shapes") / "shape.json"
+    path.write_text(json.dumps(hf_export.codec_to_hf(CODEC)))
+    return path
+
+
+def train(*arguments):
+    return run("train", "codec", *arguments)
+
+
+def test_a_codec_from_recordings(recordings, shape, tmp_path):
+    output = tmp_path / "run"
+    result = train(
+        recordings, "-o", output, "--config", shape, *SHORT, "--validation", recordings, "--sample-every", 2,
+        "--save-every", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    assert result.stdout.startswith(f"{output / 'codec'}: done, the state after step 2, mel distance ")
+    assert "decoded 3 of 3 recordings" in result.stderr
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 2]
+    assert all(line["audio_seconds"] == pytest.approx(0.2) and line["seconds"] > 0 for line in log[:2])
+    assert len(log[2]["validation_perplexity"]) == 5
+    assert log[2]["validation_mel"] == pytest.approx(float(result.stdout.split()[-1]), abs=1e-3)
+
+    names = sorted(path.name for path in (output / "samples").iterdir())
+    assert names == [f"{name}-{i}.wav" for name in ("recording", "step-000002") for i in range(3)]
+    codec = SpeechTokenizer.from_pretrained(output / "codec")
+    assert codec.config == CODEC
+    assert json.loads((output / "codec" / "preprocessor_config.json").read_text())["sampling_rate"] == 24_000
+    codes = codec.encode(str(recordings / "0.wav"))[0]
+    assert codes.shape == (1800, 5)
+    assert len(np.unique(codes[:, 1])) > 3
+    samples, rate = codec.decode(codes)
+    sample, _ = audio.read(output / "samples" / "step-000002-0.wav")
+    # Training keeps 16 bits of a recording, which now and then is another code.
+    assert np.mean(np.abs(samples[0][: len(sample)] - sample) > 2e-4) < 0.05
+    assert rate == 24_000
+
+    assert_refused(train(recordings, "-o", output, "--config", shape, *SHORT), "codec is there already")
+
+
+def test_what_a_run_is_told(recordings, shape, tmp_path, monkeypatch):
+    """Of the options, without training: a codec to go on from, its decoder alone, an adversary, a teacher."""
+    told = []
+
+    def fit(params, recipe, data, crops, folder, **options):
+        told.append((params, recipe, data, crops, options))
+        state = start_codec(params, recipe, fresh=False)
+        return CodecResult(finish_codec(state, params, recipe), state, recipe.optimizer.steps, 0.5, True)
+
+    monkeypatch.setattr(codec_job, "fit_codec", fit)
+    features = tmp_path / "features"
+    features.mkdir()
+    for i in range(3):
+        np.save(features / f"{i}.npy", np.ones((30 + 5 * i, 4), np.float32))
+    result = train(
+        recordings, "-o", tmp_path / "one", "--config", shape, *SHORT, "--seed", 5, "--features", features,
+        "--feature-rate", 50, "--teacher-weight", 0.5, "--unquantized", 0.5, "--continuous-steps", 1, "--average", 0.9,
+        "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    assert result.stdout == f"{tmp_path / 'one' / 'codec'}: ended early, the state after step 2, mel distance 0.500\n"
+    assert result.stderr == ""
+    params, recipe, data, crops, options = told[0]
+    assert (recipe.teacher.width, recipe.teacher.weight, options["features"].rate) == (4, 0.5, 50.0)
+    assert (recipe.unquantized, recipe.unquantized_steps, recipe.continuous_steps, recipe.average) == (0.5, 1, 1, 0.9)
+    assert (crops.rows, crops.samples, crops.seed, options["fresh"]) == (2, 2400, 5, True)
+    assert [len(one) for one in data.samples] == [14_400, 16_800, 19_200]
+    assert options["validation"] is None
+
+    result = train(
+        recordings, "-o", tmp_path / "two", "--start", tmp_path / "one" / "codec", "--decoder-only", *SHORT,
+        "--adversary-start", 1, "--adversary-kind", "least-squares", "--adversary-seconds", 0.09, "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    again, recipe, _, _, options = told[1]
+    assert recipe.decoder_only
+    assert recipe.codec == CODEC
+    assert not options["fresh"]
+    adversary = recipe.adversary
+    assert (adversary.samples, adversary.start, adversary.every, adversary.kind) == (2160, 1, 2, "least-squares")
+    kernel = params["decoder"]["conv_out"]["kernel"]
+    np.testing.assert_array_equal(again["decoder"]["conv_out"]["kernel"], kernel)
+    built_in = train(recordings, "-o", tmp_path / "three", "--size", "medium", "--steps", 1, "--quiet")
+    assert built_in.exit_code == 0, (built_in.exception, built_in.stderr)
+    assert told[2][1].codec == codec_shape("medium") == hf_config.read_codec(tmp_path / "three" / "codec")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--start", "x", "--config", "y"), "--start brings its own shape"),
+        (("--decoder-only",), "--decoder-only needs --start"),
+        (("--features", "x"), "--features needs --feature-rate"),
+        (("--feature-rate", 50), "0.wav has no features"),
+        (("--config", "none.json"), "none.json"),
+        (("--crop-seconds", 0.08), "pieces of 0.08 s are too short"),
+        (("--batch-seconds", 0.04), "a batch of 0.04 s holds no piece of 0.1 s"),
+        (("--dropout", 2), "dropout must be a part"),
+        (("--adversary-start", 0, "--adversary-seconds", 0.01), "must hear at least 2048 samples, got 240"),
+        (("--adversary-start", 0), "the adversary cannot hear 0.75 s of pieces of 0.1 s"),
+        (("--learning-rate", 0), "learning rate must be above 0"),
+        (("--validation", "none.jsonl"), "none.jsonl is no folder"),
+    ],
+)
+def test_refused_options(options, part, recordings, shape, tmp_path):
+    chosen = () if {"--start", "--config"} & set(options) else ("--config", shape)
+    assert_refused(train(recordings, "-o", tmp_path / "run", *chosen, *SHORT, *options), part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_refused_recordings_and_shapes(recordings, shape, tmp_path):
+    other = json.loads(shape.read_text())
+    other["decoder_config"]["codebook_dim"] += 2
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    refused = train(recordings, "-o", tmp_path / "run", "--config", tmp_path / "other.json", *SHORT)
+    assert_refused(refused, "codebook_dim is 6 and 7")
+    (tmp_path / "broken.json").write_text("{")
+    refused = train(recordings, "-o", tmp_path / "run", "--config", tmp_path / "broken.json", *SHORT)
+    assert_refused(refused, "broken.json is not valid JSON")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(20_000), 24_000)
+    lines = tmp_path / "data.jsonl"
+    lines.write_text(json.dumps({"audio": "silent.wav"}) + "\n")
+    refused = train(lines, "-o", tmp_path / "run", "--config", shape, *SHORT, "--quiet")
+    assert_refused(refused, "data.jsonl line 1: ", "is silent")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_with_other_data_is_refused(recordings, shape, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+
+    def fit(params, recipe, data, crops, folder, *, settings, **_):
+        agreed = codec_job.describe_codec(recipe, crops) | settings
+        save_state(folder / "checkpoints", "00000001", start_codec(params, recipe), agreed)
+        raise OSError("the power went off")
+
+    monkeypatch.setattr(codec_job, "fit_codec", fit)
+    assert_refused(train(recordings, "-o", output, "--config", shape, *SHORT, "--quiet"), "the power went off")
+    write_recording(tmp_path / "other.wav")
+    lines = tmp_path / "data.jsonl"
+    lines.write_text(json.dumps({"audio": "other.wav"}) + "\n")
+    assert_refused(train(lines, "-o", output, "--config", shape, *SHORT), "of another run: data was")
+    changed = train(recordings, "-o", output, "--config", shape, *SHORT, "--learning-rate", 0.5)
+    assert_refused(changed, "of another run: optimizer was")

@@ -1,0 +1,258 @@
+"""The loop of training a codec: resumed after a kill, stopped by NaN, ended early; what each option does."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+import pytest
+
+from qwen3_tts_jax.config import ConfigError
+from qwen3_tts_jax.train import codec_run
+from qwen3_tts_jax.train.codec_adversary import Adversary
+from qwen3_tts_jax.train.codec_data import Clips
+from qwen3_tts_jax.train.codec_run import Crops, evaluate_codec, fit_codec
+from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
+from qwen3_tts_jax.train.codec_step import CodecRecipe, codec_step, finish_codec, judge, start_codec
+from qwen3_tts_jax.train.codec_teacher import HEAD, Features, Teacher
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.progress import DivergedError, Schedule
+from qwen3_tts_jax.train.state_files import RunError, latest
+from tests.train_codec import CODEC, FRAME, FRAMES, clips, tones
+from tests.train_model import quick_compiles  # noqa: F401
+
+STEPS = 6
+# All that can be on is on, so that one compiled step serves most tests.
+RECIPE = CodecRecipe(
+    CODEC, OptimizerConfig(3e-3, STEPS, 1), dead_below=0.05, average=0.5, continuous_steps=1, unquantized=0.5,
+    unquantized_steps=3, adversary=Adversary(512, fft_sizes=(128,), channels=2), teacher=Teacher(7),
+)  # fmt: skip
+CROPS = Crops(rows=4, samples=FRAMES * FRAME, starts=0.25, seed=3)
+
+
+def features() -> Features:
+    rng = np.random.default_rng(6)
+    arrays = [rng.normal(size=(round(len(one) / CODEC.sample_rate * 1000), 7)) for one in clips().samples]
+    return Features(tuple(array.astype(np.float32) for array in arrays), 1000.0)
+
+
+def train(folder, recipe=RECIPE, data=None, report=None, validation=None, speak=None, **schedule):
+    every = Schedule(**{"log": 1, "save": 2, "evaluate": 2} | schedule)
+    return fit_codec(
+        random_codec(CODEC), recipe, data or clips(), CROPS, folder, features=features(),
+        validation=validation, schedule=every, report=report, speak=speak,
+    )  # fmt: skip
+
+
+def one_step(state, params, seed=0, recipe=RECIPE, step=None):
+    if step is not None:
+        state = state.replace(step=jax.numpy.int32(step))
+    targets = np.random.default_rng(seed).normal(size=(4, FRAMES, 7)).astype(np.float32)
+    return codec_step(state, params, tones(seed), jax.random.key(seed), recipe, targets=targets, against=True)
+
+
+def killed(folder):
+    """Runs in a process of its own: dies while it works on the steps after a checkpoint."""
+    import signal
+
+    train(folder, report=lambda numbers: numbers["step"] == 3 and os.kill(os.getpid(), signal.SIGKILL))
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_run_goes_on_to_the_same_codec(tmp_path):
+    script = f"from tests.test_train_codec_run import killed; killed({str(tmp_path / 'killed')!r})"
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
+    assert process.returncode == -9, process.stderr.decode()
+    assert latest(tmp_path / "killed" / "checkpoints").name == "00000002"
+
+    steps = []
+    resumed = train(tmp_path / "killed", report=lambda numbers: steps.append(numbers["step"]))
+    assert steps == [3, 4, 5, 6]
+    whole = train(tmp_path / "whole")
+    mine, other = (jax.tree_util.tree_leaves_with_path(result.state) for result in (resumed, whole))
+    for (path, leaf), (_, expected) in zip(mine, other, strict=True):
+        np.testing.assert_array_equal(leaf, expected, err_msg=str(path))
+    losses = [[line["loss"] for line in log_of(tmp_path / name)] for name in ("killed", "whole")]
+    assert losses[0] == losses[1]
+    kept = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").iterdir())
+    assert kept == ["00000004", "00000006"]
+    with pytest.raises(RunError, match=r"mel was 15\.0 and is 7"):
+        train(tmp_path / "whole", replace(RECIPE, mel=7.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Broken(Clips):
+    """Clips whose second step has a sample that is no number."""
+
+    def cut(self, places, length):
+        crops = super().cut(places, length)
+        if places == self.places(1, CROPS.rows, length, CROPS.seed, CROPS.starts):
+            crops[1, 7] = np.nan
+        return crops
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path):
+    good = clips()
+    data = Broken(good.recordings, good.samples, good.sample_rate)
+    with pytest.raises(DivergedError, match=r"step 2: the loss is nan .* was data.jsonl line \d from 0.\d\d s, data"):
+        train(tmp_path, data=data, save=0)
+    assert latest(tmp_path / "checkpoints").name == "00000001"
+    assert [line["step"] for line in log_of(tmp_path)] == [1]
+    saved = train(tmp_path, save=0).state
+    for leaf in jax.tree.leaves(saved):
+        assert np.isfinite(leaf).all()
+
+
+def test_the_best_by_validation_is_kept(tmp_path, monkeypatch):
+    mels = iter([3.0, 2.0, 2.5, 2.25])
+    monkeypatch.setattr(codec_run, "evaluate_codec", lambda *_: {"mel": next(mels), "perplexity": [4.0, 3.0]})
+    spoken = []
+    result = train(
+        tmp_path, validation=clips(3, seed=9), log=0, save=0, evaluate=1, patience=2, sample=2,
+        speak=lambda params, step: spoken.append((step, sorted(params))),
+    )  # fmt: skip
+    assert (result.ended_early, result.step, result.mel) == (True, 2, 2.0)
+    assert [line["validation_mel"] for line in log_of(tmp_path)] == [3.0, 2.0, 2.5, 2.25]
+    assert spoken == [(2, ["decoder", "encoder"]), (4, ["decoder", "encoder"])]
+
+
+def test_when_the_adversary_takes_part(tmp_path, monkeypatch):
+    taken = []
+
+    def step(state, *_, against, targets, **__):
+        taken.append(against)
+        assert targets.shape == (4, FRAMES, 7)
+        return state.replace(step=state.step + 1), {"mel": 1.0, "finite": True}
+
+    monkeypatch.setattr(codec_run, "codec_step", step)
+    train(tmp_path, replace(RECIPE, adversary=replace(RECIPE.adversary, start=4)), save=0)
+    assert taken == [False] * 4 + [True] * 2
+
+
+def test_validation_is_of_the_recordings_alone():
+    """Five recordings are two batches of four rows; what fills the second up does not count."""
+    params, data = random_codec(CODEC), clips()
+    state, _ = one_step(start_codec(params, RECIPE), params)
+    numbers = evaluate_codec(state, params, RECIPE, data, CROPS)
+    middle = [one[(len(one) - CROPS.samples) // 2 :][: CROPS.samples] for one in data.samples[:4]]
+    last = np.pad(data.samples[4], (0, CROPS.samples - len(data.samples[4])))
+    samples = [np.stack(rows).astype(np.float32) / 32_767 for rows in (middle, [last] * 4)]
+    first, second = (judge(state, params, rows, RECIPE) for rows in samples)
+    np.testing.assert_allclose(numbers["mel"], (4 * np.mean(first["mel"]) + second["mel"][0]) / 5, rtol=1e-5)
+    codes = np.concatenate([first["codes"].reshape(-1, 5), second["codes"][0]])
+    parts = np.bincount(codes[:, 1]) / len(codes)
+    np.testing.assert_allclose(
+        numbers["perplexity"][1], np.exp(-np.sum(parts * np.log(np.maximum(parts, 1e-9)))), rtol=1e-5
+    )
+    assert numbers["perplexity"][1] > 1.5
+
+
+def test_a_phase_without_quantization():
+    """While it lasts the decoder does not depend on the codebooks, which learn nevertheless."""
+    params = random_codec(CODEC)
+
+    def moved(step):
+        """How much the loss changes with the codebooks."""
+        values = []
+        for sign in (1.0, -1.0):
+            state = start_codec(params, RECIPE)
+            drawn = jax.tree.map(
+                lambda leaf, sign=sign: sign * jax.random.normal(jax.random.key(5), leaf.shape), state.codebooks
+            )
+            books = {kind: {**each, "cluster_usage": abs(each["cluster_usage"])} for kind, each in drawn.items()}
+            before = np.array(books["acoustic"]["embedding_sum"])
+            state, metrics = one_step(state.replace(codebooks=books), params, step=step)
+            values.append(float(metrics["mel"]))
+            assert not np.allclose(state.codebooks["acoustic"]["embedding_sum"], before)
+        return abs(values[0] - values[1])
+
+    first, some, every = moved(0), moved(1), moved(3)
+    assert first < 1e-6
+    assert some > 1e-5
+    assert every > 1e-5
+    assert some != every
+
+
+def test_the_loss_is_the_sum_of_its_parts():
+    params = random_codec(CODEC)
+    state = start_codec(params, RECIPE)
+    before = jax.tree.map(np.array, state.adversary.params)
+    weights = {"mel": 15, "spectral": 1, "waveform": 0.1, "commitment": 0.25, "teacher": 1} | {
+        "adversarial": 1, "features": 2
+    }  # fmt: skip
+    for step in range(2):
+        state, metrics = one_step(state, params, seed=step)
+        expected = sum(weight * float(metrics[name]) for name, weight in weights.items())
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+        assert all(float(metrics[name]) > 1e-4 for name in weights)
+        # It learns in every second step.
+        now = jax.tree.map(np.array, state.adversary.params)
+        same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (before, now)), strict=True)]
+        assert all(same) if step == 1 else sum(same) < 0.2 * len(same)
+        before = now
+    assert metrics["perplexity"].shape == (CODEC.num_codebooks,)
+    # The teacher's head is no part of the codec.
+    assert HEAD in state.trained
+    assert sorted(finish_codec(state, params, RECIPE)) == ["decoder", "encoder"]
+
+
+def test_the_decoder_alone_learns():
+    params = random_codec(CODEC)
+    state, _ = one_step(start_codec(params, RECIPE), params)
+    params = finish_codec(state, params, RECIPE)
+    recipe = CodecRecipe(CODEC, RECIPE.optimizer, decoder_only=True)
+    state = start_codec(params, recipe, fresh=False)
+    state, _ = codec_step(state, params, tones(2), jax.random.key(1), recipe)
+    trained = finish_codec(state, params, recipe)
+    for mine, old in zip(jax.tree.leaves(trained["encoder"]), jax.tree.leaves(params["encoder"]), strict=True):
+        np.testing.assert_array_equal(mine, old)
+    books = [tree["decoder"]["quantizer"]["acoustic"]["embedding_sum"] for tree in (trained, params)]
+    np.testing.assert_array_equal(*books)
+    assert np.abs(books[0]).max() > 0
+    assert not np.array_equal(trained["decoder"]["conv_out"]["kernel"], params["decoder"]["conv_out"]["kernel"])
+
+
+def test_the_average_of_the_weights():
+    params, path = random_codec(CODEC), "decoder/conv_out/kernel"
+    state = start_codec(params, RECIPE)
+    expected = np.array(state.trained[path])
+    for step in range(3):
+        state, _ = one_step(state, params, seed=step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * np.array(state.trained[path])
+    np.testing.assert_allclose(state.average[path], expected, rtol=1e-5)
+    assert not np.allclose(state.trained[path], expected, rtol=1e-3)
+    kernel = finish_codec(state, params, RECIPE)["decoder"]["conv_out"]["kernel"]
+    np.testing.assert_array_equal(kernel, state.average[path])
+
+
+def test_shapes_to_start_from():
+    for size, millions in (("small", 3.3), ("medium", 5.7)):
+        shape = codec_shape(size)
+        weights = jax.tree.leaves(random_codec(shape))
+        assert round(sum(leaf.size for leaf in weights) / 1e6, 1) == millions
+        assert (shape.frame_rate, shape.num_codebooks) == (12.5, 8)
+    weights, others = random_codec(CODEC, 0), random_codec(CODEC, 1)
+    kernel = weights["encoder"]["stage_0"]["conv"]["kernel"]
+    np.testing.assert_allclose(np.std(kernel) * np.prod(kernel.shape[:2]) ** 0.5, 1, atol=0.1)
+    assert not np.array_equal(kernel, others["encoder"]["stage_0"]["conv"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"dropout": 1.5}, "dropout must be a part"),
+        ({"average": 1.0}, "average must be a part"),
+        ({"decoder_only": True}, "all rows are quantized and there is no teacher"),
+    ],
+)
+def test_refused_recipes(fields, match):
+    with pytest.raises(ConfigError, match=match):
+        replace(RECIPE, **fields)
