@@ -1,7 +1,7 @@
 """How good a small codec becomes on a CPU in less than an hour, on recordings that it has not heard.
 
     pip install pystoi pesq
-    python benchmarks/bench_codec_training.py RECORDINGS OUTPUT [--steps 1500] [--sample-rate 16000]
+    python benchmarks/bench_codec_training.py RECORDINGS OUTPUT [--steps 3000] [--sample-rate 16000]
 
 RECORDINGS is a folder of speech; every twentieth clip is held out. OUTPUT is the folder of the run, which is gone on
 with where it was interrupted. Prints the mel distance (lower is better), STOI and wide-band PESQ (higher is better) of
@@ -43,15 +43,15 @@ PESQ_RATE = 16_000
 FRAMES = 100  # of each clip that are judged, 8 s
 
 
-def shape(sample_rate: int, channels: int) -> CodecConfig:
+def shape(sample_rate: int, channels: int, codebook_size: int) -> CodecConfig:
     """The built-in small codec with other widths, for 24 kHz or 16 kHz, 12.5 frames a second."""
     small = codec_shape("small")
     strides, rates = {24_000: ((4, 5, 6, 8), (8, 5, 4, 3)), 16_000: ((4, 4, 5, 8), (8, 5, 4, 2))}[sample_rate]
     return replace(
         small,
         sample_rate=sample_rate,
-        encoder=replace(small.encoder, strides=strides),
-        decoder=replace(small.decoder, upsample_rates=rates, decoder_channels=channels),
+        encoder=replace(small.encoder, strides=strides, codebook_size=codebook_size),
+        decoder=replace(small.decoder, upsample_rates=rates, decoder_channels=channels, codebook_size=codebook_size),
     )
 
 
@@ -87,9 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--sample-rate", type=int, choices=(16_000, 24_000), default=16_000)
     parser.add_argument("--channels", type=int, default=128, help="of the decoder's widest stage")
+    parser.add_argument("--codebook-size", type=int, default=64, help="of each of its 8")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     arguments = parser.parse_args()
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -103,13 +104,13 @@ def main() -> None:
         lines = [json.dumps({"audio": str(recording.audio.absolute())}) for recording in recordings]
         files[name].write_text("".join(f"{line}\n" for line in lines))
 
-    config = shape(arguments.sample_rate, arguments.channels)
+    config = shape(arguments.sample_rate, arguments.channels, arguments.codebook_size)
     recipe = CodecRecipe(
         config, OptimizerConfig(arguments.learning_rate, arguments.steps, 50, weight_decay=0.0), average=0.99,
         continuous_steps=arguments.steps // 15, unquantized=0.3, unquantized_steps=arguments.steps // 2,
     )  # fmt: skip
     training = CodecTraining(
-        recipe, batch_seconds=8.0, crop_seconds=1.6, schedule=Schedule(log=20, evaluate=0, save=100)
+        recipe, batch_seconds=4.8, crop_seconds=1.6, schedule=Schedule(log=20, evaluate=0, save=250)
     )
     clips = []
     for recording in parts["held-out"]:
@@ -143,7 +144,8 @@ def main() -> None:
     for name, numbers in table.items():
         print(f"{name:20}{numbers['mel']:>8.3f}{numbers['stoi']:>8.3f}{numbers['pesq']:>8.2f}")
     record = {
-        "sample_rate": config.sample_rate, "weights": weights, "steps": arguments.steps, "hours_of_crops": audio_hours,
+        "sample_rate": config.sample_rate, "codebook_size": arguments.codebook_size, "weights": weights,
+        "steps": arguments.steps, "hours_of_crops": audio_hours,
         "cpu_minutes": cpu / 60, "wall_minutes": wall / 60, "held_out_clips": len(clips), **table,
     }  # fmt: skip
     with RESULTS.open("a") as file:

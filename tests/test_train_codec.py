@@ -18,7 +18,7 @@ from qwen3_tts_jax.train.codec_quantizer import (
 from qwen3_tts_jax.train.codec_start import random_codec
 from qwen3_tts_jax.train.codec_step import CodecRecipe, codec_step, finish_codec, start_codec
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
-from tests.train_codec import BASE, CODEC, tones
+from tests.train_codec import BASE, CODEC, FRAMES, tones
 from tests.train_model import quick_compiles  # noqa: F401
 
 RECIPE = CodecRecipe(CODEC, OptimizerConfig(3e-3, 60, 5, weight_decay=0.0), dead_below=0.05)
@@ -111,6 +111,10 @@ def test_a_codec_learns_and_more_codebooks_are_better():
     for step in range(60):
         state, metrics = codec_step(state, params, tones(step), jax.random.key(step), RECIPE)
         losses.append(float(metrics["mel"]))
+        if step == 0:  # All vectors fell on the first; the others were dead, and count twice what keeps them from it.
+            vectors, size = len(tones(0)) * FRAMES, CODEC.encoder.codebook_size
+            expected = 2 * RECIPE.dead_below * vectors / size
+            np.testing.assert_allclose(state.codebooks["semantic"]["cluster_usage"][:, 1:], expected, rtol=1e-5)
     # The first step has no codebooks yet, and so no sound.
     assert np.mean(losses[-5:]) < 0.4 * losses[1], losses
     assert metrics["perplexity"].shape == (CODEC.num_codebooks,)
