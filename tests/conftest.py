@@ -11,7 +11,9 @@ import pytest
 from qwen3_tts_jax.text import TextTokenizer
 from tests.tokenizer_files import write_tokenizer_files
 
-# What a test compiles is not for the user's cache folder, nor may a test find what another version compiled.
+# What a test compiles, here or in a process it starts, is not for the user's cache folder, nor may a test find what
+# another version compiled.
+jax.config.update("jax_enable_compilation_cache", False)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
