@@ -22,7 +22,10 @@ EPILOG = examples(
 def codec(
     data: Annotated[
         Path,
-        typer.Argument(metavar="DATA", help="A folder of recordings (any format, any rate), or JSON lines with audio."),
+        typer.Argument(
+            metavar="DATA",
+            help="A folder of recordings (any format, any rate), or JSON lines with audio (codes: --decoder-only).",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; continued if interrupted.")],
     validation: Annotated[Path | None, typer.Option(help="More recordings, to judge by: the best is kept.")] = None,
@@ -37,11 +40,17 @@ def codec(
         str | None, typer.Option(help="A codec to go on from: folder, repository or short name; gives the shape.")
     ] = None,
     decoder_only: Annotated[
-        bool, typer.Option("--decoder-only", help="Keep encoder and codebooks, so that codes keep their meaning.")
+        bool,
+        typer.Option(
+            "--decoder-only",
+            help="Keep encoder and codebooks, so that codes keep their meaning; lines may then have codes of their "
+            "own, a .npy file, or a .npz file and a key.",
+        ),
     ] = False,
     steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 10_000,
     batch_seconds: Annotated[float, typer.Option(help="Of audio in a step.")] = 12.0,
     crop_seconds: Annotated[float, typer.Option(help="Of each piece of it.")] = 2.0,
+    context_seconds: Annotated[float, typer.Option(help="Of codes before each piece, where lines have codes.")] = 2.0,
     learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
     warmup: Annotated[int | None, typer.Option(help="Steps up to it; a twentieth of all, at most 500.")] = None,
     clip: Annotated[float, typer.Option(help="The largest norm of a gradient.")] = 1.0,
@@ -122,6 +131,7 @@ def codec(
                 recipe,
                 batch_seconds,
                 crop_seconds,
+                context_seconds=context_seconds,
                 feature_rate=feature_rate,
                 teacher_weight=teacher_weight,
                 start=folder,

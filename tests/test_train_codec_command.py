@@ -9,8 +9,10 @@ import soundfile
 from qwen3_tts_jax import audio, hf_config, hf_export
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train import codec_job
+from qwen3_tts_jax.train.codec_job import write_codec
+from qwen3_tts_jax.train.codec_quantizer import share_codebooks
 from qwen3_tts_jax.train.codec_run import CodecResult
-from qwen3_tts_jax.train.codec_start import codec_shape
+from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import finish_codec, start_codec
 from qwen3_tts_jax.train.state_files import save_state
 from tests.command import assert_refused, run, write_recording
@@ -116,6 +118,58 @@ def test_what_a_run_is_told(recordings, shape, tmp_path, monkeypatch):
     built_in = train(recordings, "-o", tmp_path / "three", "--size", "medium", "--steps", 1, "--quiet")
     assert built_in.exit_code == 0, (built_in.exception, built_in.stderr)
     assert told[2][1].codec == codec_shape("medium") == hf_config.read_codec(tmp_path / "three" / "codec")
+
+
+def test_a_decoder_from_given_codes(recordings, shape, tmp_path, monkeypatch):
+    """What a run is told of lines with codes, what it samples, and which of them it refuses."""
+    told = []
+
+    def fit(params, recipe, data, crops, folder, **options):
+        told.append((params, recipe, data, crops, options))
+        agreed = codec_job.describe_codec(recipe, crops) | options["settings"]
+        state = start_codec(params, recipe, fresh=False)
+        save_state(folder / "checkpoints", "00000001", state, agreed)
+        options["speak"](params, 2)
+        raise OSError("the power went off")
+
+    rng, start = np.random.default_rng(0), random_codec(CODEC, 3)
+    for kind in ("semantic", "acoustic"):
+        quantizer = start["encoder"]["quantizer"][kind]
+        quantizer["embedding_sum"] = rng.normal(size=quantizer["embedding_sum"].shape).astype(np.float32)
+    write_codec(tmp_path / "codec", share_codebooks(start, 5), CODEC)
+    codes = [rng.integers(0, 32, (1800 + 300 * i, 5)) for i in range(3)]
+
+    def lines(name, numbers):
+        for i in numbers:
+            np.save(tmp_path / f"{i}.npy", codes[i])
+        rows = [{"audio": str(recordings / f"{i}.wav"), "codes": f"{i}.npy"} for i in numbers]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    monkeypatch.setattr(codec_job, "fit_codec", fit)
+    data, held_out = lines("data.jsonl", (0, 1)), lines("held.jsonl", (2,))
+    output = tmp_path / "run"
+    arguments = (data, "-o", output, "--start", tmp_path / "codec", *SHORT, "--quiet", "--context-seconds", 0.05)
+    alone = (*arguments, "--decoder-only", "--validation", held_out, "--sample-every", 1)
+    assert_refused(train(*alone), "the power went off")
+    params, recipe, clips, crops, options = told.pop()
+    assert recipe.decoder_only
+    assert (crops.samples, crops.context, clips.frame_samples) == (2400, 150, 8)
+    for given, expected in zip((*clips.codes, *options["validation"].codes), codes, strict=True):
+        np.testing.assert_array_equal(given, expected)
+    sample, _ = audio.read(output / "samples" / "step-000002-0.wav")
+    expected = SpeechTokenizer(CODEC, params).decode(codes[2])[0][0]
+    np.testing.assert_allclose(sample, expected, atol=2e-4)
+    assert np.std(expected) > 1e-3
+
+    assert_refused(train(*arguments), "data.jsonl line 1 has codes: the decoder alone", "--decoder-only")
+    assert_refused(train(*alone, "--validation", recordings), "0.wav has no codes, and others have")
+    assert_refused(train(*alone, "--context-seconds", -1), "cannot be -1.0 s of context")
+    assert_refused(train(*alone, "--context-seconds", 0.1), "of another run: crops was")
+    codes[1][7, 3] ^= 1
+    lines("data.jsonl", (0, 1))
+    assert_refused(train(*alone), "of another run: data was")
+    assert told == []
 
 
 @pytest.mark.parametrize(

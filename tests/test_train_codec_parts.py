@@ -15,11 +15,12 @@ from qwen3_tts_jax.codec.conv import sin_squared
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.train import codec_data
 from qwen3_tts_jax.train.codec_adversary import Adversary, codec_losses, learn_to_tell, start_adversary
-from qwen3_tts_jax.train.codec_data import check_headers, decode_recordings, find_recordings
+from qwen3_tts_jax.train.codec_codes import cut_codes, read_recording_codes, with_codes
+from qwen3_tts_jax.train.codec_data import Clips, Recording, check_headers, decode_recordings, find_recordings
 from qwen3_tts_jax.train.codec_teacher import Features, Teacher, distance, read_features
 from qwen3_tts_jax.train.lines import DataError
 from tests.command import write_recording
-from tests.train_codec import FRAME, FRAMES, clips
+from tests.train_codec import CODEC, FRAME, FRAMES, clips, clips_with_codes
 from tests.train_model import quick_compiles  # noqa: F401
 
 
@@ -127,6 +128,88 @@ def test_crops_follow_from_seed_and_step_alone():
     assert (crops[1, lengths[4] :] == 0).all()
     assert np.abs(crops[1, : lengths[4]]).max() > 0.05
     assert data.names([(1, 2400)]) == "data.jsonl line 2 from 0.10 s"
+
+
+def test_crops_with_codes():
+    """They begin on whole frames, with the codes before them as far as there are any."""
+    data, length = clips_with_codes(), FRAMES * FRAME
+    places = [*data.places(3, 50, length, 7, 0.25), *data.middles(length)]
+    assert {first % FRAME for _, first in places} == {0}
+    assert max(first for which, first in places if which == 0) > 100 * FRAME
+    assert all(first + length <= len(data.samples[which]) for which, first in places if which < 3)
+    codes = data.codes[0]
+    given = cut_codes(data, [(0, 0), (0, 7 * FRAME), (0, 100 * FRAME), (4, 0)], FRAMES, 20)
+    assert given.codes.shape == (4, 20 + FRAMES, 5)
+    np.testing.assert_array_equal(given.before, [0, 7, 20, 0])
+    for row, first in enumerate((0, 0, 80)):
+        np.testing.assert_array_equal(given.codes[row], codes[first:][: 20 + FRAMES])
+    np.testing.assert_array_equal(given.ends, [FRAMES] * 3 + [len(data.codes[4])])
+    np.testing.assert_array_equal(given.codes[3][: len(data.codes[4])], data.codes[4])
+    crops = given.of_crops(FRAMES)
+    for row, first in enumerate((0, 7, 100)):
+        np.testing.assert_array_equal(crops[row], codes[first:][:FRAMES])
+
+
+def test_what_has_no_codes_or_no_samples_is_left_out():
+    codes = np.zeros((11, 5), np.int32)
+    recording = Recording("a", "a.wav")
+    for samples, expected in ((80, (80, 10)), (85, (85, 11)), (90, (88, 11))):
+        clip = with_codes(Clips((recording,), (np.ones(samples, np.int16),), 24_000), [codes], 8)
+        assert (len(clip.samples[0]), len(clip.codes[0])) == expected
+
+
+def test_codes_of_recordings(tmp_path, monkeypatch):
+    for i in range(3):
+        write_recording(tmp_path / f"{i}.wav", 0.6, 16_000, seed=i)
+    frames = 14_400 // FRAME
+    rng = np.random.default_rng(0)
+    codes = [rng.integers(0, 32, (frames + i, 5)) for i in (-1, 0, 1)]
+    np.savez(tmp_path / "codes.npz", a=codes[0], b=codes[1])
+    np.save(tmp_path / "c.npy", codes[2].astype(np.int16))
+    good = [
+        {"audio": "0.wav", "codes": "codes.npz", "key": "a"}, {"audio": "1.wav", "codes": "codes.npz", "key": "b"},
+        {"audio": "2.wav", "codes": "c.npy"},
+    ]  # fmt: skip
+
+    def read(*rows):
+        found = find_recordings(write_lines(tmp_path, *rows))
+        return read_recording_codes(found, check_headers(found), CODEC)
+
+    opened, load = [], np.load
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", lambda path, **options: opened.append(path.name) or load(path, **options))
+        found = read(*good)
+    assert sorted(opened) == ["c.npy", "codes.npz"]
+    for mine, expected in zip(found, codes, strict=True):
+        assert mine.dtype == np.int32
+        np.testing.assert_array_equal(mine, expected)
+    assert read(*[{"audio": row["audio"]} for row in good]) is None
+
+    def refused(match, **fields):
+        with pytest.raises(DataError, match=match):
+            read(good[0], good[1] | fields, good[2])
+
+    refused(r"data\.jsonl line 2 has no codes, and others have", codes=None)
+    refused(r"data\.jsonl line 2: codes .*none\.npz is not there", codes="none.npz")
+    refused(r"data\.jsonl line 2: codes must be a \.npy or \.npz file, got 'codes.txt'", codes="codes.txt")
+    refused(r"data\.jsonl line 2: codes must be a \.npy or \.npz file, got 3", codes=3)
+    refused(r"data\.jsonl line 2: a \.npz file of codes needs a key", key=None)
+    refused(r"data\.jsonl line 2: a \.npz file of codes needs a key, .*; others have none", codes="c.npy")
+    refused(r"data\.jsonl line 2: codes .*codes\.npz d cannot be read", key="d")
+    (tmp_path / "broken.npy").write_text("no array")
+    refused(r"data\.jsonl line 2: codes .*broken\.npy cannot be read", codes="broken.npy", key=None)
+    over = codes[1].copy()
+    over[5, 3] = 32
+    for array, match in (
+        (codes[1][:, :4], r"must be whole numbers \[T, 5\], .* got int64 \[1800, 4\]"),
+        (codes[1].astype(float), r"must be whole numbers \[T, 5\], .* got float64"),
+        (over, r"has codes from 0 to 32; the codec's are 0 … 31"),
+        (-codes[1], "has codes from -31 to 0"),
+        (codes[1][:-2], r"have 1798 frames, and the recording of 0\.60 s has 1800"),
+        (np.pad(codes[1], ((0, 2), (0, 0))), "have 1802 frames"),
+    ):
+        np.save(tmp_path / "wrong.npy", array)
+        refused(rf"data\.jsonl line 2: codes .*wrong\.npy {match}", codes="wrong.npy", key=None)
 
 
 def test_features_of_frames():

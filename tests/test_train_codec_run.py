@@ -10,18 +10,30 @@ import jax
 import numpy as np
 import pytest
 
+from qwen3_tts_jax.codec.decoder import decode
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.train import codec_run
+from qwen3_tts_jax.train import codec_step as codec_step_module
 from qwen3_tts_jax.train.codec_adversary import Adversary
+from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes
 from qwen3_tts_jax.train.codec_data import Clips
+from qwen3_tts_jax.train.codec_loss import mel_loss
 from qwen3_tts_jax.train.codec_run import Crops, evaluate_codec, fit_codec
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
-from qwen3_tts_jax.train.codec_step import CodecRecipe, codec_step, finish_codec, judge, start_codec
+from qwen3_tts_jax.train.codec_step import (
+    CodecRecipe,
+    codec_step,
+    finish_codec,
+    judge,
+    reconstruct,
+    reconstruct_given,
+    start_codec,
+)
 from qwen3_tts_jax.train.codec_teacher import HEAD, Features, Teacher
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.state_files import RunError, latest
-from tests.train_codec import CODEC, FRAME, FRAMES, clips, tones
+from tests.train_codec import CODEC, FRAME, FRAMES, clips, clips_with_codes, tones
 from tests.train_model import quick_compiles  # noqa: F401
 
 STEPS = 6
@@ -219,6 +231,130 @@ def test_the_decoder_alone_learns():
     assert not np.array_equal(trained["decoder"]["conv_out"]["kernel"], params["decoder"]["conv_out"]["kernel"])
 
 
+GIVEN = CodecRecipe(
+    CODEC, OptimizerConfig(1e-2, STEPS, 1), decoder_only=True, average=0.5,
+    adversary=Adversary(512, start=3, fft_sizes=(128,), channels=2),
+)  # fmt: skip
+GIVEN_CROPS = replace(CROPS, context=40)
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    """A codec whose codebooks a batch has filled."""
+    params = random_codec(CODEC)
+    state, _ = one_step(start_codec(params, RECIPE), params)
+    return jax.tree.map(np.array, finish_codec(state, params, RECIPE))
+
+
+@pytest.fixture
+def no_encoder(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the encoder was run")
+
+    monkeypatch.setattr(codec_step_module, "encode_latents", refuse)
+
+
+def from_codes(params, folder, **options):
+    every = Schedule(log=1, save=2, evaluate=3)
+    return fit_codec(
+        params, GIVEN, clips_with_codes(), GIVEN_CROPS, folder, fresh=False, validation=clips_with_codes(3, seed=9),
+        schedule=every, **options,
+    )  # fmt: skip
+
+
+def decoded(params, data):
+    """What the decoder makes of all codes of each recording."""
+    frames = max(map(len, data.codes))
+    codes = np.stack([np.pad(one, ((0, frames - len(one)), (0, 0))) for one in data.codes])
+    samples = jax.jit(lambda params, codes: decode(params, CODEC.decoder, codes))(params["decoder"], codes)
+    return [np.array(row[: len(one) * FRAME]) for row, one in zip(samples, data.codes, strict=True)]
+
+
+def test_given_codes_are_decoded_as_those_of_the_encoder(learnt):
+    """Also where rows use fewer codebooks."""
+    trees = jax.tree.map(jax.numpy.asarray, learnt)
+    books, keep = start_codec(trees, GIVEN, fresh=False).codebooks, np.array([5, 3, 1, 2])
+    expected, results = jax.jit(lambda samples: reconstruct(trees, books, CODEC, samples, keep))(tones(3))
+    codes = np.concatenate([results[kind].codes for kind in ("semantic", "acoustic")], axis=-1)
+    rows = np.pad(codes, ((0, 0), (0, 40), (0, 0)))
+    given = GivenCodes(rows, np.zeros(4, np.int32), np.full(4, FRAMES, np.int32))
+    made = jax.jit(lambda given: reconstruct_given(trees, books, CODEC, given, FRAMES, keep))(given)
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+    assert np.std(expected) > 1e-3
+
+
+def test_crops_of_given_codes_are_pieces_of_the_whole(learnt):
+    """From the recording's start, too near to it for the context, and far from it; silent after its end."""
+    data = clips_with_codes()
+    trees = jax.tree.map(jax.numpy.asarray, learnt)
+    books = start_codec(trees, GIVEN, fresh=False).codebooks
+    whole = decoded(learnt, data)
+    firsts = [0, 5, 20, 200]
+    places = [*[(0, first * FRAME) for first in firsts], (4, 0)]
+
+    def crops(context):
+        given = cut_codes(data, places, FRAMES, context)
+        return jax.jit(lambda given: reconstruct_given(trees, books, CODEC, given, FRAMES, np.full(5, 5)))(given)
+
+    made = crops(40)
+    for row, first in enumerate(firsts):
+        np.testing.assert_allclose(made[row], whole[0][first * FRAME :][: FRAMES * FRAME], atol=1e-5)
+    end = len(data.codes[4]) * FRAME
+    np.testing.assert_allclose(made[4, :end], whole[4], atol=1e-5)
+    assert (made[4, end:] == 0).all()
+    # Frames before matter; with few of them the first samples are others.
+    assert np.abs(crops(3)[3] - made[3])[: 3 * FRAME].max() > 1e-4
+
+
+def test_a_decoder_learns_from_given_codes(learnt, tmp_path, no_encoder):
+    result = from_codes(learnt, tmp_path)
+    log = [line for line in log_of(tmp_path) if "loss" in line]
+    assert log[-1]["mel"] < 0.8 * log[0]["mel"]
+    assert "commitment" not in log[0]
+    assert [("adversary" in line) for line in log] == [False] * 3 + [True] * 3
+    judged = [line["validation_mel"] for line in log_of(tmp_path) if "validation_mel" in line]
+    assert result.mel == min(judged)
+    for mine, old in zip(jax.tree.leaves(result.params["encoder"]), jax.tree.leaves(learnt["encoder"]), strict=True):
+        np.testing.assert_array_equal(mine, old)
+
+
+def test_a_run_with_given_codes_goes_on_to_the_same_decoder(learnt, tmp_path, no_encoder):
+    def stop(numbers):
+        if numbers["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        from_codes(learnt, tmp_path / "stopped", report=stop)
+    steps = []
+    resumed = from_codes(learnt, tmp_path / "stopped", report=lambda numbers: steps.append(numbers["step"]))
+    assert steps == [5, 6, 6]
+    whole = from_codes(learnt, tmp_path / "whole")
+    mine, other = (jax.tree_util.tree_leaves_with_path(result.state) for result in (resumed, whole))
+    for (path, leaf), (_, expected) in zip(mine, other, strict=True):
+        np.testing.assert_array_equal(leaf, expected, err_msg=str(path))
+    with pytest.raises(RunError, match=r"crops was .*40\] and is .*41\]"):
+        fit_codec(learnt, GIVEN, clips_with_codes(), replace(CROPS, context=41), tmp_path / "whole", fresh=False)
+
+
+def test_validation_by_given_codes(learnt):
+    data = clips_with_codes()
+    state = start_codec(learnt, GIVEN, fresh=False)
+    numbers = evaluate_codec(state, learnt, GIVEN, data, GIVEN_CROPS)
+    mels, heard = [], []
+    distance = jax.jit(lambda made, target: mel_loss(made, target, CODEC.sample_rate))
+    for (which, first), samples, made in zip(
+        data.middles(CROPS.samples), data.samples, decoded(learnt, data), strict=True
+    ):
+        target = samples / np.float32(32_767)
+        pieces = [one[first:][: CROPS.samples] for one in (made, target)]
+        mels.append(float(distance(*[np.pad(one, (0, CROPS.samples - len(one)))[None] for one in pieces])))
+        codes = data.codes[which][first // FRAME :][:FRAMES]
+        heard.append(np.pad(codes, ((0, FRAMES - len(codes)), (0, 0))))
+    np.testing.assert_allclose(numbers["mel"], np.mean(mels), rtol=1e-5)
+    parts = np.bincount(np.concatenate(heard)[:, 2]) / FRAMES / 5
+    np.testing.assert_allclose(numbers["perplexity"][2], np.exp(-np.sum(parts * np.log(parts))), rtol=1e-5)
+
+
 def test_the_average_of_the_weights():
     params, path = random_codec(CODEC), "decoder/conv_out/kernel"
     state = start_codec(params, RECIPE)
@@ -256,3 +392,10 @@ def test_shapes_to_start_from():
 def test_refused_recipes(fields, match):
     with pytest.raises(ConfigError, match=match):
         replace(RECIPE, **fields)
+
+
+def test_given_codes_are_for_the_decoder_alone(learnt):
+    given = cut_codes(clips_with_codes(), [(0, 0)], FRAMES, 0)
+    recipe = replace(GIVEN, decoder_only=False)
+    with pytest.raises(ConfigError, match="the decoder alone"):
+        codec_step(start_codec(learnt, recipe), learnt, tones(0, 1), jax.random.key(0), recipe, given=given)

@@ -14,7 +14,8 @@ from qwen3_tts_jax.sharding import make_mesh
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.lines import Line
-from qwen3_tts_jax.train.run import DivergedError, Schedule, fit
+from qwen3_tts_jax.train.progress import DivergedError, Schedule
+from qwen3_tts_jax.train.run import fit
 from qwen3_tts_jax.train.state_files import RunError, latest
 from qwen3_tts_jax.train.step import OptimizerConfig, Recipe
 from tests.train_model import (

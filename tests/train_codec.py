@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_tts_jax.train.codec_codes import with_codes
 from qwen3_tts_jax.train.codec_data import Clips, Recording
 from tests.shapes import SMALL
 
@@ -38,3 +39,10 @@ def clips(rows: int = 5, frames: int = 540, seed: int = 0) -> Clips:
     cut = tuple(row[: len(row) - 78 * FRAME * i + 7 * i] for i, row in enumerate(samples))
     recordings = tuple(Recording(f"data.jsonl line {i + 1}", Path(f"{i}.wav")) for i in range(rows))
     return Clips(recordings, cut, CODEC.sample_rate)
+
+
+def clips_with_codes(rows: int = 5, seed: int = 0) -> Clips:
+    """`clips` with codes drawn at random, of the encoder's number of frames."""
+    data, rng = clips(rows, seed=seed), np.random.default_rng(seed)
+    codes = [rng.integers(0, 32, (-(-len(one) // FRAME), 5)).astype(np.int32) for one in data.samples]
+    return with_codes(data, codes, FRAME)

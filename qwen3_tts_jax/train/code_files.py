@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.train.codec_data import Recording
 from qwen3_tts_jax.train.lines import DataError, Line
 
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -22,28 +23,36 @@ def read_codes(lines: Sequence[Line], config: ModelConfig) -> dict[Line, np.ndar
     Raises:
         DataError: a broken file, an array that is not there, or one that holds no codes of the model.
     """
-    codes: dict[Line, np.ndarray] = {}
-    archives: dict[Path, list[Line]] = {}
+    num_codebooks = config.talker.num_codebooks
+    sizes = [config.talker.codec_vocab_size - config.talker.num_special_codes]
+    sizes += [config.code_predictor.codebook_size] * (num_codebooks - 1)
+    return read_arrays(lines, sizes)
+
+
+def read_arrays(lines: Sequence[Line | Recording], sizes: Sequence[int]) -> dict[Line | Recording, np.ndarray]:
+    """`read_codes` of codes below `sizes` [Q], for whatever names a file of codes and, in a .npz file, a key."""
+    codes: dict[Line | Recording, np.ndarray] = {}
+    archives: dict[Path, list[Line | Recording]] = {}
     for line in lines:
         if line.codes is not None and line.key is None:
             with _reading(line):
-                codes[line] = _checked(np.load(line.codes, allow_pickle=False), line, config)
+                codes[line] = _checked(np.load(line.codes, allow_pickle=False), line, sizes)
         elif line.codes is not None:
             archives.setdefault(line.codes, []).append(line)
     for path, named in archives.items():
         with _reading(named[0]), np.load(path, allow_pickle=False) as archive:
             for line in named:
                 with _reading(line):
-                    codes[line] = _checked(archive[line.key], line, config)
+                    codes[line] = _checked(archive[line.key], line, sizes)
     return codes
 
 
-def _name(line: Line) -> str:
+def _name(line: Line | Recording) -> str:
     return f"{line.where}: codes {line.codes}" + ("" if line.key is None else f" {line.key}")
 
 
 @contextmanager
-def _reading(line: Line) -> Iterator[None]:
+def _reading(line: Line | Recording) -> Iterator[None]:
     """Turns what the library raises on a line's file into a `DataError`."""
     try:
         yield
@@ -53,13 +62,10 @@ def _reading(line: Line) -> Iterator[None]:
         raise DataError(f"{_name(line)} cannot be read: {error}") from error
 
 
-def _checked(codes: np.ndarray, line: Line, config: ModelConfig) -> np.ndarray:
-    num_codebooks = config.talker.num_codebooks
-    sizes = [config.talker.codec_vocab_size - config.talker.num_special_codes]
-    sizes += [config.code_predictor.codebook_size] * (num_codebooks - 1)
-    if codes.ndim != 2 or codes.shape[1] != num_codebooks or not np.issubdtype(codes.dtype, np.integer):
+def _checked(codes: np.ndarray, line: Line | Recording, sizes: Sequence[int]) -> np.ndarray:
+    if codes.ndim != 2 or codes.shape[1] != len(sizes) or not np.issubdtype(codes.dtype, np.integer):
         raise DataError(
-            f"{_name(line)} must be whole numbers [T, {num_codebooks}], a column per codebook, got {codes.dtype} "
+            f"{_name(line)} must be whole numbers [T, {len(sizes)}], a column per codebook, got {codes.dtype} "
             f"{list(codes.shape)}"
         )
     if len(codes) == 0:

@@ -7,8 +7,9 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -19,6 +20,7 @@ from qwen3_tts_jax.train.lines import DataError
 
 _log = logging.getLogger(__name__)
 
+_CODES_ENDINGS = (".npy", ".npz")
 _ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
 _SHORTEST_SECONDS = 0.5
 _SILENCE = 1e-3
@@ -38,18 +40,23 @@ class Recording:
         where: its path in a folder, or "FILE line N", for messages.
         audio: the file.
         features: a .npy or .npz file of a teacher's features of it, where there is a teacher.
+        codes: a .npy or .npz file with codes [T, Q] of it, where a decoder learns from given codes.
+        key: the name of their array in a .npz file.
     """
 
     where: str
     audio: Path
     features: Path | None = None
+    codes: Path | None = None
+    key: str | None = None
 
 
 def find_recordings(source: str | Path, features: str | Path | None = None) -> list[Recording]:
     """The recordings of a folder and the folders in it, by name, or of a file of JSON lines.
 
-    A line is an object with `audio` and, where it has a teacher's features, `features`; paths are relative to the
-    file, and other fields are passed over.
+    A line is an object with `audio` and, where it has a teacher's features, `features`, or, where it has codes,
+    `codes`, a .npy file, or a .npz file with the array's name as `key`. Paths are relative to the file, and other
+    fields are passed over.
 
     Args:
         source: the folder or the file.
@@ -93,14 +100,30 @@ def _read_lines(path: Path, problems: list[str]) -> list[Recording]:
         if not isinstance(fields, dict) or not isinstance(fields.get("audio"), str) or not fields["audio"].strip():
             problems.append(f"{where} has no audio")
             continue
-        paths = {name: path.parent / fields[name] for name in ("audio", "features") if fields.get(name)}
+        wrong = _codes_problem(fields, where)
+        if wrong is not None:
+            problems.append(wrong)
+            continue
+        paths = {name: path.parent / fields[name] for name in ("audio", "features", "codes") if fields.get(name)}
         missing = [f"{where}: {name} {file} is not there" for name, file in paths.items() if not file.is_file()]
         problems += missing
         if not missing:
-            found.append(Recording(where, **paths))
+            found.append(Recording(where, **paths, key=fields.get("key") if "codes" in paths else None))
     if not found and not problems:
         raise DataError(f"{path} has no lines; give one JSON object per recording, with audio")
     return found
+
+
+def _codes_problem(fields: dict[str, Any], where: str) -> str | None:
+    codes, key = fields.get("codes"), fields.get("key")
+    if not codes:
+        return None
+    ending = Path(codes).suffix if isinstance(codes, str) else None
+    if ending not in _CODES_ENDINGS:
+        return f"{where}: codes must be a {' or '.join(_CODES_ENDINGS)} file, got {codes!r}"
+    if (ending == ".npz") != (isinstance(key, str) and bool(key)):
+        return f"{where}: a .npz file of codes needs a key, the name of the array in it; others have none"
+    return None
 
 
 def _with_features(recording: Recording, folder: Path, features: Path, problems: list[str]) -> Recording:
@@ -110,7 +133,7 @@ def _with_features(recording: Recording, folder: Path, features: Path, problems:
         place = features / recording.audio.name
     for ending in (".npy", ".npz"):
         if place.with_suffix(ending).is_file():
-            return Recording(recording.where, recording.audio, place.with_suffix(ending))
+            return replace(recording, features=place.with_suffix(ending))
     problems.append(f"{recording.where}: features {place.with_suffix('.npy')} are not there")
     return recording
 
@@ -154,11 +177,15 @@ class Clips:
         recordings: where the samples are from.
         samples: int16 [N] of each, memory-mapped.
         sample_rate: in Hz.
+        codes: int32 [T, Q] of each, where a decoder learns from given codes; see `codec_codes.with_codes`.
+        frame_samples: crops begin at multiples of it.
     """
 
     recordings: tuple[Recording, ...]
     samples: tuple[np.ndarray, ...]
     sample_rate: int
+    codes: tuple[np.ndarray, ...] | None = None
+    frame_samples: int = 1
 
     @property
     def seconds(self) -> float:
@@ -175,12 +202,14 @@ class Clips:
         lengths = np.array([len(one) for one in self.samples])
         chosen = rng.choice(len(lengths), rows, p=lengths / lengths.sum())
         at_start = rng.random(rows) < starts
-        first = (rng.random(rows) * (np.maximum(lengths[chosen] - length, 0) + 1)).astype(int)
+        latest = np.maximum(lengths[chosen] - length, 0) // self.frame_samples
+        first = (rng.random(rows) * (latest + 1)).astype(int) * self.frame_samples
         return list(zip(chosen.tolist(), np.where(at_start, 0, first).tolist(), strict=True))
 
     def middles(self, length: int) -> list[tuple[int, int]]:
         """One crop of each recording, from its middle."""
-        return [(i, max(len(one) - length, 0) // 2) for i, one in enumerate(self.samples)]
+        frame = self.frame_samples
+        return [(i, max(len(one) - length, 0) // 2 // frame * frame) for i, one in enumerate(self.samples)]
 
     def cut(self, places: Sequence[tuple[int, int]], length: int) -> np.ndarray:
         """The samples float32 [B, length] in ±1 of crops; zeros where a recording is shorter."""

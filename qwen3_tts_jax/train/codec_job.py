@@ -11,19 +11,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qwen3_tts_jax import audio, hf_config, hf_export
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.convert import export_codec, load_codec, resolve_codec
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
+from qwen3_tts_jax.train.checkpoints import Checkpoints
+from qwen3_tts_jax.train.codec_codes import read_recording_codes, with_codes
 from qwen3_tts_jax.train.codec_data import Clips, Progress, Recording, check_headers, decode_recordings, find_recordings
 from qwen3_tts_jax.train.codec_run import CodecResult, Crops, describe_codec, fit_codec
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import CodecRecipe
 from qwen3_tts_jax.train.codec_teacher import Features, Teacher, read_features
 from qwen3_tts_jax.train.progress import Schedule
-from qwen3_tts_jax.train.state_files import check_settings, latest
 
-CODEC, CACHE, SAMPLES, CHECKPOINTS = "codec", "cache", "samples", "checkpoints"
+CODEC, CACHE, SAMPLES = "codec", "cache", "samples"
 _SHORTEST_CROP = 2048  # the longest window of the losses
 _SAMPLES, _SAMPLE_SECONDS = 3, 6.0
 
@@ -37,6 +40,7 @@ class CodecTraining:
         batch_seconds: of audio in a step.
         crop_seconds: of each piece of it; rounded to whole frames.
         starts: part of the pieces that begin where their recording begins.
+        context_seconds: of codes before each piece, where the recordings have codes; rounded to whole frames.
         feature_rate: of a teacher's features, per second; None without a teacher.
         teacher_weight: of the teacher in the loss.
         start: folder of a codec to go on from, whose shape `recipe.codec` is; None draws random weights.
@@ -48,18 +52,19 @@ class CodecTraining:
     batch_seconds: float = 12.0
     crop_seconds: float = 2.0
     starts: float = 0.1
+    context_seconds: float = 2.0
     feature_rate: float | None = None
     teacher_weight: float = 1.0
     start: Path | None = None
     seed: int = 0
     schedule: Schedule = field(default_factory=Schedule)
 
-    def crops(self) -> Crops:
-        """Rows and samples of a step.
+    def crops(self, given_codes: bool = False) -> Crops:
+        """Rows and samples of a step, and, with given codes, their context.
 
         Raises:
-            ConfigError: pieces shorter than the losses' longest window or than what the adversary hears, or no whole
-                piece in a batch.
+            ConfigError: pieces shorter than the losses' longest window or than what the adversary hears, no whole
+                piece in a batch, or less than no context.
         """
         codec = self.recipe.codec
         samples = round(self.crop_seconds * codec.frame_rate) * codec.frame_samples
@@ -76,7 +81,10 @@ class CodecTraining:
         rows = round(self.batch_seconds * codec.sample_rate / samples)
         if rows < 1:
             raise ConfigError(f"a batch of {self.batch_seconds} s holds no piece of {self.crop_seconds} s")
-        return Crops(rows, samples, self.starts, self.seed)
+        if self.context_seconds < 0:
+            raise ConfigError(f"there cannot be {self.context_seconds} s of context")
+        context = round(self.context_seconds * codec.frame_rate) if given_codes else 0
+        return Crops(rows, samples, self.starts, self.seed, context)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ class CodecJob:
         recipe: that of `training`, with the teacher.
         crops: of a step.
         features: of the teacher.
+        codes: int32 [T, Q] of each of `recordings` and then of `validation`, if they have codes.
         settings: that a checkpoint must agree with.
     """
 
@@ -97,6 +106,7 @@ class CodecJob:
     recordings: list[Recording]
     validation: list[Recording]
     features: Features | None
+    codes: tuple[np.ndarray, ...] | None
     settings: dict[str, Any]
 
 
@@ -123,32 +133,39 @@ def prepare_codec(
         features: a folder of a teacher's features of `data`, whose lines else name them.
 
     Raises:
-        lines.DataError: see `codec_data.find_recordings` and `check_headers`, and `codec_teacher.read_features`.
+        lines.DataError: see `codec_data.find_recordings` and `check_headers`, `codec_codes.read_recording_codes`, and
+            `codec_teacher.read_features`.
         FileExistsError: `output` holds a finished codec.
         state_files.RunError: `output` holds a run with other settings or other data.
-        ConfigError: as `CodecTraining.crops`.
+        ConfigError: as `CodecTraining.crops`, or recordings with codes where not the decoder alone learns.
     """
     output = Path(output)
     if (output / CODEC).exists():
         raise FileExistsError(f"{output / CODEC} is there already: choose another folder or move it away")
-    crops = training.crops()
     recordings = find_recordings(data, features)
     held_out = [] if validation is None else find_recordings(validation)
-    seconds = check_headers([*recordings, *held_out])
+    everything = [*recordings, *held_out]
     recipe, taught = training.recipe, None
+    with_them = [recording for recording in everything if recording.codes is not None]
+    crops = training.crops(given_codes=bool(with_them))
+    if with_them and not recipe.decoder_only:
+        raise ConfigError(f"{with_them[0].where} has codes: the decoder alone can learn from them (--decoder-only)")
+    seconds = check_headers(everything)
+    codes = read_recording_codes(everything, seconds, recipe.codec)
     if training.feature_rate is not None:
         taught = read_features(recordings, seconds[: len(recordings)], training.feature_rate)
         recipe = replace(recipe, teacher=Teacher(taught.width, training.teacher_weight))
-    content = json.dumps([[one.audio.name, one.audio.stat().st_size] for one in [*recordings, *held_out]])
+    content = json.dumps([[one.audio.name, one.audio.stat().st_size] for one in everything])
+    digest = hashlib.sha256(content.encode())
+    for one in codes or ():
+        digest.update(one.tobytes())
     settings = {
-        "data": hashlib.sha256(content.encode()).hexdigest(),
+        "data": digest.hexdigest(),
         "start": None if training.start is None else _digest(training.start),
         "feature_rate": training.feature_rate,
     }
-    found = latest(output / CHECKPOINTS)
-    if found is not None:
-        check_settings(found, describe_codec(recipe, crops) | settings)
-    return CodecJob(output, training, recipe, crops, recordings, held_out, taught, settings)
+    Checkpoints(output, describe_codec(recipe, crops) | settings).check()
+    return CodecJob(output, training, recipe, crops, recordings, held_out, taught, codes, settings)
 
 
 def _digest(folder: Path) -> str:
@@ -179,6 +196,8 @@ def run_codec(
     everything = [*job.recordings, *job.validation]
     folder = job.output / CACHE if cache is None else cache
     clips = decode_recordings(everything, folder, recipe.codec.sample_rate, decoding)
+    if job.codes is not None:
+        clips = with_codes(clips, job.codes, recipe.codec.frame_samples)
     data, held_out = _split(clips, len(job.recordings))
     if training.start is None:
         params = random_codec(recipe.codec, training.seed)
@@ -203,9 +222,12 @@ def run_codec(
 
 
 def _split(clips: Clips, count: int) -> tuple[Clips, Clips | None]:
-    first = replace(clips, recordings=clips.recordings[:count], samples=clips.samples[:count])
-    rest = replace(clips, recordings=clips.recordings[count:], samples=clips.samples[count:])
-    return first, rest if rest.samples else None
+    def part(which: slice) -> Clips:
+        codes = None if clips.codes is None else clips.codes[which]
+        return replace(clips, recordings=clips.recordings[which], samples=clips.samples[which], codes=codes)
+
+    rest = part(slice(count, None))
+    return part(slice(count)), rest if rest.samples else None
 
 
 def write_codec(folder: str | Path, params: Mapping[str, Any], config: CodecConfig) -> Path:
@@ -240,7 +262,9 @@ def write_codec(folder: str | Path, params: Mapping[str, Any], config: CodecConf
 
 
 def _speaker(job: CodecJob, clips: Clips) -> Callable[[dict[str, Any], int], None]:
-    """Writes what the codec makes of the first recordings into `output`/samples, and once the recordings."""
+    """Writes what the codec makes of the first recordings, or of their given codes, into `output`/samples, and once the
+    recordings.
+    """
     config, folder = job.recipe.codec, job.output / SAMPLES
     longest = round(_SAMPLE_SECONDS * config.sample_rate)
     count = min(_SAMPLES, len(clips.samples))
@@ -256,7 +280,12 @@ def _speaker(job: CodecJob, clips: Clips) -> Callable[[dict[str, Any], int], Non
     def speak(params: dict[str, Any], step: int) -> None:
         folder.mkdir(exist_ok=True)
         tokenizer = SpeechTokenizer(config, params)
-        decoded, _ = tokenizer.decode(tokenizer.encode(recordings, config.sample_rate))
+        if clips.codes is None:
+            codes = tokenizer.encode(recordings, config.sample_rate)
+        else:
+            given = zip(clips.codes, recordings, strict=False)
+            codes = [one[: -(-len(row) // config.frame_samples)] for one, row in given]
+        decoded, _ = tokenizer.decode(codes)
         if not (folder / "recording-0.wav").exists():
             write("recording", recordings)
         write(f"step-{step:06}", decoded)

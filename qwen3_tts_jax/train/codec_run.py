@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,14 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from qwen3_tts_jax.train.checkpoints import Checkpoints
+from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes
 from qwen3_tts_jax.train.codec_data import Clips
 from qwen3_tts_jax.train.codec_step import CodecRecipe, CodecState, codec_step, finish_codec, judge, start_codec
 from qwen3_tts_jax.train.codec_teacher import Features
-from qwen3_tts_jax.train.progress import DivergedError, Log, Schedule
-from qwen3_tts_jax.train.state_files import drop_old, latest, load_state, save_state, saved_settings
+from qwen3_tts_jax.train.progress import Log, Schedule, plain
 
-_log = logging.getLogger(__name__)
-_BEST, _KEPT = "best", 2
 _SCHEDULE = Schedule()
 
 
@@ -32,12 +30,14 @@ class Crops:
         samples: of each.
         starts: part of them that begin where their recording begins.
         seed: of where they lie, and of all else that is drawn.
+        context: frames before a crop that the decoder is given too, where the codes are given.
     """
 
     rows: int
     samples: int
     starts: float = 0.1
     seed: int = 0
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,13 @@ def fit_codec(
     Args:
         params: the trees encoder and decoder to start from.
         recipe: what is trained and how.
-        data: to learn.
+        data: to learn; if it has codes, the decoder alone from them.
         crops: how it is cut.
         folder: of the run.
         fresh: forget the codebooks of `params`.
         features: of `data`, where the recipe has a teacher.
-        validation: recordings to judge by, a crop from the middle of each; the best state is kept.
+        validation: recordings to judge by, a crop from the middle of each; the best state is kept. They have codes
+            if `data` has.
         schedule: what happens when.
         settings: more JSON values that a checkpoint must agree with.
         report: called with every line of the log.
@@ -97,21 +98,12 @@ def fit_codec(
         DivergedError: loss or gradient are not finite. The last good state is saved before.
         state_files.RunError: `folder` holds a run with other settings.
     """
-    folder, last = Path(folder), recipe.optimizer.steps
-    checkpoints = folder / "checkpoints"
+    last = recipe.optimizer.steps
     state = start_codec(params, recipe, fresh=fresh, seed=crops.seed)
-    agreed = describe_codec(recipe, crops) | dict(settings or {})
-    best, waited, found = float("inf"), 0, latest(checkpoints)
-    if found is not None:
-        state = load_state(found, state, agreed)
-        kept = saved_settings(found)
-        best, waited = float(kept["best"]), kept["waited"]
-        _log.info("going on after step %d of %s", int(state.step), found)
-    log = Log(folder / "log.jsonl", int(state.step), report)
+    checkpoints = Checkpoints(folder, describe_codec(recipe, crops) | dict(settings or {}))
+    state = checkpoints.resume(state)
+    log = Log(Path(folder) / "log.jsonl", int(state.step), report)
     key = jax.random.key(crops.seed)
-
-    def save(name: str) -> None:
-        save_state(checkpoints, name, state, agreed | {"best": repr(best), "waited": waited})
 
     step, ended_early, mel = int(state.step), False, float("nan")
     clock, steps = time.perf_counter(), 0
@@ -123,41 +115,39 @@ def fit_codec(
             frame_samples = recipe.codec.frame_samples
             targets = features.targets(places, crops.samples // frame_samples, data.sample_rate, frame_samples)
         against = recipe.adversary is not None and step >= recipe.adversary.start
+        given = _given(data, places, recipe, crops)
         state, metrics = codec_step(
-            state, params, samples, jax.random.fold_in(key, step), recipe, targets=targets, against=against
+            state, params, samples, jax.random.fold_in(key, step), recipe, targets=targets, against=against, given=given
         )
         metrics = jax.device_get(metrics)
         if not metrics.pop("finite"):
-            save(f"{step:08}")
-            raise DivergedError(
-                f"step {step + 1}: the loss is {metrics['loss']} and its gradient's norm "
-                f"{metrics['gradient_norm']}; the batch was {data.names(places)}; the state before it is "
-                f"{checkpoints / f'{step:08}'}. Lower the learning rate, or look at that data"
-            )
+            raise checkpoints.diverged(state, step, metrics, data.names(places))
         step, steps, mel = step + 1, steps + 1, float(metrics["mel"])
         if schedule.due("log", step, last):
             seconds, audio = time.perf_counter() - clock, steps * crops.rows * crops.samples / data.sample_rate
-            log.write({"step": step, **_plain(metrics), "seconds": seconds, "audio_seconds": audio})
+            log.write({"step": step, **plain(metrics), "seconds": seconds, "audio_seconds": audio})
             clock, steps = time.perf_counter(), 0
         if validation is not None and schedule.due("evaluate", step, last):
             began = time.perf_counter()
             numbers = evaluate_codec(state, params, recipe, validation, crops)
             log.write({"step": step, **{f"validation_{name}": value for name, value in numbers.items()}})
             mel = numbers["mel"]
-            better = mel < best
-            best, waited = min(mel, best), 0 if better else waited + 1
-            if better:
-                save(_BEST)
-            ended_early = 0 < schedule.patience <= waited
+            checkpoints.judge(state, mel)
+            ended_early = 0 < schedule.patience <= checkpoints.waited
             clock += time.perf_counter() - began
         if speak is not None and schedule.due("sample", step, last):
             speak(finish_codec(state, params, recipe), step)
         if schedule.due("save", step, last) or ended_early:
-            save(f"{step:08}")
-            drop_old(checkpoints, _KEPT)
-    if validation is not None and (checkpoints / _BEST).exists():
-        state, mel = load_state(checkpoints / _BEST, state, agreed), best
+            checkpoints.save(state, step)
+    if validation is not None and (best := checkpoints.best_state(state)) is not None:
+        state, mel = best, checkpoints.best
     return CodecResult(finish_codec(state, params, recipe), state, int(state.step), mel, ended_early)
+
+
+def _given(clips: Clips, places: list[tuple[int, int]], recipe: CodecRecipe, crops: Crops) -> GivenCodes | None:
+    if clips.codes is None:
+        return None
+    return cut_codes(clips, places, crops.samples // recipe.codec.frame_samples, crops.context)
 
 
 def evaluate_codec(
@@ -170,7 +160,8 @@ def evaluate_codec(
         some = places[first : first + crops.rows]
         # The last batch is filled up to the compiled shape.
         filled = some + some[:1] * (crops.rows - len(some))
-        judged = jax.device_get(judge(state, params, clips.cut(filled, crops.samples), recipe))
+        given = _given(clips, filled, recipe, crops)
+        judged = jax.device_get(judge(state, params, clips.cut(filled, crops.samples), recipe, given))
         mels.append(judged["mel"][: len(some)])
         codes.append(judged["codes"][: len(some)].reshape(-1, recipe.codec.num_codebooks))
     mel = float(np.concatenate(mels).astype(np.float64).mean())
@@ -186,8 +177,6 @@ def _perplexity(parts: np.ndarray) -> float:
 def describe_codec(recipe: CodecRecipe, crops: Crops) -> dict[str, Any]:
     """What a checkpoint of a run must agree with, as JSON values."""
     fields = asdict(recipe) | {"codec": repr(recipe.codec)}
-    return fields | {"crops": [crops.rows, crops.samples, crops.starts, crops.seed]}
-
-
-def _plain(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: np.asarray(value, np.float64).tolist() for name, value in numbers.items()}
+    # Without given codes as it was before there could be any, so that older runs go on.
+    context = [crops.context] if crops.context else []
+    return fields | {"crops": [crops.rows, crops.samples, crops.starts, crops.seed, *context]}

@@ -18,10 +18,12 @@ from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.train import codec_adversary, codec_teacher
 from qwen3_tts_jax.train.codec_adversary import Adversary, AdversaryState
+from qwen3_tts_jax.train.codec_codes import GivenCodes, decode_crops
 from qwen3_tts_jax.train.codec_loss import mel_loss, spectral_loss
 from qwen3_tts_jax.train.codec_quantizer import (
     Quantized,
     dropped_codebooks,
+    entries,
     learn_codebooks,
     perplexity,
     quantize_residuals,
@@ -182,10 +184,33 @@ def reconstruct(
     return decode_latents(trees["decoder"], config.decoder, shape, of_decoder), results
 
 
+def reconstruct_given(
+    trees: Mapping[str, Any], codebooks: Mapping[str, Mapping[str, jax.Array]], config: CodecConfig,
+    given: GivenCodes, frames: int, keep: jax.Array,
+) -> jax.Array:  # fmt: skip
+    """What the decoder makes of given codes of crops of T = `frames` frames, samples [B, T·frame_samples].
+
+    `keep` is that of `reconstruct`; the encoder is not run.
+    """
+    tables = {kind: entries(codebooks[kind]) for kind in _KINDS}
+    split, used = config.encoder.num_semantic_codebooks, jnp.arange(config.num_codebooks) < keep[:, None]
+    parts = {"semantic": slice(split), "acoustic": slice(split, None)}
+
+    def of_decoder(module: SplitResidualQuantizer) -> jax.Array:
+        halves = []
+        for kind, part in parts.items():
+            chosen = tables[kind][jnp.arange(len(tables[kind])), given.codes[..., part]]
+            vectors = jnp.sum(jnp.where(used[:, None, part, None], chosen, 0.0), axis=2)
+            halves.append(getattr(module, kind).output_projection(vectors))
+        return halves[0] + halves[1]
+
+    return decode_crops(trees["decoder"], config.decoder, given, frames, of_decoder)
+
+
 @partial(jax.jit, static_argnames=("recipe", "against"), donate_argnames="state")
 def codec_step(
     state: CodecState, params: Mapping[str, Any], samples: jax.Array, key: jax.Array, recipe: CodecRecipe,
-    targets: jax.Array | None = None, against: bool = False,
+    targets: jax.Array | None = None, against: bool = False, given: GivenCodes | None = None,
 ) -> tuple[CodecState, dict[str, jax.Array]]:  # fmt: skip
     """One step of the optimizer and of the codebooks.
 
@@ -197,12 +222,15 @@ def codec_step(
         recipe: static.
         targets: a teacher's features [B, T, D] of each frame, where the recipe has a teacher.
         against: static; whether the adversary takes part.
+        given: codes of `samples`, which begin on whole frames, for a decoder alone; None has the encoder make them.
 
     Returns:
         The next state, and loss and its parts, gradient_norm, learning_rate, finite [] and perplexity [Q] of the
-        step; with the adversary also its own loss as adversary. Where loss or gradient are not finite the state is the
-        old one.
+        step; with the adversary also its own loss as adversary; with given codes no commitment. Where loss or
+        gradient are not finite the state is the old one.
     """
+    if given is not None and not recipe.decoder_only:
+        raise ConfigError("from given codes the decoder alone can learn")
     codec = recipe.codec
     drop_key, row_key, piece_key, *kind_keys = jax.random.split(key, 5)
     split = codec.encoder.num_semantic_codebooks
@@ -219,13 +247,20 @@ def codec_step(
 
     def value(trained: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple]:
         trees = _with_codebooks(trained, params, state.codebooks)
-        made, results = reconstruct(trees, state.codebooks, codec, samples, keep, continuous)
+        if given is None:
+            made, results = reconstruct(trees, state.codebooks, codec, samples, keep, continuous)
+            codes = jnp.concatenate([results[kind].codes for kind in _KINDS], axis=-1)
+        else:
+            frames, results = samples.shape[1] // codec.frame_samples, {}
+            made = reconstruct_given(trees, state.codebooks, codec, given, frames, keep)
+            codes = given.of_crops(frames)
         losses = {
             "mel": mel_loss(made, samples, codec.sample_rate),
             "spectral": spectral_loss(made, samples),
             "waveform": jnp.mean(jnp.abs(made - samples)),
-            "commitment": sum(result.commitment for result in results.values()),
         }
+        if given is None:
+            losses["commitment"] = sum(result.commitment for result in results.values())
         total = sum(getattr(recipe, name) * loss for name, loss in losses.items())
         if recipe.teacher is not None:
             vectors, head = results["semantic"].vectors, trained[codec_teacher.HEAD]
@@ -237,9 +272,9 @@ def codec_step(
             )
             losses |= taught
             total += recipe.adversary.weight * taught["adversarial"] + recipe.adversary.features * taught["features"]
-        return total, (losses, results, made)
+        return total, (losses, results, codes, made)
 
-    (total, (losses, results, made)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
+    (total, (losses, results, codes, made)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
     updates, optimizer = recipe.optimizer.optimizer().update(gradient, state.optimizer, state.trained)
     trained, codebooks = optax.apply_updates(state.trained, updates), state.codebooks
     if not recipe.decoder_only:
@@ -264,22 +299,28 @@ def codec_step(
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
     rate = recipe.optimizer.schedule()(state.step)
     metrics = {"loss": total, **losses, "gradient_norm": norm, "learning_rate": rate, "finite": finite}
-    size = codec.encoder.codebook_size
-    metrics["perplexity"] = jnp.concatenate([perplexity(results[kind].codes, size) for kind in _KINDS])
+    metrics["perplexity"] = perplexity(codes, codec.encoder.codebook_size)
     new = CodecState(state.step + 1, trained, codebooks, optimizer, average, adversary)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state), metrics
 
 
 @partial(jax.jit, static_argnames="recipe")
 def judge(
-    state: CodecState, params: Mapping[str, Any], samples: jax.Array, recipe: CodecRecipe
-) -> dict[str, jax.Array]:
+    state: CodecState, params: Mapping[str, Any], samples: jax.Array, recipe: CodecRecipe,
+    given: GivenCodes | None = None,
+) -> dict[str, jax.Array]:  # fmt: skip
     """Mel distance, see `codec_loss.mel_loss`, mel [B], and codes int32 [B, T, Q] of samples [B, N].
 
-    All codebooks are used, and the average of the weights where the recipe has one.
+    All codebooks are used, and the average of the weights where the recipe has one. Codes are those `given`, if any.
     """
     codec = recipe.codec
     trees = _with_codebooks(state.average or state.trained, params, state.codebooks)
-    made, results = reconstruct(trees, state.codebooks, codec, samples, jnp.full(len(samples), codec.num_codebooks))
+    keep = jnp.full(len(samples), codec.num_codebooks)
+    if given is None:
+        made, results = reconstruct(trees, state.codebooks, codec, samples, keep)
+        codes = jnp.concatenate([results[kind].codes for kind in _KINDS], axis=-1)
+    else:
+        frames = samples.shape[1] // codec.frame_samples
+        made, codes = reconstruct_given(trees, state.codebooks, codec, given, frames, keep), given.of_crops(frames)
     mel = jax.vmap(lambda a, b: mel_loss(a[None], b[None], codec.sample_rate))(made, samples)
-    return {"mel": mel, "codes": jnp.concatenate([results[kind].codes for kind in _KINDS], axis=-1)}
+    return {"mel": mel, "codes": codes}

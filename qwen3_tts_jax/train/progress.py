@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 class DivergedError(ArithmeticError):
@@ -35,6 +37,11 @@ class Schedule:
         """Whether `name` is to happen after `step`; what happens at all happens after the last step too."""
         every = getattr(self, name)
         return every > 0 and (step % every == 0 or step == last)
+
+
+def plain(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Numbers and arrays as JSON has them, under names that begin with `prefix`."""
+    return {f"{prefix}{name}": np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
 
 
 class Log:

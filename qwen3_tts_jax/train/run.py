@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,13 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
+from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.loss import Batch, LossParts, total
-from qwen3_tts_jax.train.progress import DivergedError, Log, Schedule
-from qwen3_tts_jax.train.state_files import drop_old, latest, load_state, save_state, saved_settings
+from qwen3_tts_jax.train.progress import Log, Schedule, plain
 from qwen3_tts_jax.train.step import Recipe, TrainState, assemble, evaluate, start, train_step
 
-_log = logging.getLogger(__name__)
-_BEST, _KEPT = "best", 2
 _SCHEDULE = Schedule()
 _LARGE = 2**12  # numbers; a leaf of fewer costs more messages than it saves memory
 
@@ -88,8 +85,7 @@ def fit(
         DivergedError: loss or gradient are not finite. The last good state is saved before.
         state_files.RunError: `folder` holds a run with other settings.
     """
-    folder, last = Path(folder), recipe.optimizer.steps
-    checkpoints = folder / "checkpoints"
+    last = recipe.optimizer.steps
     state, frozen = start(params, recipe, data.seed)
     if mesh is not None:
         for batches in (data, validation or data):
@@ -100,13 +96,9 @@ def fit(
                     )
         state, frozen = spread((state, frozen), mesh)
     agreed = describe(recipe) | data.describe() | {"utterances": len(data.examples)} | dict(settings or {})
-    best, waited, found = float("inf"), 0, latest(checkpoints)
-    if found is not None:
-        state = load_state(found, state, agreed)
-        kept = saved_settings(found)
-        best, waited = float(kept["best"]), kept["waited"]
-        _log.info("going on after step %d of %s", int(state.step), found)
-    log = Log(folder / "log.jsonl", int(state.step), report)
+    checkpoints = Checkpoints(folder, agreed)
+    state = checkpoints.resume(state)
+    log = Log(Path(folder) / "log.jsonl", int(state.step), report)
     held_out = [] if validation is None else [place(batch, mesh) for batch in validation.in_order()]
     swapped = []
     if validation is not None and text_gap:
@@ -114,9 +106,6 @@ def fit(
 
     def judge(batches: list[Batch]) -> LossParts:
         return _sum([evaluate(state.kept, frozen, batch, recipe) for batch in batches])
-
-    def save(name: str) -> None:
-        save_state(checkpoints, name, state, agreed | {"best": repr(best), "waited": waited})
 
     step, ended_early, value = int(state.step), False, float("nan")
     clock, frames = time.perf_counter(), 0
@@ -126,38 +115,29 @@ def fit(
         frames += int(np.sum(batches.codes[..., 0] >= 0))
         metrics = jax.device_get(metrics)
         if not metrics.pop("finite"):
-            save(f"{step:08}")
             where = ", ".join(dict.fromkeys(each.line.where for each in examples))
-            raise DivergedError(
-                f"step {step + 1}: the loss is {metrics['loss']} and its gradient's norm "
-                f"{metrics['gradient_norm']}; the batch was {where}; the state before it is "
-                f"{checkpoints / f'{step:08}'}. Lower the learning rate, or look at that data"
-            )
+            raise checkpoints.diverged(state, step, metrics, where)
         step, value = step + 1, float(metrics["loss"])
         if schedule.due("log", step, last):
             seconds = time.perf_counter() - clock
-            log.write(_numbers(step, metrics) | {"seconds": seconds, "frames": frames})
+            log.write({"step": step, **plain(metrics), "seconds": seconds, "frames": frames})
             clock, frames = time.perf_counter(), 0
         if held_out and schedule.due("evaluate", step, last):
             parts = judge(held_out)
             value = float(total(parts, parts.frames, parts.ends, recipe.loss))
-            numbers = {"step": step, "validation_loss": value, **_lists(jax.device_get(parts.means()), "validation_")}
+            numbers = {"step": step, "validation_loss": value, **plain(jax.device_get(parts.means()), "validation_")}
             if swapped:
                 other = judge(swapped)
                 numbers["text_gap"] = float(other.means()["codes"][0] - parts.means()["codes"][0])
             log.write(numbers)
-            better = value < best
-            best, waited = min(value, best), 0 if better else waited + 1
-            if better:
-                save(_BEST)
-            ended_early = 0 < schedule.patience <= waited
+            checkpoints.judge(state, value)
+            ended_early = 0 < schedule.patience <= checkpoints.waited
         if speak is not None and schedule.due("sample", step, last):
             speak(assemble(state.kept, frozen, recipe), step)
         if schedule.due("save", step, last) or ended_early:
-            save(f"{step:08}")
-            drop_old(checkpoints, _KEPT)
-    if held_out and (checkpoints / _BEST).exists():
-        state, value = load_state(checkpoints / _BEST, state, agreed), best
+            checkpoints.save(state, step)
+    if held_out and (best := checkpoints.best_state(state)) is not None:
+        state, value = best, checkpoints.best
     return Result(assemble(state.kept, frozen, recipe), state, int(state.step), value, ended_early)
 
 
@@ -202,11 +182,3 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 def _sum(parts: list[LossParts]) -> LossParts:
     return jax.tree.map(lambda *leaves: sum(leaves), *parts)
-
-
-def _numbers(step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {"step": step, **_lists(metrics)}
-
-
-def _lists(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {f"{prefix}{name}": np.asarray(value, np.float64).tolist() for name, value in numbers.items()}

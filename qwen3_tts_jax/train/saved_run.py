@@ -11,13 +11,13 @@ from typing import Any, Literal
 from qwen3_tts_jax import hf_config, hf_export
 from qwen3_tts_jax.convert import load_checkpoint, load_codec, model_rules, tree_shapes
 from qwen3_tts_jax.train.alignment import AlignmentConfig
+from qwen3_tts_jax.train.checkpoints import BEST, CHECKPOINTS
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.lora import LoraConfig
 from qwen3_tts_jax.train.new_model import new_params
 from qwen3_tts_jax.train.state_files import RunError, latest, load_state
 from qwen3_tts_jax.train.step import PARTS, Recipe, assemble, frozen_paths, start
 
-CHECKPOINTS, BEST = "checkpoints", "best"
 _FILE = "job.json"
 _EMBEDDING = "talker/codec_embedding/embedding"
 

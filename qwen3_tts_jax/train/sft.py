@@ -22,14 +22,15 @@ from qwen3_tts_jax.prompt import TextMode
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
+from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples, speaker_rows
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.lines import Line, add_speakers, read_lines
 from qwen3_tts_jax.train.lora import LoraConfig, fingerprint, save_adapters
 from qwen3_tts_jax.train.loss import LossConfig
-from qwen3_tts_jax.train.run import Result, Schedule, describe, fit
-from qwen3_tts_jax.train.saved_run import CHECKPOINTS, describe_run
-from qwen3_tts_jax.train.state_files import check_settings, latest
+from qwen3_tts_jax.train.progress import Schedule
+from qwen3_tts_jax.train.run import Result, describe, fit
+from qwen3_tts_jax.train.saved_run import describe_run
 from qwen3_tts_jax.train.step import PARTS, OptimizerConfig, Recipe, frozen_paths, to_compute
 
 MODEL, ADAPTERS, CACHE, SAMPLES = "model", "lora.safetensors", "cache", "samples"
@@ -127,11 +128,8 @@ def prepare(
     recipe = Recipe(model, config.loss, config.optimizer, config.lora, config.frozen, lora_rows, config.remat)
     frozen_paths(tree_shapes(model_rules(model)), recipe)
     settings = {"data": digest_of([*lines, *held_out])}
-    found = latest(output / CHECKPOINTS)
-    job = Job(source, output, config, base, tokenizer, lines, held_out, rows, recipe, settings)
-    if found is not None:
-        check_settings(found, describe(recipe) | settings)
-    return job
+    Checkpoints(output, describe(recipe) | settings).check()
+    return Job(source, output, config, base, tokenizer, lines, held_out, rows, recipe, settings)
 
 
 def digest_of(lines: Sequence[Line]) -> str:
@@ -174,7 +172,7 @@ def run(
 
     Raises:
         lines.DataError: a recording that cannot be learnt from.
-        run.DivergedError: loss or gradient are not finite.
+        progress.DivergedError: loss or gradient are not finite.
     """
     config, model = job.config, job.recipe.model
     hears = job.base.speaker_encoder is not None

@@ -69,6 +69,27 @@ def decode_latents(
         return decoder.decode(params, config, jnp.zeros(shape, jnp.int32))
 
 
+def decoder_latents(
+    params: Mapping[str, Any],
+    config: CodecDecoderConfig,
+    shape: tuple[int, int, int],
+    latents: Callable[[SplitResidualQuantizer], jax.Array],
+) -> jax.Array:
+    """What the decoder's waveform part is given, [B, T·rates, latent_width]; the arguments are those of
+    `decode_latents`. Under jit, XLA leaves the waveform part out.
+    """
+    given: list[jax.Array] = []
+
+    def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
+        if context.module.name == "conv_in":
+            given.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
+        decode_latents(params, config, shape, latents)
+    return given[0]
+
+
 def _mean_latents(quantizer: ResidualQuantizer, weights: jax.Array) -> jax.Array:
     entries = quantizer.embedding_sum.astype(jnp.float32)
     entries = entries / jnp.maximum(quantizer.cluster_usage.astype(jnp.float32), _MIN_USAGE)[..., None]

@@ -18,6 +18,7 @@ from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.alignment import AlignmentConfig
 from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
+from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.lines import Line, read_lines
@@ -27,9 +28,8 @@ from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import Schedule
 from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.run import Result, describe, fit
-from qwen3_tts_jax.train.saved_run import CHECKPOINTS, describe_run
+from qwen3_tts_jax.train.saved_run import describe_run
 from qwen3_tts_jax.train.sft import CACHE, MODEL, SAMPLES, digest_of, sampler
-from qwen3_tts_jax.train.state_files import check_settings, latest
 from qwen3_tts_jax.train.step import Recipe
 
 TOKENIZER = "tokenizer"
@@ -148,9 +148,7 @@ def prepare_talker(
         seed=config.seed,
     )
     settings = {"data": digest_of([*lines, *held_out])}
-    found = latest(output / CHECKPOINTS)
-    if found is not None:
-        check_settings(found, describe(recipe) | settings)
+    Checkpoints(output, describe(recipe) | settings).check()
     return TalkerJob(tokenizer_folder, codec_folder, output, config, text_tokenizer, lines, held_out, recipe, settings)
 
 

@@ -1,0 +1,100 @@
+"""The states of one run on disk: where it goes on, which is the best, and what is left when the loss is NaN."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qwen3_tts_jax.train.progress import DivergedError
+from qwen3_tts_jax.train.state_files import (
+    check_settings,
+    drop_old,
+    latest,
+    load_state,
+    save_state,
+    saved_settings,
+)
+
+_log = logging.getLogger(__name__)
+CHECKPOINTS, BEST = "checkpoints", "best"
+_KEPT = 2
+
+State = TypeVar("State")
+
+
+class Checkpoints:
+    """Those of the run in a folder.
+
+    Attributes:
+        folder: that they lie in.
+        settings: JSON values that a run which goes on must have too.
+        best: the lowest value by which a state was judged.
+        waited: judgements since.
+    """
+
+    def __init__(self, run: str | Path, settings: Mapping[str, Any]):
+        self.folder, self.settings = Path(run) / CHECKPOINTS, dict(settings)
+        self.best, self.waited = float("inf"), 0
+
+    def check(self) -> None:
+        """Refuses a folder whose run had other settings.
+
+        Raises:
+            state_files.RunError: naming the first that differs.
+        """
+        found = latest(self.folder)
+        if found is not None:
+            check_settings(found, self.settings)
+
+    def resume(self, state: State) -> State:
+        """The last state of a run that was interrupted, with its judgements; `state` itself where there is none.
+
+        Raises:
+            state_files.RunError: a broken checkpoint, or one of other settings.
+        """
+        found = latest(self.folder)
+        if found is None:
+            return state
+        state = load_state(found, state, self.settings)
+        kept = saved_settings(found)
+        self.best, self.waited = float(kept["best"]), kept["waited"]
+        _log.info("going on after step %d of %s", int(state.step), found)
+        return state
+
+    def save(self, state: Any, step: int) -> None:
+        """Keeps the state after `step`, in the place of older ones."""
+        self._write(f"{step:08}", state)
+        drop_old(self.folder, _KEPT)
+
+    def judge(self, state: Any, value: float) -> None:
+        """Keeps the state as the best if `value` is lower than all before."""
+        better = value < self.best
+        self.best, self.waited = min(value, self.best), 0 if better else self.waited + 1
+        if better:
+            self._write(BEST, state)
+
+    def best_state(self, state: State) -> State | None:
+        """The state that was judged best, like `state`; None where none was."""
+        path = self.folder / BEST
+        return load_state(path, state, self.settings) if path.exists() else None
+
+    def diverged(self, state: Any, step: int, metrics: Mapping[str, Any], data: str) -> DivergedError:
+        """Keeps the last good state, that after `step`, and returns the error to raise.
+
+        Args:
+            state: that one.
+            step: of it.
+            metrics: loss and gradient_norm of the next.
+            data: what that has read.
+        """
+        self._write(f"{step:08}", state)
+        return DivergedError(
+            f"step {step + 1}: the loss is {metrics['loss']} and its gradient's norm "
+            f"{metrics['gradient_norm']}; the batch was {data}; the state before it is "
+            f"{self.folder / f'{step:08}'}. Lower the learning rate, or look at that data"
+        )
+
+    def _write(self, name: str, state: Any) -> None:
+        save_state(self.folder, name, state, self.settings | {"best": repr(self.best), "waited": self.waited})
