@@ -41,6 +41,9 @@ def talker(
     batch_seconds: Annotated[float, typer.Option(help="Of speech in a batch, padding included.")] = 120.0,
     buckets: Annotated[int, typer.Option(help="Shapes of batches, by length; each compiles once.")] = 6,
     accumulate: Annotated[int, typer.Option(help="Batches per step.")] = 1,
+    optimizer: Annotated[
+        Literal["adamw", "muon"], typer.Option(help="Muon learns more per step from nothing, and costs a little.")
+    ] = "adamw",
     learning_rate: Annotated[float, typer.Option(help="The highest.")] = 1e-3,
     final_rate: Annotated[float, typer.Option(help="The last learning rate, as a part of the highest.")] = 0.1,
     warmup: Annotated[int | None, typer.Option(help="Steps up to it; a twentieth of all, at most 500.")] = None,
@@ -60,6 +63,9 @@ def talker(
     dropout: Annotated[float, typer.Option(help="Of the outputs of attention and MLPs.")] = 0.0,
     alignment: Annotated[
         float, typer.Option(help="Weight of reading the text off a middle layer (CTC), which helps early; 0 is none.")
+    ] = 0.0,
+    guide: Annotated[
+        float, typer.Option(help="Weight of keeping a head's attention near a frame's place in its text; 0 is none.")
     ] = 0.0,
     alignment_layer: Annotated[
         int | None, typer.Option(help="Of the talker, from 0; the one after its middle by default.")
@@ -123,15 +129,23 @@ def talker(
             refuse(f"--codebook-weights must be numbers with commas between them, got {codebook_weights!r}")
         try:
             aligned = None
+            if guide and not alignment:
+                refuse("--guide goes with --alignment: give that a weight too")
             if alignment:
                 until = steps // 2 if alignment_steps is None else alignment_steps
-                aligned = AlignmentConfig(alignment, alignment_layer, until)
+                aligned = AlignmentConfig(alignment, alignment_layer, until, guide=guide)
             spoilt = Regularization(noise, noise_0, forget, dropout, predictor_share)
             modes = {"both": ("all_at_once", "as_it_comes")}.get(text_mode, (text_mode.replace("-", "_"),))
             warm = warmup if warmup is not None else min(steps // 20, 500)
             training = TalkerTraining(
                 optimizer=OptimizerConfig(
-                    learning_rate, steps, warm, final_rate=final_rate, weight_decay=weight_decay, clip=clip
+                    learning_rate,
+                    steps,
+                    warm,
+                    final_rate=final_rate,
+                    weight_decay=weight_decay,
+                    clip=clip,
+                    kind=optimizer,
                 ),
                 loss=LossConfig(codes=code_weight, codebooks=weights, end=end_weight),
                 regularization=None if spoilt == Regularization() else spoilt,

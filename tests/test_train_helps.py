@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.train.alignment import AlignmentConfig, alignment_loss, init_readout, spoken_ids
+from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
+from qwen3_tts_jax.train.alignment import AlignmentConfig, alignment_loss, guide_loss, init_readout, spoken_ids
 from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.lines import Line
@@ -178,6 +179,85 @@ def test_the_alignment_reads_the_text_off_the_frames():
             wrong_config.check(CUSTOM_VOICE)
 
 
+def rotated(vector, position, theta):
+    """Rotary position by complex numbers: the halves of a vector are real and imaginary parts."""
+    half = len(vector) // 2
+    turned = (vector[:half] + 1j * vector[half:]) * np.exp(1j * position * theta ** (-np.arange(half) / half))
+    return np.concatenate([turned.real, turned.imag])
+
+
+def test_a_guided_head_pays_for_what_it_attends_to_far_from_its_place():
+    """Against a loop over rows, frames and slots; the longest text is much longer than the zone.
+
+    Where it is known which id a frame says, the zone is that id and its neighbours.
+    """
+    texts = ("a" * 80, "b" * 31, "c" * 6)
+    requests = [Request(text, "english", speaker="ryan", text_mode="all_at_once") for text in texts]
+    plans = [plan_prompt(request, Letters(), CUSTOM_VOICE) for request in requests]
+    some = batch_plans(plans, tts_pad=CUSTOM_VOICE.prompt.tts_pad)
+    codes = random_codes((30, 12, 5), seed=7)
+    stack = CUSTOM_VOICE.talker.transformer
+    slots = some.text_ids.shape[1] + codes.shape[1]
+    rng = np.random.default_rng(3)
+    queries = rng.standard_normal((3, slots, stack.num_heads, stack.head_dim)).astype(np.float32)
+    keys = rng.standard_normal((3, slots, stack.num_kv_heads, stack.head_dim)).astype(np.float32)
+    places = np.full(codes.shape[:2], -1, np.int32)
+    places[0, :30] = np.repeat(np.arange(80), [3] * 10 + [0] * 70)
+    losses, known = [], []
+    ids = CUSTOM_VOICE.prompt
+    for row in range(3):
+        prompt = some.text_ids[row, : some.lengths[row]].tolist()
+        first = prompt.index(ids.tts_bos) + 1
+        count = prompt.index(ids.tts_eos) - first
+        frames = int((codes[row, :, 0] >= 0).sum())
+        for frame in range(frames):
+            query_at = len(prompt) - 1 + frame
+            query = rotated(queries[row, query_at, 0], query_at, stack.rope_theta)
+            weights = np.array(
+                [np.exp(query @ rotated(keys[row, slot, 0], slot, stack.rope_theta) / stack.head_dim**0.5)
+                 for slot in range(query_at + 1)]
+            )  # fmt: skip
+            middle = (frame + 0.5) / frames * count
+            near = [first + i for i in range(count) if abs(i + 0.5 - middle) <= 3 + 0.1 * count]
+            losses.append(-np.log(weights[near].sum() / weights.sum()))
+            place = places[row, frame]
+            if place >= 0:
+                near = [first + i for i in range(count) if abs(i - place) <= 1]
+            known.append(-np.log(weights[near].sum() / weights.sum()))
+    speech = Batch(some, codes, np.ones(3, bool))
+    np.testing.assert_allclose(guide_loss(CUSTOM_VOICE, speech, queries, keys), np.mean(losses), rtol=1e-4)
+    found = guide_loss(CUSTOM_VOICE, speech._replace(places=places), queries, keys)
+    np.testing.assert_allclose(found, np.mean(known), rtol=1e-4)
+
+
+def test_a_step_with_a_guide_turns_the_attention():
+    guided = replace(PLAIN, alignment=AlignmentConfig(1e-6, guide=100.0, steps=10))
+    (first, second), _ = stepped(guided)
+    assert second["guide"] < first["guide"]
+    np.testing.assert_allclose(first["loss"], stepped(PLAIN)[0][0]["loss"] + 100 * first["guide"], rtol=1e-4)
+    with pytest.raises(ConfigError, match="guide"):
+        AlignmentConfig(guide=-1.0).check(CUSTOM_VOICE)
+
+
+def test_muon_steps_have_equal_singular_values_and_the_size_of_adamws():
+    muon = replace(PLAIN, optimizer=OptimizerConfig(1e-2, 10, 0, weight_decay=0.0, kind="muon"))
+    before, after, _ = stepped(muon)[1]
+    matrices = 0
+    for path, leaf in before.trained.items():
+        step = after.trained[path] - leaf
+        if "/transformer/layers_" in path and path.endswith("/weight"):
+            matrices += 1
+            singular = np.linalg.svd(step.reshape(-1, step.shape[-1]), compute_uv=False)
+            assert singular[-1] > 0.5 * singular[0], path
+            assert np.sqrt(np.mean(step**2)) == pytest.approx(0.2 * 1e-2, rel=0.3), path
+        else:
+            # As AdamW's first: all of one size, where there is a gradient.
+            assert np.abs(step).max() == pytest.approx(1e-2, rel=0.05), path
+    assert matrices == 4 * (
+        CUSTOM_VOICE.talker.transformer.num_layers + CUSTOM_VOICE.code_predictor.transformer.num_layers
+    )
+
+
 def examples(count=23):
     lengths = np.random.default_rng(3).integers(3, 40, count)
     return [
@@ -189,6 +269,23 @@ def examples(count=23):
 def buckets(**changed):
     given = {"batch_frames": 96, "count": 3, "seed": 4} | changed
     return BucketedBatches(examples(), Letters(), CUSTOM_VOICE, **given)
+
+
+def test_durations_become_places():
+    given = examples(3)
+    frames = [len(each.codes) for each in given]
+    line = replace(given[1].line, durations=(2, 0, frames[1] - 3, 1))
+    given[1] = replace(given[1], line=line)
+    data = BucketedBatches(given, Letters(), CUSTOM_VOICE, batch_frames=200, count=1)
+    batch, chosen = data.of_step(0)
+    assert {each.line.where for each in chosen} >= {"line 0", "line 1"}
+    for row, each in zip(batch.places[0], chosen, strict=False):
+        expected = [0, 0] + [2] * (frames[1] - 3) + [3] if each.line.where == "line 1" else []
+        np.testing.assert_array_equal(row[: len(expected)], expected)
+        assert (row[len(expected) :] == -1).all()
+    # Of another text nothing is known.
+    assert all((each.places == -1).all() for each in data.in_order(other_texts=True))
+    assert buckets().of_step(0)[0].places is None
 
 
 def test_buckets_of_lengths():

@@ -110,6 +110,9 @@ def test_a_model_from_nothing_speaks(data, codec, tmp_path):
         ({"text": "Hi.", "speaker": "ann", "codes": "broken.npy"}, ["broken.npy cannot be read"]),
         ({"text": "Hi.", "speaker": "ann", "codes": "one.npy", "instruct": "loud"}, ["does not read"]),
         ({"text": "Hi.", "speaker": "ann", "codes": "one.npy", "language": "german"}, ["unknown language 'german'"]),
+        ({"text": "Hi.", "speaker": "ann", "codes": "one.npy", "durations": "1 1 2"}, ["durations must be a list"]),
+        ({"text": "Hi.", "speaker": "ann", "codes": "one.npy", "durations": [1, 3]}, ["2 durations are of 4", "3 ids"]),
+        ({"text": "Hi.", "speaker": "ann", "codes": "one.npy", "durations": [1, 1, 1]}, ["3 durations are of 3"]),
         ({"text": "Hi." * 28, "speaker": "ann", "codes": "one.npy"}, ["too long", "the model has 100"]),
     ],
 )
@@ -153,6 +156,7 @@ def test_refused_options(data, codec, tmp_path, tokenizer_folder):
         (("--alignment", 0.1, "--alignment-layer", 2), "layer 2, the talker has 2"),
         (("--alignment", 0.1, "--text-mode", "both"), "all at once"),
         (("--alignment", 0.1, "--tokenizer", tokenizer_folder), "text vocabularies of up to 4096"),
+        (("--guide", 0.1), "--guide goes with --alignment"),
         (("--codebook-weights", "1,x"), "numbers with commas"),
         (("--tokenizer", tmp_path), "vocab.json is missing"),
     ):

@@ -1,8 +1,12 @@
-"""Help to find which words a frame says: the text is read off the talker's states by CTC while it trains.
+"""Help to find which words a frame says, while the talker trains: reading the text off its states, and guiding a head.
 
 Connectionist temporal classification (Graves et al. 2006). The states of a middle layer at the frames, each of
 which has seen the text and the speech so far, must spell out the text in its order; that is learnt far sooner than
 to listen to the text for the sake of the next frame alone, and leads to it. The readout is no part of the model.
+
+A guide for the attention of one head (after Tachibana et al. 2018, arXiv:1710.08969): speech goes through its text
+from start to end at about one pace, so a frame's attention belongs to the ids around its own part of the way, or, where
+an aligner has told the ids' durations, around the id that it says.
 """
 
 from __future__ import annotations
@@ -12,14 +16,19 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from qwen3_tts_jax.config import ConfigError, ModelConfig
+from qwen3_tts_jax.layers import apply_rope, rope_tables
 from qwen3_tts_jax.prompt import PromptBatch
 from qwen3_tts_jax.train.loss import Batch
 
 _WEIGHT, _BIAS = "alignment/weight", "alignment/bias"
 _LARGEST_VOCABULARY = 4096
+# Half the width of what a guided head may attend to: so many ids, and such a part of the text; and where it is known
+# which id a frame says.
+_IDS, _PART, _KNOWN_IDS = 3.0, 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,14 @@ class AlignmentConfig:
         layer: of the talker, from 0, whose output is read; None takes the one after its middle.
         steps: after which it is left out.
         outputs: read from each frame; the text has to fit into their number.
+        guide: weight of the guide of the layer's first head, beside that of CTC; 0 is without.
     """
 
     weight: float = 0.2
     layer: int | None = None
     steps: int = 10_000
     outputs: int = 2
+    guide: float = 0.0
 
     def check(self, model: ModelConfig) -> None:
         """Refuses what does not fit the model.
@@ -53,6 +64,8 @@ class AlignmentConfig:
                 f"the alignment's loss is for text vocabularies of up to {_LARGEST_VOCABULARY}, such as bytes; the "
                 f"model's has {model.talker.text_vocab_size}"
             )
+        if not 0 <= self.guide < float("inf"):
+            raise ConfigError(f"the guide of attention needs a weight of 0 or more, got {self.guide}")
         if self.outputs < 1 or not 0 < self.weight < float("inf"):
             raise ConfigError(f"the alignment needs a weight and outputs above 0, got {self.weight} and {self.outputs}")
 
@@ -63,6 +76,11 @@ class AlignmentConfig:
     def path(self, model: ModelConfig) -> str:
         """Of the activation that is read, see `score.teacher_force`."""
         return f"talker/transformer/layers_{self.layer_of(model)}"
+
+    def paths(self, model: ModelConfig) -> tuple[str, ...]:
+        """Of all activations that the losses need."""
+        attention = f"{self.path(model)}/attention"
+        return (self.path(model), *((f"{attention}/q_norm", f"{attention}/k_norm") if self.guide else ()))
 
 
 def init_readout(key: jax.Array, model: ModelConfig, config: AlignmentConfig) -> dict[str, jax.Array]:
@@ -78,12 +96,61 @@ def spoken_ids(model: ModelConfig, prompts: PromptBatch) -> tuple[jax.Array, jax
     Of prompts with the text all at once: they lie over codec_pad, between tts_bos and tts_eos.
     """
     ids = prompts.text_ids
-    is_text = (prompts.codes[..., 0] == model.prompt.codec_pad) & (ids != model.prompt.tts_bos)
-    is_text &= ids != model.prompt.tts_eos
+    is_text = _is_text(model, prompts)
     first = jnp.argsort(~is_text, axis=1, stable=True)
     counts = jnp.sum(is_text, axis=1)
     there = jnp.arange(ids.shape[1]) < counts[:, None]
     return jnp.where(there, jnp.take_along_axis(ids, first, axis=1), 0), counts
+
+
+def _is_text(model: ModelConfig, prompts: PromptBatch) -> jax.Array:
+    ids = jnp.asarray(prompts.text_ids)
+    is_text = (prompts.codes[..., 0] == model.prompt.codec_pad) & (ids != model.prompt.tts_bos)
+    return is_text & (ids != model.prompt.tts_eos)
+
+
+def guide_loss(model: ModelConfig, batch: Batch, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """Mean of −log of what a head's attention has around a frame's part of the text, in nats, float32 [].
+
+    Args:
+        model: static under jit.
+        batch: with the text all at once.
+        queries: [B, S, N, H] before their rotation, each row's prompt and its frames right behind; head 0 is guided.
+        keys: [B, S, K, H], likewise.
+    """
+    stack, prompts = model.talker.transformer, batch.prompts
+    slots, frames = queries.shape[1], batch.codes.shape[1]
+    rope = rope_tables(jnp.arange(slots)[None], stack.head_dim, stack.rope_theta)
+    queries, keys = (apply_rope(x[:, :, :1].astype(jnp.float32), rope)[:, :, 0] for x in (queries, keys))
+    lengths = jnp.asarray(prompts.lengths)
+    # The state before a frame predicts it.
+    positions = jnp.minimum(lengths[:, None] - 1 + jnp.arange(frames), slots - 1)
+    queries = jnp.take_along_axis(queries, positions[..., None], axis=1)
+    scores = jnp.einsum("bth,bsh->bts", queries, keys) * stack.head_dim**-0.5
+    seen = jnp.arange(slots) <= positions[..., None]
+
+    is_text = jnp.pad(_is_text(model, prompts), ((0, 0), (0, slots - prompts.text_ids.shape[1])))
+    # Prompts may be padded on the left; queries and keys begin with them.
+    first = jnp.argmax(jnp.asarray(prompts.text_ids) >= 0, axis=1)
+    shifted = jnp.minimum(jnp.arange(slots) + first[:, None], slots - 1)
+    is_text = jnp.take_along_axis(is_text, shifted, axis=1)
+    number = jnp.cumsum(is_text, axis=1) - 0.5
+    counts = jnp.sum(is_text, axis=1)
+    there = batch.codes[..., 0] >= 0
+    way = (jnp.arange(frames) + 0.5) / jnp.maximum(jnp.sum(there, axis=1), 1)[:, None]
+    width = (_IDS + _PART * counts)[:, None, None]
+    middle, width = (way * counts[:, None])[..., None], jnp.broadcast_to(width, (*there.shape, 1))
+    if batch.places is not None:
+        known = (jnp.asarray(batch.places) >= 0)[..., None]
+        middle = jnp.where(known, batch.places[..., None] + 0.5, middle)
+        width = jnp.where(known, _KNOWN_IDS, width)
+    near = is_text[:, None] & (jnp.abs(number[:, None] - middle) <= width)
+
+    lowest = np.finfo(np.float32).min
+    everything = jax.nn.logsumexp(jnp.where(seen, scores, lowest), axis=-1)
+    around = jax.nn.logsumexp(jnp.where(near & seen, scores, lowest), axis=-1)
+    counted = there & jnp.any(near, axis=-1)
+    return jnp.sum(jnp.where(counted, everything - around, 0.0)) / jnp.maximum(jnp.sum(counted), 1)
 
 
 def alignment_loss(

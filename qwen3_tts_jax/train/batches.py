@@ -22,9 +22,19 @@ def with_other_texts(examples: Sequence[Example]) -> list[Example]:
     """The same speech, each with the text of the example before it."""
     texts = [each.line.text for each in examples]
     return [
-        replace(each, line=replace(each.line, text=text))
+        replace(each, line=replace(each.line, text=text, durations=None))
         for each, text in zip(examples, [texts[-1], *texts[:-1]], strict=True)
     ]
+
+
+def places_of(examples: Sequence[Example], frames: int) -> np.ndarray:
+    """`Batch.places` of the examples' durations."""
+    places = np.full((len(examples), frames), -1, np.int32)
+    for row, each in enumerate(examples):
+        durations = each.line.durations
+        if durations is not None and len(each.codes):
+            places[row, : len(each.codes)] = np.repeat(np.arange(len(durations)), durations)
+    return places
 
 
 @dataclass(frozen=True, eq=False)

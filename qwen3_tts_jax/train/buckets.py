@@ -11,7 +11,7 @@ import numpy as np
 
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.prompt import PromptPlan, TextMode, Tokenizer, batch_plans
-from qwen3_tts_jax.train.batches import with_other_texts
+from qwen3_tts_jax.train.batches import places_of, with_other_texts
 from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.loss import Batch
 
@@ -68,6 +68,10 @@ class BucketedBatches:
         object.__setattr__(self, "_buckets", self._make_buckets())
         turns = [max(1, round(len(each.members) / (each.rows * self.accumulate))) for each in self._buckets]
         object.__setattr__(self, "_turns", turns)
+
+    @property
+    def _has_durations(self) -> bool:
+        return any(each.line.durations is not None for each in self.examples)
 
     @property
     def row_counts(self) -> set[int]:
@@ -157,7 +161,8 @@ class BucketedBatches:
         codes = np.full((len(examples), bucket.frames, self.config.talker.num_codebooks), -1, np.int32)
         for row, each in enumerate(examples):
             codes[row, : len(each.codes)] = each.codes
-        return Batch(prompts, codes, np.ones(len(examples), bool))
+        places = places_of(examples, bucket.frames) if self._has_durations else None
+        return Batch(prompts, codes, np.ones(len(examples), bool), places)
 
 
 def _rounded(length: int) -> int:

@@ -14,7 +14,7 @@ import soundfile
 
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.config import ModelConfig
-from qwen3_tts_jax.prompt import PromptPlan, Request, TextMode, Tokenizer, plan_prompt
+from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, TextMode, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encode_recordings
 from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.lines import DataError, Line
@@ -80,12 +80,24 @@ def check_lengths(lines: Sequence[Line], tokenizer: Tokenizer, config: ModelConf
             plan = plan_prompt(_request(line, voice, "all_at_once"), tokenizer, config)
         except ValueError as error:
             raise DataError(f"{line.where}: {error}") from error
+        _check_durations(line, tokenizer, spoken)
         needed = len(plan.text_ids) + frames[0] + 1
         if needed > config.talker.max_positions:
             raise DataError(
                 f"{line.where}: {line.audio or line.codes} is too long: its {frames[0]} frames and the prompt need "
                 f"{needed} positions, the model has {config.talker.max_positions}; cut it into shorter clips"
             )
+
+
+def _check_durations(line: Line, tokenizer: Tokenizer, frames: int) -> None:
+    if line.durations is None:
+        return
+    ids = len(tokenizer.assistant(line.text)) - ROLE_IDS - CLOSING_IDS
+    if len(line.durations) != ids or sum(line.durations) != frames:
+        raise DataError(
+            f"{line.where}: its {len(line.durations)} durations are of {sum(line.durations)} frames; the text has "
+            f"{ids} ids, and what says it {frames} frames"
+        )
 
 
 def _frames(line: Line, name: str, config: ModelConfig) -> int:

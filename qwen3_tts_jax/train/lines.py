@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen3_tts_jax.config import ModelConfig
 
-_FIELDS = ("audio", "codes", "key", "text", "ref_audio", "ref_text", "language", "speaker", "instruct")
+_FIELDS = ("audio", "codes", "key", "text", "durations", "ref_audio", "ref_text", "language", "speaker", "instruct")
 _CODES_ENDINGS = (".npy", ".npz")
 # Rows of the codec embedding from here on, counted from its end, are given to new speakers; the published
 # speakers that lie there are passed over.
@@ -36,6 +36,7 @@ class Line:
         instruct: how it is said, or who says it, in words.
         codes: a .npy or .npz file with codes [T, Q] of what `text` says.
         key: the name of the array in a .npz file.
+        durations: frames that each id of the text takes, where an aligner has told them; see `alignment.guide_loss`.
     """
 
     where: str
@@ -48,6 +49,7 @@ class Line:
     instruct: str | None = None
     codes: Path | None = None
     key: str | None = None
+    durations: tuple[int, ...] | None = None
 
 
 def read_lines(path: str | Path, config: ModelConfig) -> list[Line]:
@@ -55,7 +57,8 @@ def read_lines(path: str | Path, config: ModelConfig) -> list[Line]:
 
     A line is an object with `text` and `audio` and, as needed, `ref_audio`, `ref_text`, `language`, `speaker`
     and `instruct`. In the place of `audio` there may be `codes`, a .npy file, or a .npz file with the array's name as
-    `key`, where no voice is heard. Paths are relative to the file.
+    `key`, where no voice is heard. `durations`, a list, may say how many frames each id of the text takes. Paths are
+    relative to the file.
 
     Raises:
         DataError: an unreadable or empty file, a line that is no such object, audio that is not there, a text
@@ -99,6 +102,9 @@ def _read_line(row: str, where: str, folder: Path, config: ModelConfig) -> Line:
     for names in (("audio", "codes"), ("text",)):
         if not fields.keys() & set(names):
             raise DataError(f"{where} has no {names[0]}")
+    durations = fields.pop("durations", None)
+    if durations is not None:
+        durations = _durations(durations, where)
     for name, value in fields.items():
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{where}: {name} must be a text that is not empty, got {value!r}")
@@ -110,7 +116,13 @@ def _read_line(row: str, where: str, folder: Path, config: ModelConfig) -> Line:
     for name, file in paths.items():
         if not file.is_file():
             raise DataError(f"{where}: {name} {file} is not there")
-    return Line(where, **{"audio": None} | fields | paths)
+    return Line(where, **{"audio": None} | fields | paths, durations=durations)
+
+
+def _durations(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(each) is int and each >= 0 for each in value):
+        raise DataError(f"{where}: durations must be a list of whole numbers of frames, got {str(value)[:60]}")
+    return tuple(value)
 
 
 def _check_meaning(fields: dict[str, Any], where: str, config: ModelConfig) -> None:

@@ -29,11 +29,14 @@ class Batch(NamedTuple):
             without frames counts nowhere.
         ended: bool [B], True where the last frame is the end of what the prompt says, so that the end of
             speech is a target too.
+        places: int32 [B, T], the id of the text, counted from 0, that a frame says; −1 where that is not known. None
+            where it is known of no frame.
     """
 
     prompts: PromptBatch
     codes: np.ndarray
     ended: np.ndarray
+    places: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

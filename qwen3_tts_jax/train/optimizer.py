@@ -1,20 +1,26 @@
-"""AdamW, its schedule and the clipping of gradients."""
+"""AdamW or Muon, the schedule and the clipping of gradients."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from qwen3_tts_jax.config import ConfigError
+
+_RMS = 0.2  # of Muon's steps; AdamW's are about that
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a linear warm-up and a cosine to the end.
+
+    Or Muon (Jordan et al. 2024) for the matrices of transformers, scaled to AdamW's steps so that one learning rate
+    serves both (Liu et al. 2025, arXiv:2502.16982), and AdamW for all else.
 
     Attributes:
         learning_rate: the highest, after the warm-up.
@@ -24,6 +30,7 @@ class OptimizerConfig:
         weight_decay: of weights and kernels; not of embeddings, norms and biases.
         betas: of the means of gradients and of their squares.
         clip: the largest norm of the gradient over all leaves.
+        kind: which of the two.
     """
 
     learning_rate: float = 2e-5
@@ -33,6 +40,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+    kind: Literal["adamw", "muon"] = "adamw"
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < float("inf"):
@@ -56,15 +64,36 @@ class OptimizerConfig:
         return optax.join_schedules([warm, cosine], [self.warmup_steps])
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Clipping and AdamW, with moments in float32."""
-        adam = optax.adamw(
-            self.schedule(), *self.betas, weight_decay=self.weight_decay, mask=_decayed, mu_dtype=jnp.float32
-        )
-        return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+        """Clipping and AdamW or Muon, with moments in float32."""
+        decay, moments = self.weight_decay, jnp.float32
+        if self.kind == "muon":
+            steps = optax.contrib.muon(
+                self.schedule(), weight_decay=decay, weight_decay_mask=_decayed, mu_dtype=moments,
+                adam_b1=self.betas[0], adam_b2=self.betas[1], adam_weight_decay=decay, consistent_rms=_RMS,
+                muon_weight_dimension_numbers=_matrices,
+            )  # fmt: skip
+        else:
+            steps = optax.adamw(self.schedule(), *self.betas, weight_decay=decay, mask=_decayed, mu_dtype=moments)
+        return optax.chain(optax.clip_by_global_norm(self.clip), steps)
+
+
+def _leaf_name(path: tuple) -> str:
+    return str(getattr(path[-1], "key", ""))
 
 
 def _decayed(tree: Any) -> Any:
-    def of_path(path: tuple, _: Any) -> bool:
-        return str(getattr(path[-1], "key", "")).rsplit("/", 1)[-1] in ("weight", "kernel", "a", "b")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _leaf_name(path).rsplit("/", 1)[-1] in ("weight", "kernel", "a", "b"), tree
+    )
+
+
+def _matrices(tree: Any) -> Any:
+    """Which leaves are matrices of a transformer's layers, [*outputs, in]; None for the others."""
+
+    def of_path(path: tuple, leaf: Any) -> MuonDimensionNumbers | None:
+        name = _leaf_name(path)
+        if "/transformer/layers_" not in name or not name.endswith("/weight"):
+            return None
+        return MuonDimensionNumbers(reduction_axis=(leaf.ndim - 1,), output_axis=tuple(range(leaf.ndim - 1)))
 
     return jax.tree_util.tree_map_with_path(of_path, tree)

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.generate import Params
-from qwen3_tts_jax.train.alignment import AlignmentConfig, alignment_loss, init_readout
+from qwen3_tts_jax.train.alignment import AlignmentConfig, alignment_loss, guide_loss, init_readout
 from qwen3_tts_jax.train.lora import LoraConfig, adapted, init_adapters, merge_adapters
 from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, count_targets, loss_parts, parts_of_some, total
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
@@ -183,7 +183,7 @@ def _helped_value(
     key: jax.Array,
     alignment_weight: jax.Array,
 ) -> tuple[jax.Array, tuple[LossParts, jax.Array]]:
-    """`_value` of what `recipe.regularization` leaves, with the alignment's loss, which is returned too."""
+    """`_value` of what `recipe.regularization` leaves, with the alignment's losses, which are returned too, [2]."""
     model, hard = recipe.model, recipe.regularization or Regularization()
     params = to_compute(assemble(trained, frozen, recipe), model)
     spoil_key, drop_key = jax.random.split(key)
@@ -193,7 +193,7 @@ def _helped_value(
         model,
         batch.prompts,
         batch.codes,
-        capture=() if recipe.alignment is None else (recipe.alignment.path(model),),
+        capture=() if recipe.alignment is None else recipe.alignment.paths(model),
         edit=(lambda path, output: drop_out(drop_key, path, output, hard.dropout)) if hard.dropout else None,
         remat=recipe.remat,
         seen=seen,
@@ -202,12 +202,17 @@ def _helped_value(
     if seen.chosen is None:
         forced = forced.replace(code_logits=forced.code_logits.reshape(1, -1, *forced.code_logits.shape[2:]))
     parts = parts_of_some(forced, model, batch, chosen)
-    value, aligned = total(parts, frames, ends, recipe.loss), jnp.zeros(())
+    value, aligned = total(parts, frames, ends, recipe.loss), jnp.zeros(2)
     if recipe.alignment is not None:
-        states = forced.activations[recipe.alignment.path(model)]
-        read = partial(alignment_loss, trained, model, recipe.alignment, batch)
-        aligned = jax.lax.cond(alignment_weight > 0, read, lambda _: jnp.zeros(()), states)
-        value = value + alignment_weight * aligned
+        alignment = recipe.alignment
+        states, *queries_keys = (forced.activations[path] for path in alignment.paths(model))
+
+        def losses(states: jax.Array, *queries_keys: jax.Array) -> jax.Array:
+            read = alignment_loss(trained, model, alignment, batch, states)
+            return jnp.stack([read, guide_loss(model, batch, *queries_keys) if queries_keys else jnp.zeros(())])
+
+        aligned = jax.lax.cond(alignment_weight > 0, losses, lambda *_: jnp.zeros(2), states, *queries_keys)
+        value = value + alignment_weight * (aligned[0] + alignment.guide / alignment.weight * aligned[1])
     return value, (parts, aligned)
 
 
@@ -224,8 +229,8 @@ def train_step(
         recipe: static.
 
     Returns:
-        The next state, and loss [], codes [Q] and end [] (mean cross entropies), gradient_norm [],
-        learning_rate [] and finite [] of the step, and alignment [] where the recipe has it. Where loss or gradient
+        The next state, and loss [], codes [Q] and end [] (mean cross entropies), gradient_norm [], learning_rate []
+        and finite [] of the step, and alignment [] and guide [] where the recipe has them. Where loss or gradient
         are not finite the state is the old one.
     """
     frames, ends = jax.tree.map(jnp.sum, jax.vmap(count_targets)(batches))
@@ -241,12 +246,12 @@ def train_step(
         batch, key = batch_key
         more = (key, weight) if helped else ()
         (value, aux), gradient = gradient_of(state.trained, frozen, recipe, batch, frames, ends, *more)
-        parts, aligned = aux if helped else (aux, jnp.zeros(()))
+        parts, aligned = aux if helped else (aux, jnp.zeros(2))
         return jax.tree.map(jnp.add, carry, (value, parts, aligned, gradient)), None
 
     num_codebooks = batches.codes.shape[-1]
     nothing = LossParts(jnp.zeros(num_codebooks), jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
-    carry = (jnp.zeros(()), nothing, jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained))
+    carry = (jnp.zeros(()), nothing, jnp.zeros(2), jax.tree.map(jnp.zeros_like, state.trained))
     (value, parts, aligned, gradient), _ = jax.lax.scan(add, carry, (batches, keys))
     updates, optimizer = recipe.optimizer.optimizer().update(gradient, state.optimizer, state.trained)
     norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(gradient)))
@@ -262,7 +267,9 @@ def train_step(
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
     metrics = {"loss": value, **parts.means(), "gradient_norm": norm, "learning_rate": rate, "finite": finite}
     if recipe.alignment is not None:
-        metrics["alignment"] = aligned / count
+        metrics["alignment"] = aligned[0] / count
+        if recipe.alignment.guide:
+            metrics["guide"] = aligned[1] / count
     return state, metrics
 
 
