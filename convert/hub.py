@@ -1,4 +1,4 @@
-"""Where a model lies: a folder, or a repository of the Hugging Face Hub."""
+"""Where a model lies: in this package, in a folder, or in a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 
 from qwen3_tts_jax.convert.check import CODEC_FOLDER, WEIGHTS, CheckpointError, is_converted
 from qwen3_tts_jax.hf_config import read_codec, read_folder
+from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.presets import PRESETS
 
 PREFIX = "Qwen/Qwen3-TTS-12Hz-"
@@ -60,7 +61,7 @@ def resolve(
     """The folder of a model, downloaded where necessary.
 
     Args:
-        model: a folder, in the published layout or converted; a repository id, as
+        model: `mini`, which is in this package; a folder, in the published layout or converted; a repository id, as
             `Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice`; or the short name of a published one, `0.6B-CustomVoice`.
         revision: branch, tag or commit of the repository; its main branch by default.
         cache_dir: where downloads are kept; Hugging Face's own cache by default.
@@ -72,10 +73,7 @@ def resolve(
         ModelNotFoundError: neither a folder nor to be had from the Hub, with what was tried and why.
         CheckpointError: `verify` found another digest than the published one.
     """
-    folder = Path(model).expanduser()
-    # An empty name would be the current folder.
-    if not str(model) or not folder.is_dir():
-        folder = _download(str(model), revision, cache_dir, bool(local_files_only), _FILES)
+    folder = local_folder(model) or _download(str(model), revision, cache_dir, bool(local_files_only), _FILES)
     if verify:
         verify_digests(folder, progress)
     return folder
@@ -101,15 +99,13 @@ def resolve_codec(
         FileNotFoundError: a folder or repository without config.json.
         qwen3_tts_jax.config.ConfigError: it holds no codec that this package can run.
     """
-    folder, downloaded = Path(model).expanduser(), False
-    if not str(model) or not folder.is_dir():
-        folder = _download(str(model), revision, cache_dir, bool(local_files_only), _CODEC_FILES)
-        downloaded = True
+    local = local_folder(model)
+    folder = local or _download(str(model), revision, cache_dir, bool(local_files_only), _CODEC_FILES)
     if (folder / CODEC_FOLDER).is_dir():
         return folder / CODEC_FOLDER
     # Before its weights are downloaded: a checkpoint without a codec is gigabytes of something else.
     read_codec(folder)
-    if downloaded:
+    if local is None:
         folder = _download(str(model), revision, cache_dir, bool(local_files_only), _FILES)
     return folder
 
@@ -121,7 +117,7 @@ def _download(
     if not _REPOSITORY.fullmatch(repository):
         raise ModelNotFoundError(
             f"{model!r} is neither a folder, nor a Hugging Face repository (owner/name), "
-            f"nor one of {', '.join(PRESETS)}"
+            f"nor one of {', '.join((MINI, *PRESETS))}"
         )
     tried = f"{model!r} is not a folder, and the Hugging Face repository {repository}"
     if revision is not None:

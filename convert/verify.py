@@ -32,6 +32,7 @@ from qwen3_tts_jax.convert.trace_official import trace_official
 from qwen3_tts_jax.convert.trace_ours import trace_ours
 from qwen3_tts_jax.prompt import Request, TextMode, plan_prompt
 from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from qwen3_tts_jax.voices import LONGEST_SECONDS, SHORTEST_SECONDS
 
@@ -60,7 +61,7 @@ def run_parity(
 
     Args:
         folder: a checkpoint in the published layout.
-        texts: what both say, in one batch.
+        texts: what both say, in one batch; where the model reads phonemes, those of each sentence.
         dtype: "float32" or "bfloat16", of talker and code predictor.
         frames: how many each makes at most; 1 to 300, with those of a recording that is cloned in context.
         speaker: of all texts; by default the first of a custom-voice model.
@@ -97,7 +98,12 @@ def run_parity(
     if not config.supports_instruct:
         instruct = None
     requests = [Request(text, language, speaker, instruct, text_mode, frames) for text in texts]
-    tokenizer = TextTokenizer.from_folder(folder)
+    requests = [
+        replace(part, max_frames=frames, text_mode=text_mode)
+        for request in requests
+        for part in spoken_as(request, TextTokenizer.from_folder(folder))
+    ]
+    tokenizer = TextTokenizer.from_folder(folder, phonemize=False)
     for request in requests:
         plan_prompt(replace(request, voice=_stand_in(config, recording)), tokenizer, config)
     check_folder(folder, config)

@@ -15,16 +15,16 @@ import typer
 from qwen3_tts_jax import cli_batch, cli_export, cli_programs
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_codec import codec_app
-from qwen3_tts_jax.cli_options import APP, DEFAULT_CLONER, DEFAULT_DESIGNER, DEFAULT_VOICES, examples
+from qwen3_tts_jax.cli_options import APP, DEFAULT_CLONER, DEFAULT_DESIGNER, examples
 from qwen3_tts_jax.cli_train import train_app
 from qwen3_tts_jax.cli_voice import voice_app
+from qwen3_tts_jax.packaged import MINI
 from qwen3_tts_jax.presets import PRESETS
-
-_PARITY_TEXTS = ("Good morning! The train leaves at 9:45.", "今天天气很好。")
 
 app = typer.Typer(
     help="Qwen3-TTS in JAX: speech from text.",
-    epilog="A MODEL is a folder, a Hugging Face repository (owner/name), or a short name: " + ", ".join(PRESETS),
+    epilog="A MODEL is a folder, a Hugging Face repository (owner/name), or a short name: "
+    + ", ".join(["mini (in this package)", *PRESETS]),
     add_completion=False,
     **APP,
 )
@@ -56,7 +56,8 @@ def _options(
 @app.command(
     epilog=examples(
         'qwen3-tts-jax say "Good morning." -o morning.wav',
-        'qwen3-tts-jax say "Guten Morgen." --speaker ryan --language german',
+        'qwen3-tts-jax say "Good morning." --speaker michael',
+        'qwen3-tts-jax say "Guten Morgen." --model 0.6B-CustomVoice --speaker ryan --language german',
         'qwen3-tts-jax say "I won!" --model 1.7B-CustomVoice --instruct "overjoyed"',
         'echo "Read from a pipe." | qwen3-tts-jax say --model ./my-checkpoint --seed 7',
         'qwen3-tts-jax say "Heard at once." --stream | ffplay -nodisp -autoexit -',
@@ -69,7 +70,7 @@ def say(
     output: option.Output = None,
     stream: option.Stream = False,
     raw: option.Raw = False,
-    model: option.Model = DEFAULT_VOICES,
+    model: option.MiniOrModel = None,
     speaker: option.Speaker = None,
     language: option.Language = "auto",
     instruct: Annotated[
@@ -197,7 +198,7 @@ app.command("export-programs", epilog=cli_programs.EXPORT_EXAMPLES)(cli_programs
     )
 )
 def voices(
-    model: option.Model = DEFAULT_VOICES,
+    model: option.Model = MINI,
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,
@@ -214,7 +215,7 @@ def voices(
     )
 )
 def languages(
-    model: option.Model = DEFAULT_VOICES,
+    model: option.Model = MINI,
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,
@@ -301,7 +302,7 @@ def parity(
 
     compare_with_official(
         Source(model, revision, cache_dir, offline),
-        text or list(_PARITY_TEXTS),
+        text,
         report,
         quiet,
         dtype=dtype,

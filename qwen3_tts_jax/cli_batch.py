@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from qwen3_tts_jax import cli_options as option
-from qwen3_tts_jax.cli_options import DEFAULT_VOICES, SpeechOptions, examples
+from qwen3_tts_jax.cli_options import SpeechOptions, examples
 
 EXAMPLES = examples(
     "qwen3-tts-jax batch lines.jsonl -o out/",
@@ -18,7 +18,7 @@ EXAMPLES = examples(
     "qwen3-tts-jax batch lines.jsonl -o out/ --format parquet --retry 2 --engine ray",
     "",
     'A manifest, as JSON lines or (.csv) as CSV with the same names in its first line; only "text" is needed:',
-    '  {"id": "a1", "text": "Good morning.", "speaker": "ryan", "language": "english"}',
+    '  {"id": "a1", "text": "Good morning.", "speaker": "michael", "language": "english"}',
     '  {"id": "a2", "text": "It rains.", "instruct": "sadly", "max_seconds": 6, "seed": 3}',
     '  {"id": "b1", "text": "Hello.", "reference": "me.wav", "reference_text": "What I say."}',
     '  {"id": "b2", "text": "Hello.", "voice": "me.safetensors", "text_mode": "all-at-once"}',
@@ -30,7 +30,7 @@ def batch(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the job; made where it is not there.", show_default=False)
     ],
-    model: option.Model = DEFAULT_VOICES,
+    model: option.MiniOrModel = None,
     audio_format: Annotated[
         Literal["wav", "flac", "parquet"],
         typer.Option("--format", help="Sound files, or shards for Hugging Face datasets with FLAC in them."),
@@ -56,7 +56,8 @@ def batch(
         int | None, typer.Option(min=1, help="Of Ray; by default one for each of its GPUs, else one.")
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(help="Of items without it; by default 2 s and 0.64 s per token of the text.")
+        float | None,
+        typer.Option(help="Of items without it; by default 2 s and 0.64 s per token of the text, in mini 0.2 s."),
     ] = None,
     seed: option.Seed = 0,
     greedy: option.Greedy = False,

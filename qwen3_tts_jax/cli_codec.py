@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qwen3_tts_jax import cli_options as option
-from qwen3_tts_jax.cli_options import APP, DEFAULT_VOICES, examples
+from qwen3_tts_jax.cli_options import APP, DEFAULT_CODEC, examples
 
 codec_app = typer.Typer(name="codec", help="Sound to codes and back, with the codec alone.", **APP)
 
@@ -28,7 +28,7 @@ def encode(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File of codes to write: .npz or .safetensors.")
     ] = Path("codes.npz"),
-    model: Model = DEFAULT_VOICES,
+    model: Model = DEFAULT_CODEC,
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,
@@ -57,7 +57,7 @@ def decode(
         Path,
         typer.Option("--output", "-o", help="Sound file to write, or a folder for a NAME.wav of each recording."),
     ] = Path("speech.wav"),
-    model: Model = DEFAULT_VOICES,
+    model: Model = DEFAULT_CODEC,
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,

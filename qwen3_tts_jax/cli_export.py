@@ -10,6 +10,7 @@ import typer
 
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_options import examples
+from qwen3_tts_jax.packaged import MINI
 
 EXAMPLES = examples(
     "qwen3-tts-jax export ./converted -o ./published --dtype bfloat16",
@@ -50,7 +51,7 @@ def export(
     with plain_messages(), refusing(ValueError, OSError):
         from qwen3_tts_jax.train.saved_run import export_run, is_run
 
-        if is_run(source):
+        if source != MINI and is_run(source):
             _, name = export_run(source, output, "float32" if dtype == "auto" else dtype, checkpoint)
             typer.echo(f"{output}: {_megabytes(output):,.1f} MB, the state of {source} at {name}")
             return

@@ -18,6 +18,7 @@ import typer
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig, TransformerConfig
 from qwen3_tts_jax.console import ProgressLine, refuse, refusing
+from qwen3_tts_jax.packaged import MINI, MINI_VOICES, local_folder
 from qwen3_tts_jax.presets import PRESETS, preset
 
 _RANDOM_WEIGHTS = "python tests/parity/random_checkpoint.py FOLDER --preset 0.6B-CustomVoice --small"
@@ -25,8 +26,10 @@ _RANDOM_WEIGHTS = "python tests/parity/random_checkpoint.py FOLDER --preset 0.6B
 COMMANDS = {"custom_voice": "say", "voice_design": "design", "base": "clone"}
 """The command that speaks with a model, by its type."""
 
+_PARITY_TEXTS = {"english": "Good morning! The train leaves at 9:45.", "chinese": "今天天气很好。"}
+
 _OF_TYPE = {
-    "custom_voice": "0.6B-CustomVoice or 1.7B-CustomVoice",
+    "custom_voice": "mini, 0.6B-CustomVoice or 1.7B-CustomVoice",
     "voice_design": "1.7B-VoiceDesign",
     "base": "0.6B-Base or 1.7B-Base",
 }
@@ -75,12 +78,12 @@ class Source:
             name = self.model.removeprefix(PREFIX)
         else:
             name = self.model
-        return name if name in PRESETS and not Path(self.model).is_dir() else None
+        return name if name in PRESETS and local_folder(self.model) is None else None
 
     def config_at_hand(self) -> ModelConfig | None:
-        """Its config where no download is needed: of a folder, or of a published model."""
-        folder = Path(self.model).expanduser()
-        if folder.is_dir():
+        """Its config where no download is needed: of `mini`, of a folder, or of a published model."""
+        folder = local_folder(self.model)
+        if folder is not None:
             return read_config(folder)
         name = self.published()
         return None if name is None else preset(name)
@@ -88,6 +91,17 @@ class Source:
     def config(self) -> ModelConfig:
         """Its config, downloaded where necessary."""
         return self.config_at_hand() or read_config(self.folder())
+
+
+def speaking_with_mini(voice: str | None, quiet: bool) -> None:
+    """Says which model speaks where none was chosen, and whose voice where that was not either."""
+    if not quiet:
+        voice = "" if voice is None else f" ({voice}; `voices` lists others)"
+        typer.echo(
+            f"speaking with mini, the small English voice in the package{voice}; "
+            "--model 0.6B-CustomVoice downloads the published one",
+            err=True,
+        )
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -109,7 +123,7 @@ def check_type(model: str, config: ModelConfig, needed: str, command: str) -> No
 
 
 def print_voices(source: Source) -> None:
-    """A line per voice, with the dialect that it speaks instead of Chinese."""
+    """A line per voice, with the dialect that it speaks instead of Chinese, and in `mini` who it is."""
     config = source.config()
     speakers = config.prompt.speakers
     if not speakers:
@@ -121,8 +135,9 @@ def print_voices(source: Source) -> None:
             f"{source.model} is a {config.model_type} model and has no voices of its own: {other[config.model_type]}"
         )
     width = max(map(len, speakers))
+    words = MINI_VOICES if source.model == MINI else config.prompt.dialects
     for name in sorted(speakers):
-        typer.echo(f"{name:{width}}  {config.prompt.dialects.get(name, '')}".rstrip())
+        typer.echo(f"{name:{width}}  {words.get(name, '')}".rstrip())
 
 
 def print_languages(source: Source) -> None:
@@ -270,7 +285,9 @@ def convert_model(source: Source, destination: Path, dtype: str, quiet: bool) ->
     typer.echo(f"{destination}: {written / 1e6:,.1f} MB, {', '.join(parts)}; talker in {dtype}")
 
 
-def compare_with_official(source: Source, texts: list[str], report: Path | None, quiet: bool, **options: Any) -> None:
+def compare_with_official(
+    source: Source, texts: list[str] | None, report: Path | None, quiet: bool, **options: Any
+) -> None:
     """The numbers of `verify.run_parity` as a table; exit status 1 where a stage is beyond its tolerance."""
     from rich.console import Console
 
@@ -278,7 +295,8 @@ def compare_with_official(source: Source, texts: list[str], report: Path | None,
     from qwen3_tts_jax.convert.verify import run_parity
 
     folder = source.folder()
-    read_config(folder)
+    languages = read_config(folder).prompt.languages
+    texts = texts or [text for language, text in _PARITY_TEXTS.items() if language in languages]
     with refusing(OracleMissingError, ValueError, OSError):
         result = run_parity(
             folder, texts, report=report, progress=None if quiet else partial(typer.echo, err=True), **options

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-DEFAULT_VOICES = "0.6B-CustomVoice"
+from qwen3_tts_jax.packaged import MINI
+
+DEFAULT_CODEC = "0.6B-CustomVoice"
 DEFAULT_DESIGNER = "1.7B-VoiceDesign"
 DEFAULT_CLONER = "0.6B-Base"
 
@@ -39,7 +41,9 @@ Stream = Annotated[
 Raw = Annotated[
     bool, typer.Option("--raw", help="With --stream, samples without the header: | aplay -f S16_LE -r 24000")
 ]
-Model = Annotated[str, typer.Option("--model", "-m", help="Folder, repository or short name.")]
+_MODEL = "Folder, repository or short name."
+Model = Annotated[str, typer.Option("--model", "-m", help=_MODEL)]
+MiniOrModel = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL, show_default=MINI)]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, repository or short name.")]
 Speaker = Annotated[
     str | None, typer.Option("--speaker", "-s", help="One of the command `voices`; the first by default.")
@@ -88,9 +92,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stand
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechOptions:
-    """The options of all commands that speak, as they were given."""
+    """The options of all commands that speak, as they were given; `model` is None where it is to be `mini`."""
 
-    model: str
+    model: str | None
     max_seconds: float | None
     seed: int
     greedy: bool

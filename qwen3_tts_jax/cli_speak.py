@@ -13,7 +13,7 @@ import typer
 from qwen3_tts_jax.arguments import part_dtypes
 from qwen3_tts_jax.batch.manifest import MAX_SEED
 from qwen3_tts_jax.cli_clone import Recording, Reference, load_voice
-from qwen3_tts_jax.cli_model import COMMANDS, Source, check_type, read_config
+from qwen3_tts_jax.cli_model import COMMANDS, Source, check_type, read_config, speaking_with_mini
 from qwen3_tts_jax.cli_options import SpeechOptions
 from qwen3_tts_jax.cli_stream import check_standard_output, write_stream
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig, SamplingConfig
@@ -26,17 +26,20 @@ from qwen3_tts_jax.console import (
     refuse,
     refusing,
 )
+from qwen3_tts_jax.packaged import MINI
+from qwen3_tts_jax.phonemes import UnspeakableError
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.prompt import PromptPlan, Request
     from qwen3_tts_jax.synthesis import FinishReason
+    from qwen3_tts_jax.text import TextTokenizer
     from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 _DEFAULT_OUTPUT = Path("speech.wav")
 
 # In place of a text that is yet to come, in what is checked before.
-_TO_COME = "…"
+_TO_COME = "To come."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,8 @@ def speak(model_type: str, options: SpeakOptions) -> None:
     """
     from qwen3_tts_jax import audio
 
+    unasked = options.model is None
+    options = replace(options, model=options.model or MINI)
     output = _check_options(model_type, options)
     sampling = sampling_arguments(options)
     with plain_messages():
@@ -84,11 +89,14 @@ def speak(model_type: str, options: SpeakOptions) -> None:
         config = read_config(folder)
         check_type(options.model, config, model_type, COMMANDS[model_type])
         request = _request(text, voice, options, config)
-        plan = _plan(request, folder, config)
+        tokenizer, plan = _read(request, folder, config)
         with ProgressLine(1 / config.codec.frame_rate, options.quiet) as progress:
             tts, generation = _load(folder, sampling, options, progress)
-            if request.speaker and options.speaker is None and not options.quiet:
-                typer.echo(f"voice: {request.speaker} (choose with --speaker; `voices` lists them)", err=True)
+            unchosen = request.speaker if options.speaker is None else None
+            if unasked:
+                speaking_with_mini(unchosen, options.quiet)
+            elif unchosen and not options.quiet:
+                typer.echo(f"voice: {unchosen} (choose with --speaker; `voices` lists them)", err=True)
             if isinstance(voice, Recording):
                 progress("listen", 0, 1)
                 request = replace(request, voice=voice.voice(tts.params, tts.config))
@@ -98,7 +106,8 @@ def speak(model_type: str, options: SpeakOptions) -> None:
                 if arriving:
                     request, pieces = replace(request, text=""), arriving_text()
                 chunks = tts.stream(request, generation, options.seed, pieces=pieces)
-                frames, reason = write_stream(chunks, config.codec.sample_rate, raw=options.raw, progress=progress)
+                with refusing(UnspeakableError):
+                    frames, reason = write_stream(chunks, config.codec.sample_rate, raw=options.raw, progress=progress)
             else:
                 (speech,) = tts.synthesize([request], generation, options.seed, progress=progress)
                 frames, reason = len(speech.codes), speech.finish_reason
@@ -112,7 +121,8 @@ def speak(model_type: str, options: SpeakOptions) -> None:
     seconds = frames / config.codec.frame_rate
     typer.echo(
         f"{where}{seconds:.2f} s of audio in {taken:.1f} s ({seconds / taken:.2f} x real time; "
-        f"{progress.until_speech:.1f} s until the first {first})" + _cut(reason, frames, plan, config),
+        f"{progress.until_speech:.1f} s until the first {first})"
+        + _cut(reason, frames, request, tokenizer, plan, config),
         err=options.stream,
     )
 
@@ -203,12 +213,16 @@ def _request(text: str, voice: Recording | VoicePrompt | None, options: SpeakOpt
     return request
 
 
-def _plan(request: Request, folder: Path, config: ModelConfig) -> PromptPlan:
+def _read(request: Request, folder: Path, config: ModelConfig) -> tuple[TextTokenizer, PromptPlan]:
+    """The model's tokenizer, and the longest prompt of what the request is spoken as; refuses what cannot be spoken."""
     from qwen3_tts_jax.prompt import plan_prompt
     from qwen3_tts_jax.text import TextTokenizer
+    from qwen3_tts_jax.utterances import spoken_as
 
     with refusing(ValueError, FileNotFoundError):
-        return plan_prompt(request, TextTokenizer.from_folder(folder), config)
+        tokenizer = TextTokenizer.from_folder(folder)
+        plans = [plan_prompt(part, tokenizer, config) for part in spoken_as(request, tokenizer)]
+    return tokenizer, max(plans, key=lambda plan: len(plan.text_ids))
 
 
 def _load(
@@ -225,10 +239,19 @@ def _load(
     return tts, merge_sampling(tts.config, sampling)[0]
 
 
-def _cut(reason: FinishReason, frames: int, plan: PromptPlan, config: ModelConfig) -> str:
+def _cut(
+    reason: FinishReason,
+    frames: int,
+    request: Request,
+    tokenizer: TextTokenizer,
+    plan: PromptPlan,
+    config: ModelConfig,
+) -> str:
     """What to say of a speech that did not end by itself."""
     if reason == "stop":
         return ""
+    if tokenizer.phonemes and (request.max_frames is None or frames < request.max_frames):
+        return "; a sentence that did not end was cut: try another --seed"
     if len(plan.text_ids) + frames >= config.talker.max_positions:
         return f"; cut at the model's context of {config.talker.max_positions} positions: split the text"
     return f"; cut at the limit of {frames / config.codec.frame_rate:.2f} s: raise --max-seconds"

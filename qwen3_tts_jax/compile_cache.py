@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
-# JAX would keep only what took a second; a stream has several smaller programs.
-_MIN_SECONDS = 0.2
+# JAX would keep only what took a second; a stream has several smaller programs, and a small model only such.
+_MIN_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
 

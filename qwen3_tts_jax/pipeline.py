@@ -56,8 +56,9 @@ class Qwen3TTS:
         """Loads a checkpoint.
 
         Args:
-            model: a folder in the published layout, a folder written by `qwen3-tts-jax convert`, a Hugging
-                Face repo id, or a short name such as "0.6B-CustomVoice".
+            model: "mini", the small English voice in this package, a folder in the published layout, a folder
+                written by `qwen3-tts-jax convert`, a Hugging Face repo id, or a short name such as
+                "0.6B-CustomVoice".
             dtype: to compute in: "float32", "bfloat16", or "auto", which is bfloat16 on GPU and TPU and float32 on
                 a CPU, where products in bfloat16 are ten times slower. One is that of talker and code predictor; parts
                 can be named, as in "talker=bfloat16,code_predictor=float32" or "bfloat16,codec=bfloat16_3x". The
@@ -123,7 +124,8 @@ class Qwen3TTS:
         """Speaks with a preset voice (CustomVoice models).
 
         Args:
-            text: one text or several; the other arguments are one for all, or as many.
+            text: one text or several; the other arguments are one for all, or as many. Models that read phonemes
+                (mini) speak it sentence by sentence.
             speaker: a name of `get_supported_speakers`, in any case.
             language: a name of `get_supported_languages`, or a dialect; "auto" by default.
             instruct: how to speak, in words. The 0.6B model has no instructions: it warns and leaves them out.
@@ -263,7 +265,7 @@ class Qwen3TTS:
 
         Args:
             text: a text, or its pieces as they are written, such as the output of a language model: they
-                are spoken as they arrive.
+                are spoken as they arrive, by models that read phonemes (mini) once a sentence has ended.
             speaker: see `generate_custom_voice`, like `language` and `instruct`.
             language: one of `get_supported_languages`.
             instruct: how to speak, in words.

@@ -47,6 +47,8 @@ REFERENCE_CLOSING_IDS = 2
 class Tokenizer(Protocol):
     """What a prompt needs of `text.TextTokenizer`."""
 
+    phonemes: bool
+
     def assistant(self, text: str) -> list[int]: ...
 
     def reference(self, text: str) -> list[int]: ...

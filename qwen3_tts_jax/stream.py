@@ -1,17 +1,18 @@
 """Speech as it is made: chunks of frames, decoded with carried state as soon as they are there.
 
-A stream is one utterance. Its codes are those of the whole run with the same seed, and its samples those
+A stream is one request. Its codes are those of the whole run with the same seed, and its samples those
 of the whole decode. One compiled program makes chunks of any length; the text reaches the talker through
 a window of fixed length, so that a long text, or one that is still being written, needs no other program.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,11 +33,14 @@ from qwen3_tts_jax.synthesis import (
     FinishReason,
     Speech,
     bucket,
+    codec_start,
     codec_step,
     frame_limit,
     reference_codes,
+    shape_step,
 )
 from qwen3_tts_jax.text import IncrementalText, TextTokenizer
+from qwen3_tts_jax.utterances import spoken_as_it_arrives, utterance_number
 
 CHUNK_FRAMES = (1, 2, 4, 8)
 """Frames of the first chunk, the second, …, and of all that follow: 80 ms until the first sound, then ever
@@ -70,40 +74,90 @@ def stream(
     if not schedule or min(schedule) < 1:
         raise ValueError(f"schedule must be numbers of frames of at least 1, got {list(schedule)}")
     if pieces is None:
-        plan = plan_prompt(request, tokenizer, config)
-        opened = plan, SpokenText(plan.trailing_text_ids.tolist())
+        opened = _open(request, tokenizer, config)
+        opened = chain([next(opened)], opened)
     elif request.text_mode != "as_it_comes":
         raise ValueError("a text in pieces is spoken as it comes: it needs non_streaming_mode=False")
     else:
         validate(replace(request, text="…"), config)  # The text itself, once it is there.
-        opened = None
-    return _speak(params, config, tokenizer, request, generation, seed, opened, pieces, schedule)
+        opened = _open_pieces(request, pieces, tokenizer, config)
+    return _speak(params, config, request, generation, seed, opened, pieces, schedule, shape_step(tokenizer))
+
+
+class _Opened(NamedTuple):
+    """An utterance, its prompt, what follows the prompt's text, and whether it is known to be the last."""
+
+    request: Request
+    plan: PromptPlan
+    text: SpokenText
+    last: bool
+
+
+def _opened(request: Request, tokenizer: TextTokenizer, config: ModelConfig, *, last: bool = False) -> _Opened:
+    plan = plan_prompt(request, tokenizer, config)
+    return _Opened(request, plan, SpokenText(plan.trailing_text_ids.tolist()), last)
+
+
+def _open(request: Request, tokenizer: TextTokenizer, config: ModelConfig) -> Iterator[_Opened]:
+    """Of a whole text, one after the other: the first of many is not to wait until all are phonemes."""
+    parts = spoken_as_it_arrives(request, (), tokenizer) if tokenizer.phonemes else iter([request])
+    part = next(parts)
+    for following in parts:
+        yield _opened(part, tokenizer, config)
+        part = following
+    yield _opened(part, tokenizer, config, last=True)
+
+
+def _open_pieces(
+    request: Request, pieces: Iterable[str], tokenizer: TextTokenizer, config: ModelConfig
+) -> Iterator[_Opened]:
+    """Of a text that is still arriving."""
+    if tokenizer.phonemes:
+        for part in spoken_as_it_arrives(request, pieces, tokenizer):
+            yield _opened(part, tokenizer, config)
+    else:
+        yield _Opened(request, *open_text(request, pieces, tokenizer, config), last=True)
 
 
 def _speak(
     params: dict[str, Any],
     config: ModelConfig,
-    tokenizer: TextTokenizer,
     request: Request,
     generation: GenerationConfig,
     seed: int,
-    opened: tuple[PromptPlan, SpokenText] | None,
+    opened: Iterable[_Opened],
     pieces: Iterable[str] | None,
     schedule: Sequence[int],
+    step: int,
 ) -> Iterator[Speech]:
-    decoder_params = params["codec"]["decoder"]
+    decoder_params, rate = params["codec"]["decoder"], config.codec.sample_rate
+    left = math.inf if request.max_frames is None else request.max_frames
+    cut = False
     try:
         state = prime_decoder(decoder_params, config.codec, reference_codes(request, config))
-        plan, text = opened or open_text(request, pieces, tokenizer, config)
-        limit = frame_limit(request, plan, config)
-        chunks = stream_codes(params, config, generation, plan, text, frame_limit=limit, seed=seed, schedule=schedule)
-        for codes, reason in chunks:
-            state, samples = decode_chunk(decoder_params, config.codec, state, codes)
-            yield Speech(samples, config.codec.sample_rate, codes, reason)
+        for place, (part, plan, text, last) in enumerate(opened):
+            limit = min(frame_limit(part, plan, config), left)
+            if limit == 0:
+                cut = True
+                break
+            drawn = {"seed": seed, "utterance": utterance_number(0, place)}
+            shapes = {"frame_limit": limit, "schedule": schedule, "step": step}
+            for codes, reason in stream_codes(params, config, generation, plan, text, **drawn, **shapes):
+                state, samples = decode_chunk(decoder_params, config.codec, state, codes)
+                left -= len(codes)
+                cut = cut or reason == "length"
+                yield Speech(samples, rate, codes, _reason(cut) if last and reason is not None else None)
+            if last:
+                return
+        yield Speech(np.zeros(0, np.float32), rate, np.zeros((0, config.talker.num_codebooks), np.int32), _reason(cut))
     finally:
         # A generator that was reading from a connection would keep it open.
         if hasattr(pieces, "close"):
             pieces.close()
+
+
+def _reason(cut: bool) -> FinishReason:
+    return "length" if cut else "stop"
 
 
 class SpokenText:
@@ -180,6 +234,8 @@ def stream_codes(
     frame_limit: int,
     seed: int,
     schedule: Sequence[int],
+    utterance: int = 0,
+    step: int = PROMPT_BUCKET,
 ) -> Iterator[tuple[np.ndarray, FinishReason | None]]:
     """Speaks one prompt into codes, chunk by chunk.
 
@@ -190,21 +246,23 @@ def stream_codes(
         plan: the prompt; its trailing text is not used.
         text: what follows the prompt's text.
         frame_limit: the most frames.
-        seed: of the draws, as for utterance 0 of a batch.
+        seed: of the draws, as in a batch, together with the utterance's number.
         schedule: frames of each chunk; the last entry is repeated. A chunk is shorter where the text or
             the speech ends, or where the text has not arrived.
+        utterance: its number, 0 … 2³¹ − 1.
+        step: the smallest bucket of prompts.
 
     Yields:
         Codes int32 [T, Q] of a chunk, and None, or in the last chunk, where T may be 0, why it ended.
     """
-    longest, slots, pad = max(schedule), bucket(len(plan.text_ids), PROMPT_BUCKET), config.prompt.tts_pad
+    longest, slots, pad = max(schedule), bucket(len(plan.text_ids), step), config.prompt.tts_pad
     known = len(text.ids)
     plan = replace(plan, trailing_text_ids=text.window(0, longest, pad)[0])
     prompt = batch_plans([plan], tts_pad=pad, length=slots)
     spoken = len(plan.text_ids) + known
     expected = spoken * FRAMES_PER_TOKEN if text.complete else _FRAMES_OF_OPEN_TEXT
     capacity = cache_capacity(slots + min(frame_limit, expected) + longest)
-    keys, limits = utterance_keys(seed, jnp.zeros(1, jnp.int32)), jnp.full(1, frame_limit, jnp.int32)
+    keys, limits = utterance_keys(seed, jnp.full(1, utterance, jnp.int32)), jnp.full(1, frame_limit, jnp.int32)
     state = prefill_compiled(params, config, prompt, keys, limits, capacity)
 
     frame, reason = 0, None
@@ -235,7 +293,7 @@ def cache_capacity(slots: int) -> int:
 
 def prime_decoder(params: dict[str, Any], config: CodecConfig, codes: np.ndarray) -> decoder.DecoderState:
     """The decoder's state after a recording's codes [T, Q], for speech that goes on from there; T may be 0."""
-    state = decoder.initial_state(config.decoder, 1)
+    state = codec_start(config.decoder, 1)
     for part in _parts(codes):
         state, _ = codec_step(params, config.decoder, state, part[None])
     return state

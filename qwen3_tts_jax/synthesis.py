@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any, Literal
 
 import jax
@@ -28,6 +28,7 @@ from qwen3_tts_jax.generate import (
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, plan_prompt
 from qwen3_tts_jax.sharding import place_batch, place_state, whole_rows
+from qwen3_tts_jax.utterances import joined, spoken_as, utterance_number
 
 FinishReason = Literal["stop", "length"]
 
@@ -35,13 +36,14 @@ Progress = Callable[[Literal["load", "encode", "prefill", "speak", "decode"], in
 """Called as progress(stage, done, total): bytes loaded, recordings encoded,
 prompts read, frames made, utterances decoded."""
 
-PROMPT_BUCKET = 32
+PROMPT_BUCKET, UTTERANCE_BUCKET = 32, 128
 _BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
 """Speech hardly ever takes longer than 2 s, and 0.64 s per token of its text."""
 CODEC_ROWS = 8
 """The most utterances that are decoded together."""
 _CODEC_CHUNK_FRAMES = 16
 
+codec_start = jax.jit(decoder.initial_state, static_argnames=("config", "batch"))
 codec_step = jax.jit(decoder.decode_step, static_argnames="config", donate_argnames="state")
 codec_chunked = jax.jit(decoder.decode_chunked, static_argnames="config")
 
@@ -67,6 +69,15 @@ class Speech:
     def seconds(self) -> float:
         """Length of the audio in seconds."""
         return len(self.samples) / self.sample_rate
+
+
+def shape_step(tokenizer: Tokenizer) -> int:
+    """The smallest bucket of prompts and frames.
+
+    It is large for models that read phonemes, which are small and speak single sentences: to compile another program
+    would take them longer than to compute in some empty places.
+    """
+    return UTTERANCE_BUCKET if tokenizer.phonemes else PROMPT_BUCKET
 
 
 def bucket(size: int, smallest: int) -> int:
@@ -103,21 +114,29 @@ def synthesize_each(
     utterances = range(len(requests)) if utterances is None else utterances
     if len(utterances) != len(requests):
         raise ValueError(f"{len(requests)} requests have {len(utterances)} utterance numbers; give one for each")
-    plans = [plan_prompt(request, tokenizer, config) for request in requests]
+    parts = [spoken_as(request, tokenizer) for request in requests]
+    plans = [[plan_prompt(part, tokenizer, config) for part in each] for each in parts]
     rows = whole_rows(params, batch_size if fill else min(batch_size, bucket(len(requests), 1)))
+    counts = [len(each) for each in parts]
     spoken = speak_codes(
         params,
         config,
         generation,
-        plans,
-        frame_limits=[frame_limit(request, plan, config) for request, plan in zip(requests, plans, strict=True)],
+        list(chain(*plans)),
+        frame_limits=list(map(frame_limit, chain(*parts), chain(*plans), repeat(config))),
         seed=seed,
-        utterances=utterances,
+        utterances=[
+            utterance_number(number, place)
+            for number, count in zip(utterances, counts, strict=True)
+            for place in range(count)
+        ],
         rows=rows,
         chunk_frames=chunk_frames,
+        step=shape_step(tokenizer),
         fixed_capacity=fill,
         progress=progress,
     )
+    spoken = joined(spoken, counts, [request.max_frames for request in requests])
 
     def each() -> Iterator[tuple[int, Speech]]:
         decoded, together = 0, min(rows, CODEC_ROWS)
@@ -173,6 +192,7 @@ def speak_codes(
     utterances: Sequence[int],
     rows: int,
     chunk_frames: int = 8,
+    step: int = PROMPT_BUCKET,
     fixed_capacity: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, np.ndarray, FinishReason]]:
@@ -188,6 +208,7 @@ def speak_codes(
         utterances: the number of each, 0 … 2³¹ − 1.
         rows: of the compiled programs.
         chunk_frames: frames between two looks at who has ended.
+        step: the smallest bucket of prompts and frames.
         fixed_capacity: allocate the cache for the largest limit at once. By default it is what such texts take
             and grows where speech is longer, which compiles another program.
         progress: told of prompts read, and of frames made out of the sum of the limits.
@@ -197,12 +218,12 @@ def speak_codes(
     """
     if not plans:
         return
-    prompt_slots = bucket(max(len(plan.text_ids) for plan in plans), PROMPT_BUCKET)
-    text_slots = bucket(max(len(plan.trailing_text_ids) for plan in plans), PROMPT_BUCKET)
+    prompt_slots = bucket(max(len(plan.text_ids) for plan in plans), step)
+    text_slots = bucket(max(len(plan.trailing_text_ids) for plan in plans), step)
     frames = max(frame_limits)
     if not fixed_capacity:
         frames = min(frames, max(map(expected_frames_of, plans)))
-    capacity = prompt_slots + bucket(frames, PROMPT_BUCKET)
+    capacity = prompt_slots + bucket(frames, step)
     # Prompts read at once: few, so that a single row that is free need not wait for others.
     readers = max(1, min(8, rows // 8))
 
@@ -239,7 +260,7 @@ def speak_codes(
             progress("prefill", len(plans) - len(waiting), len(plans))
         needed = prompt_slots + max(min(seat.frames + chunk_frames, seat.limit) for seat in seats if seat is not None)
         if needed > capacity:
-            capacity = bucket(needed, PROMPT_BUCKET)
+            capacity = bucket(needed, step)
             state = grow_compiled(state, capacity)
         state, chunk = generate_chunk(params, config, generation, state, chunk_frames)
         # The device makes this chunk while the caller decodes those who ended in the one before.
@@ -321,7 +342,7 @@ def _decode_exactly(
     padded = np.zeros((rows, frames, config.num_codebooks), np.int32)
     for row, utterance in enumerate(codes):
         padded[row, : len(utterance)] = utterance
-    state = decoder.initial_state(config.decoder, rows)
+    state = codec_start(config.decoder, rows)
     chunks = [np.zeros((rows, 0), np.float32)]
     for frame in range(0, frames, _CODEC_CHUNK_FRAMES):
         chunk = padded[:, frame : frame + _CODEC_CHUNK_FRAMES]

@@ -17,6 +17,9 @@ from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS
 
 Pattern = Literal["official", "qwen2"]
 
+PHONEMES = "en-us"
+"""The phonemes that a model may read in the place of letters: those of `phonemes.phonemize`."""
+
 _BYTES = 256
 _ROLE = "<|im_start|>assistant\n"
 _CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
@@ -47,19 +50,24 @@ class TextTokenizer:
 
     An added token that is spelled out in a text (`<|im_end|>`) becomes its one id, as in the official
     package. Immutable, and safe to share between threads.
+
+    Attributes:
+        phonemes: whether the model reads phonemes, as tokenizer_config.json says by "phonemes": "en-us", and
+            texts are yet to become such; `utterances.spoken_as` does it, and nothing here.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, phonemes: bool = False):
+        self._tokenizer, self.phonemes = tokenizer, phonemes
 
     @classmethod
-    def from_folder(cls, folder: str | Path, pattern: Pattern = "official") -> TextTokenizer:
+    def from_folder(cls, folder: str | Path, pattern: Pattern = "official", *, phonemize: bool = True) -> TextTokenizer:
         """Reads vocab.json, merges.txt and tokenizer_config.json of a checkpoint folder.
 
         Args:
             folder: where the three files lie.
             pattern: "official" gives the ids of the official package, "qwen2" those of Qwen2's own
                 pattern.
+            phonemize: False is for texts that are phonemes already, where the model reads those.
 
         Raises:
             FileNotFoundError: one of the files is missing.
@@ -91,7 +99,7 @@ class TextTokenizer:
                     f"{folder / 'tokenizer_config.json'} gives {token.content!r} the id {index}, "
                     f"but after the {len(vocab)} tokens of vocab.json it is {got}"
                 )
-        return cls(tokenizer)
+        return cls(tokenizer, phonemize and _reads_phonemes(folder / "tokenizer_config.json"))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with nothing added around it.
@@ -232,6 +240,13 @@ def _read_merges(path: Path, vocab: Mapping[str, int], added: Mapping[int, Added
     if len(merges) < needed:
         raise TokenizerError(f"{path} is cut off: {len(merges)} merges, vocab.json needs {needed}")
     return merges
+
+
+def _reads_phonemes(path: Path) -> bool:
+    found = _read_json_object(path).get("phonemes")
+    if found not in (None, PHONEMES):
+        raise TokenizerError(f"{path}: there are no phonemes {found!r}, only {PHONEMES}")
+    return found is not None
 
 
 def _read_added_tokens(path: Path) -> dict[int, AddedToken]:

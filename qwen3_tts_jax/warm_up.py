@@ -28,13 +28,14 @@ from qwen3_tts_jax.stream import CHUNK_FRAMES, cache_capacity, decode_chunk, pri
 from qwen3_tts_jax.synthesis import (
     CODEC_ROWS,
     FRAMES_PER_TOKEN,
-    PROMPT_BUCKET,
     bucket,
     decode_codes,
     expected_frames,
     expected_frames_of,
     frame_limit,
+    shape_step,
 )
+from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voices import BUCKET_SECONDS, make_voices
 
 # A stream's decoder is compiled for 16, 8, 4, 2 and 1 frames.
@@ -90,7 +91,8 @@ def warm_up(
         What took how long.
     """
     generation = generation or model.config.generation
-    texts = [" ".join(["one"] * count) for count in range(1, tokens + 1)]
+    # A word of one token, and of few phonemes.
+    texts = [" ".join(["the"] * count) for count in range(1, tokens + 1)]
     requests = [replace(request, text=text) for text in texts]
     ways = [*_ways(model, requests, batch_sizes, stream, generation), *_voices(model, recordings)]
     for done, (name, speak) in enumerate(ways):
@@ -113,33 +115,33 @@ def _ways(
 ) -> list[tuple[str, Callable[[], None]]]:
     """Ways of speaking of different shapes: a name, and the longest text that has them, which needs most programs."""
     ways: dict[tuple[Any, ...], tuple[str, Callable[[], None]]] = {}
+    step = shape_step(model.tokenizer)
 
     def add(shapes: tuple[Any, ...], name: str, speak: Callable[[], None]) -> None:
         ways[shapes] = (ways[shapes][0] if shapes in ways else name, speak)
 
     for count, request in enumerate(requests, 1):
-        plan = plan_prompt(request, model.tokenizer, model.config)
+        part, plan = _longest(model, request)
         text = f"from {count} {'token' if count == 1 else 'tokens'} on"
-        frames = frame_limit(request, plan, model.config)
-        slots = bucket(len(plan.text_ids), PROMPT_BUCKET), bucket(len(plan.trailing_text_ids), PROMPT_BUCKET)
+        frames = frame_limit(part, plan, model.config)
+        slots = bucket(len(plan.text_ids), step), bucket(len(plan.trailing_text_ids), step)
         expected = min(frames, expected_frames_of(plan))
         add(
-            ("speak", *slots, bucket(expected, PROMPT_BUCKET)),
+            ("speak", *slots, bucket(expected, step)),
             f"one utterance, {text}",
             lambda request=request: _speak(model, request, generation, 1, fill=False),
         )
         for size in batch_sizes:
-            item = (
-                request if request.max_frames is not None else replace(request, max_frames=_job_limit(model, request))
-            )
-            most = bucket(frame_limit(item, plan, model.config), PROMPT_BUCKET)
+            item = part if part.max_frames is not None else replace(part, max_frames=_job_limit(model, part))
+            most = bucket(frame_limit(item, plan, model.config), step)
+            item = replace(request, max_frames=item.max_frames)
             add(
                 ("batch", size, *slots, most),
                 f"batches of {size}, {text}",
                 lambda item=item, size=size: _speak(model, item, generation, size, fill=True),
             )
         if stream:
-            room = _stream_room(plan, frames)
+            room = _stream_room(plan, frames, step)
             add(
                 ("stream", slots[0], room),
                 f"stream, {text}",
@@ -154,16 +156,22 @@ def _ways(
     return list(ways.values())
 
 
+def _longest(model: Qwen3TTS, request: Request) -> tuple[Request, PromptPlan]:
+    """Of the utterances that a request is spoken as, the one with the longest prompt."""
+    parts = [(part, plan_prompt(part, model.tokenizer, model.config)) for part in spoken_as(request, model.tokenizer)]
+    return max(parts, key=lambda part: len(part[1].text_ids))
+
+
 def _job_limit(model: Qwen3TTS, request: Request) -> int:
     """The most frames of such an item of a batch job."""
     tokens = len(model.tokenizer.assistant(request.text)) - ROLE_IDS - CLOSING_IDS
     return min(expected_frames(tokens), model.config.max_new_tokens - 1)
 
 
-def _stream_room(plan: PromptPlan, frames: int) -> int:
+def _stream_room(plan: PromptPlan, frames: int, step: int) -> int:
     """Slots of a stream's cache."""
     expected = FRAMES_PER_TOKEN * (len(plan.text_ids) + len(plan.trailing_text_ids))
-    return cache_capacity(bucket(len(plan.text_ids), PROMPT_BUCKET) + min(frames, expected) + max(CHUNK_FRAMES))
+    return cache_capacity(bucket(len(plan.text_ids), step) + min(frames, expected) + max(CHUNK_FRAMES))
 
 
 class _EnoughError(Exception):

@@ -110,7 +110,7 @@ def test_all_bad_lines_are_listed_before_loading(folder, model, no_weights):
     assert len(lines) == 22
     assert not Path("out").exists()
     # Before a download what the lines themselves tell.
-    result = run("batch", "m.jsonl", "-o", "out", "--offline", "--cache-dir", folder)
+    result = run("batch", "m.jsonl", "-o", "out", "-m", "0.6B-CustomVoice", "--offline", "--cache-dir", folder)
     assert result.stderr.splitlines()[-1].startswith("error: 2 lines cannot be spoken")
 
 

@@ -66,7 +66,7 @@ def test_all_needed_files_are_downloaded_and_no_others(downloads):
 # An empty name must not become the current folder.
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "0.6B", "a b/c", ""])
 def test_what_is_neither_folder_nor_repository_is_refused(downloads, name):
-    with pytest.raises(ModelNotFoundError, match=f"'{name}' is neither a folder, nor .*, nor one of 0.6B-Base, "):
+    with pytest.raises(ModelNotFoundError, match=f"'{name}' is neither a folder, nor .*, nor one of mini, 0.6B-Base, "):
         resolve(name)
     assert downloads == []
 

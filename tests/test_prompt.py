@@ -37,6 +37,8 @@ def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
 class OneIdPerLetter:
     """A tokenizer that is quick to build and easy to read: the id of a letter is its code point."""
 
+    phonemes = False
+
     def assistant(self, text: str) -> list[int]:
         return [*ROLE, *map(ord, text), IM_END, NEWLINE, *ROLE]
 

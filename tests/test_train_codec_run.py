@@ -233,7 +233,7 @@ def test_the_decoder_alone_learns():
 
 GIVEN = CodecRecipe(
     CODEC, OptimizerConfig(1e-2, STEPS, 1), decoder_only=True, average=0.5,
-    adversary=Adversary(512, start=3, fft_sizes=(128,), channels=2),
+    adversary=Adversary(512, start=3, fft_sizes=(128,), channels=2, weight=0.1, features=0.2),
 )  # fmt: skip
 GIVEN_CROPS = replace(CROPS, context=40)
 

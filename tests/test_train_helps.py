@@ -248,11 +248,15 @@ def test_muon_steps_have_equal_singular_values_and_the_size_of_adamws():
         if "/transformer/layers_" in path and path.endswith("/weight"):
             matrices += 1
             singular = np.linalg.svd(step.reshape(-1, step.shape[-1]), compute_uv=False)
-            assert singular[-1] > 0.5 * singular[0], path
-            assert np.sqrt(np.mean(step**2)) == pytest.approx(0.2 * 1e-2, rel=0.3), path
+            # Three texts do not reach every direction; Newton-Schulz leaves those reached between 0.7 and 1.2.
+            reached = singular[singular > 1e-3 * singular[0]]
+            assert len(reached) > len(singular) / 4, path
+            size = 0.2 * 1e-2 * np.sqrt(max(step.size // step.shape[-1], step.shape[-1]))
+            assert reached[0] == pytest.approx(size, rel=0.3), path
+            assert np.median(reached) > 0.6 * size, path
         else:
-            # As AdamW's first: all of one size, where there is a gradient.
-            assert np.abs(step).max() == pytest.approx(1e-2, rel=0.05), path
+            # As the first of AdamW with Nesterov momentum: all of one size, where there is a gradient.
+            assert np.abs(step).max() == pytest.approx(1e-2 * (1 + 0.9 / 1.9), rel=0.05), path
     assert matrices == 4 * (
         CUSTOM_VOICE.talker.transformer.num_layers + CUSTOM_VOICE.code_predictor.transformer.num_layers
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +19,11 @@ from qwen3_tts_jax.batch.folder import FolderError, JobFolder, Writer
 from qwen3_tts_jax.batch.manifest import BadLine
 from qwen3_tts_jax.batch.plan import Task, plan, weights_digest
 from qwen3_tts_jax.cli_batch import BatchOptions
-from qwen3_tts_jax.cli_model import Source, read_config
+from qwen3_tts_jax.cli_model import Source, read_config, speaking_with_mini
 from qwen3_tts_jax.cli_speak import sampling_arguments
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.console import StatusLine, plain_messages, refuse, refusing
+from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.text import TextTokenizer
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _INTERRUPTED = 130
 
 def run_batch(options: BatchOptions) -> None:
     """Checks the options, the manifest and the folder, in this order; then loads the weights and speaks."""
+    unasked = options.model is None
+    options = replace(options, model=options.model or MINI)
     sampling = sampling_arguments(options)
     _check_extras(options)
     job = JobFolder(options.output, options.audio_format, options.save_codes, options.shard_items)
@@ -43,7 +46,7 @@ def run_batch(options: BatchOptions) -> None:
         with refusing(FolderError):
             # Once more with the lock, but here before a download.
             job.check()
-        if bad and not options.skip_bad and not Path(options.model).is_dir():
+        if bad and not options.skip_bad and local_folder(options.model) is None:
             # Before a download. A model that is there finds out what else is wrong.
             _refuse_bad(bad)
         folder = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify).folder()
@@ -58,6 +61,8 @@ def run_batch(options: BatchOptions) -> None:
             typer.echo(f"skipped: {line}", err=True)
         generation, settings = _settings(options, sampling, folder, config)
         with refusing(FolderError), job:
+            if unasked:
+                speaking_with_mini(None, options.quiet)
             job.begin(settings, tasks, bad)
             left = [task for task in tasks if task.id not in job.finished]
             failed = _speak(options, folder, generation, settings, job, tasks, left)
@@ -184,7 +189,8 @@ def _results(
         from qwen3_tts_jax.batch import ray_engine
 
         ray_engine.connect(options.quiet)
-        name = str(Path(options.model).absolute()) if Path(options.model).is_dir() else options.model
+        folder = local_folder(options.model)
+        name = options.model if folder is None or options.model == MINI else str(folder.absolute())
         source = Source(name, options.revision, options.cache_dir, options.offline)
         load = partial(_load_elsewhere, source, computing, settings["model"]["digest"])
         counts = {"retries": options.retry, "workers": options.workers}

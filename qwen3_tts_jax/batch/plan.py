@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from qwen3_tts_jax import audio, voice_file, voices
 from qwen3_tts_jax.batch.manifest import URLS, BadLine, Item
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, Tokenizer, plan_prompt
-from qwen3_tts_jax.synthesis import PROMPT_BUCKET, bucket, expected_frames, frame_limit
+from qwen3_tts_jax.synthesis import bucket, expected_frames, frame_limit, shape_step
+from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 
@@ -55,7 +57,7 @@ class Task:
         reference: the recording to clone, if it is one.
         text_tokens: of its text.
         size: what the shapes of its batch follow from: buckets of the most frames, of the prompt and of the
-            trailing text, and whether there is a voice.
+            trailing text of its utterances, and whether there is a voice.
         identity: all that decides its sound besides the settings of the job, for JSON.
     """
 
@@ -83,7 +85,8 @@ def plan(
         config: of the model; only the config is needed, not the weights.
         tokenizer: the model's.
         seed: of items without one.
-        max_seconds: the longest speech of items without one; by default 2 s, and 0.64 s per token of the text.
+        max_seconds: the longest speech of items without one; by default 2 s, and 0.64 s per token of the text;
+            less where the model reads phonemes (see `utterances.spoken_as`).
         downloads: folder where recordings of URLs are kept; by default they are downloaded again when their turn comes.
 
     Returns:
@@ -121,31 +124,34 @@ def _task(
     if speaker is None and config.prompt.speakers:
         speaker = next(iter(config.prompt.speakers))
     mode = item.text_mode or ("as-it-comes" if config.model_type == "base" else "all-at-once")
-    text_tokens = len(tokenizer.assistant(item.text)) - ROLE_IDS - CLOSING_IDS
     seconds = max_seconds if item.max_seconds is None else item.max_seconds
-    if seconds is None:
-        max_frames = min(expected_frames(text_tokens), config.max_new_tokens - 1)
-    else:
-        max_frames = max(1, int(min(seconds * config.codec.frame_rate, config.talker.max_positions)))
-    request = Request(
-        item.text, item.language or "auto", speaker, item.instruct, mode.replace("-", "_"), max_frames, voice
-    )
-    prompt = plan_prompt(request, tokenizer, config)
+    limit = None
+    if seconds is not None:
+        limit = max(1, int(min(seconds * config.codec.frame_rate, config.talker.max_positions)))
+    request = Request(item.text, item.language or "auto", speaker, item.instruct, mode.replace("-", "_"), limit, voice)
+    parts = spoken_as(request, tokenizer)
+    tokens = [len(tokenizer.assistant(part.text)) - ROLE_IDS - CLOSING_IDS for part in parts]
+    parts = [
+        replace(part, max_frames=part.max_frames or min(expected_frames(count), config.max_new_tokens - 1))
+        for part, count in zip(parts, tokens, strict=True)
+    ]
+    request = replace(request, max_frames=limit or sum(part.max_frames for part in parts))
+    prompts = [plan_prompt(part, tokenizer, config) for part in parts]
     own_seed = seed if item.seed is None else item.seed
     return Task(
         id=item.id,
         seed=own_seed,
         request=request,
         reference=reference,
-        text_tokens=text_tokens,
-        size=_size(request, prompt, config),
+        text_tokens=sum(tokens),
+        size=_size(parts, prompts, config, shape_step(tokenizer)),
         identity={
             "text": item.text,
             "language": request.language.lower(),
             "speaker": speaker and speaker.lower(),
             "instruct": item.instruct,
             "text_mode": mode,
-            "max_frames": max_frames,
+            "max_frames": request.max_frames,
             "seed": own_seed,
             "voice": digest,
             "reference_text": reference and reference.text,
@@ -154,12 +160,14 @@ def _task(
     )
 
 
-def _size(request: Request, prompt: PromptPlan, config: ModelConfig) -> tuple[int, int, int, bool]:
+def _size(
+    parts: Sequence[Request], prompts: Sequence[PromptPlan], config: ModelConfig, step: int
+) -> tuple[int, int, int, bool]:
     return (
-        bucket(frame_limit(request, prompt, config), PROMPT_BUCKET),
-        bucket(len(prompt.text_ids), PROMPT_BUCKET),
-        bucket(len(prompt.trailing_text_ids), PROMPT_BUCKET),
-        request.voice is not None,
+        bucket(max(map(frame_limit, parts, prompts, repeat(config))), step),
+        bucket(max(len(prompt.text_ids) for prompt in prompts), step),
+        bucket(max(len(prompt.trailing_text_ids) for prompt in prompts), step),
+        parts[0].voice is not None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 _BYTES = 256
@@ -12,19 +13,29 @@ _TOKENS = (
 )  # fmt: skip
 
 
-def write_byte_tokenizer(folder: str | Path) -> Path:
+def write_byte_tokenizer(folder: str | Path, units: Iterable[str] = ()) -> Path:
     """Writes vocab.json, merges.txt and tokenizer_config.json into `folder`, which is created; returns it.
 
-    The ids 0 … 255 are the bytes of a text in UTF-8, those behind them the tokens of a prompt.
+    The ids 0 … 255 are the bytes of a text in UTF-8. Behind them are the units of more than one byte in their order,
+    what these are merged of (such as stress marks), and the tokens of a prompt.
+
+    Args:
+        folder: of the files.
+        units: strings of letters that are one token each, such as phonemes; none with white space in it.
     """
+    units = tuple(unit for unit in dict.fromkeys(units) if len(unit.encode()) > 1)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    vocab = {letter: byte for byte, letter in enumerate(_letters())}
+    letters = _letters()
+    merges = _merges(units)
+    tokens = list(dict.fromkeys([*map(str.encode, units), *(left + right for left, right in merges)]))
+    spelled = ["".join(letters[byte] for byte in token) for token in tokens]
+    vocab = {token: index for index, token in enumerate([*letters, *spelled])}
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     settings = {
         "add_bos_token": False,
         "add_prefix_space": False,
-        "added_tokens_decoder": {str(_BYTES + i): {"content": token, **flags} for i, token in enumerate(_TOKENS)},
+        "added_tokens_decoder": {str(len(vocab) + i): {"content": token, **flags} for i, token in enumerate(_TOKENS)},
         "bos_token": None,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
@@ -34,10 +45,26 @@ def write_byte_tokenizer(folder: str | Path) -> Path:
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
     }
+    lines = [" ".join("".join(letters[byte] for byte in part) for part in pair) for pair in merges]
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def _merges(units: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
+    """Pairs that make the units of their bytes: first all characters, then longer units, the shorter ones first."""
+    pairs: dict[bytes, tuple[bytes, bytes]] = {}
+    for character in dict.fromkeys("".join(units)):
+        token = character.encode()
+        for end in range(2, len(token) + 1):
+            pairs.setdefault(token[:end], (token[: end - 1], token[end - 1 : end]))
+    # From the end, so that a stress mark comes before a whole diphthong.
+    for unit in sorted(units, key=len):
+        for start in range(len(unit) - 2, -1, -1):
+            left, right = unit[start].encode(), unit[start + 1 :].encode()
+            pairs.setdefault(left + right, (left, right))
+    return list(pairs.values())
 
 
 def _letters() -> list[str]:

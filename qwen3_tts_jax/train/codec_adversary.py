@@ -1,7 +1,8 @@
 """An adversary that learns to tell recordings from what a codec makes of them, and what it teaches the decoder.
 
-It looks at complex short-time Fourier transforms at several scales through small convolutions over time and
-frequency (Défossez et al. 2022, arXiv:2210.13438, section 3.4).
+It looks at complex short-time Fourier transforms at several scales (Défossez et al. 2022, arXiv:2210.13438, section
+3.4), through convolutions over time whose channels are the frequencies: those over time and frequency, with few
+channels, take twenty times as long on CPUs.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.layers import PRECISION
 from qwen3_tts_jax.train.codec_loss import spectra
 
-# Kernel (time, frequency), stride of the frequency, dilation of time, of each layer but the last.
-_LAYERS = (((3, 9), 1, 1), ((3, 9), 2, 1), ((3, 9), 2, 2), ((3, 9), 2, 4), ((3, 3), 1, 1))
-_LAST = (3, 3)
+_DILATIONS = (1, 1, 2, 4)
+"""Of each layer but the last."""
+_KERNEL = 3
 _SLOPE = 0.2
 
 Params = dict[str, dict[str, jax.Array]]
@@ -53,7 +54,7 @@ class Adversary:
     weight: float = 1.0
     features: float = 2.0
     fft_sizes: tuple[int, ...] = (512, 1024, 2048)
-    channels: int = 8
+    channels: int = 128
     learning_rate: float = 2e-4
 
     def __post_init__(self) -> None:
@@ -80,11 +81,11 @@ def start_adversary(config: Adversary, seed: int = 0) -> AdversaryState:
     params: Params = {}
     rng = np.random.default_rng(seed)
     for size in config.fft_sizes:
-        inputs = 2
-        for i, kernel in enumerate([*(kernel for kernel, _, _ in _LAYERS), _LAST]):
-            outputs = 1 if i == len(_LAYERS) else config.channels
-            shape = (*kernel, inputs, outputs)
-            weights = rng.standard_normal(shape, np.float32) * np.float32(prod(shape[:3]) ** -0.5)
+        inputs = 2 * (size // 2 + 1)
+        for i in range(len(_DILATIONS) + 1):
+            outputs = 1 if i == len(_DILATIONS) else config.channels
+            shape = (_KERNEL, inputs, outputs)
+            weights = rng.standard_normal(shape, np.float32) * np.float32(prod(shape[:2]) ** -0.5)
             bias = np.zeros(outputs, np.float32)
             params[f"fft_{size}/layer_{i}"] = {"kernel": jnp.asarray(weights), "bias": jnp.asarray(bias)}
             inputs = outputs
@@ -94,27 +95,29 @@ def start_adversary(config: Adversary, seed: int = 0) -> AdversaryState:
 def discriminate(
     params: Mapping[str, Any], config: Adversary, samples: jax.Array
 ) -> list[tuple[jax.Array, list[jax.Array]]]:
-    """Samples [B, N] → of each scale, how much like a recording it is [B, T, F], and the activations of all layers."""
+    """Samples [B, N] → of each scale, how much like a recording it is [B, T], and the activations of all layers."""
     results = []
     for size in config.fft_sizes:
         spectrum = spectra(samples, size) / np.float32(np.sqrt(size))
-        x = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
+        # Square roots of magnitudes: high frequencies are heard although they are weak.
+        scale = jax.lax.rsqrt(jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-8))
+        x = 3 * jnp.concatenate([spectrum.real * scale, spectrum.imag * scale], axis=-1)
         activations = []
-        for i, (_, stride, dilation) in enumerate(_LAYERS):
-            x = jax.nn.leaky_relu(_convolve(params[f"fft_{size}/layer_{i}"], x, stride, dilation), _SLOPE)
+        for i, dilation in enumerate(_DILATIONS):
+            x = jax.nn.leaky_relu(_convolve(params[f"fft_{size}/layer_{i}"], x, dilation), _SLOPE)
             activations.append(x)
-        results.append((_convolve(params[f"fft_{size}/layer_{len(_LAYERS)}"], x)[..., 0], activations))
+        results.append((_convolve(params[f"fft_{size}/layer_{len(_DILATIONS)}"], x)[..., 0], activations))
     return results
 
 
-def _convolve(layer: Mapping[str, jax.Array], x: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
+def _convolve(layer: Mapping[str, jax.Array], x: jax.Array, dilation: int = 1) -> jax.Array:
     y = jax.lax.conv_general_dilated(
         x,
         layer["kernel"],
-        (1, stride),
+        (1,),
         "SAME",
-        rhs_dilation=(dilation, 1),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        rhs_dilation=(dilation,),
+        dimension_numbers=("NWC", "WIO", "NWC"),
         precision=PRECISION,
     )
     return y + layer["bias"]

@@ -286,12 +286,10 @@ def codec_step(
         }
     adversary = state.adversary
     if against:
-        adversary = jax.lax.cond(
-            state.step % recipe.adversary.every == 0,
-            lambda old: codec_adversary.learn_to_tell(old, recipe.adversary, piece(made), piece(samples)),
-            lambda old: old,
-            adversary,
-        )
+        learnt = codec_adversary.learn_to_tell(adversary, recipe.adversary, piece(made), piece(samples))
+        # A conditional would cost many times what it saves: XLA's CPU backend runs convolutions in it slowly.
+        learns = state.step % recipe.adversary.every == 0
+        adversary = jax.tree.map(lambda new, old: jnp.where(learns, new, old), learnt, adversary)
     # At first the average follows faster, lest it remember where it started.
     decay = jnp.minimum(recipe.average, (1 + state.step) / (10 + state.step))
     average = {path: decay * leaf + (1 - decay) * trained[path] for path, leaf in state.average.items()}

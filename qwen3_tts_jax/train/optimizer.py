@@ -20,7 +20,7 @@ class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a linear warm-up and a cosine to the end.
 
     Or Muon (Jordan et al. 2024) for the matrices of transformers, scaled to AdamW's steps so that one learning rate
-    serves both (Liu et al. 2025, arXiv:2502.16982), and AdamW for all else.
+    serves both (Liu et al. 2025, arXiv:2502.16982), and AdamW with Nesterov momentum for all else.
 
     Attributes:
         learning_rate: the highest, after the warm-up.

@@ -1,0 +1,177 @@
+"""English text as it is spoken, in phonemes. For models whose texts are phonemes, like `mini`.
+
+The library gruut does the work: it tags parts of speech (to *read*, has *read*), looks words up and spells unknown ones
+by a model of its own. Numbers and symbols are words before it sees them (`verbalize`). Phonemes are IPA in lower case,
+for upper case splits words in the text tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+from qwen3_tts_jax.verbalize import foreign_letters, written_out
+
+VOWELS = ("ɑ", "æ", "ʌ", "ɔ", "ə", "ɛ", "ɚ", "ɪ", "i", "ʊ", "u", "aɪ", "aʊ", "eɪ", "oʊ", "oɪ")
+"""Phonemes that a stress mark may stand before. a, e and o begin nothing but diphthongs."""
+CONSONANTS = tuple("bdfɡhʤjklmnŋpɹsʃtʧθðvwzʒ")
+STRESSES = ("ˈ", "ˌ")
+PAUSES = (",", ".", "?", "!")
+
+UNITS = VOWELS + CONSONANTS + tuple(stress + vowel for stress in STRESSES for vowel in VOWELS)
+"""Phonemes as a text tokenizer should see them: a stressed vowel is one."""
+
+_OTHER_SPELLINGS = {"ɔɪ": "oɪ", "t͡ʃ": "ʧ", "d͡ʒ": "ʤ"}
+
+_LANGUAGE = "en-us"
+
+LONGEST_UTTERANCE = 116
+"""Letters of phonemes: 7 to 8 s of speech, and with the rest of a prompt no more than `synthesis.UTTERANCE_BUCKET`."""
+
+# What ends a sentence, if what follows begins one. An abbreviation or an initial before the stop does not.
+_SENTENCE_END = re.compile(r"""(?:(?<=[.?!…])|(?<=[.?!…]["'”’)\]]))\s+(?=["'“‘(\[]*[^\Wa-z_])|(?<=[。？！])|\n\s*\n""")
+_NO_END = re.compile(
+    r"(?:^|[\s(\"'“])(?:\w|(?:\w\.)+\w|[Mm]r|[Mm]rs|[Mm]s|[Dd]r|St|Mt|Jr|Prof|Capt|Lt|Sgt|Col|Gen|Gov|Sen|Rev|Sr|No|vs)\.$"
+)
+_WORD = re.compile(r"[A-Za-z]+")
+# Words that stay words in capitals, as for emphasis; other short ones are spelled.
+_SHORT_WORDS = {
+    "all", "an", "and", "any", "are", "as", "be", "but", "by", "can", "did", "do", "for", "get", "go", "had", "has",
+    "have", "he", "her", "him", "his", "how", "if", "in", "is", "its", "let", "me", "my", "new", "no", "not", "now",
+    "of", "off", "oh", "old", "on", "one", "or", "our", "out", "she", "so", "the", "they", "to", "too", "two", "up",
+    "was", "we", "who", "why", "yes", "yet", "you",
+}  # fmt: skip
+_SOUNDS = ("shh", "psst", "brr", "tsk", "pfft")
+
+
+class UnspeakableError(ValueError):
+    """A text in which there is nothing to say."""
+
+
+def utterances(text: str) -> list[str]:
+    """What is said of an English text, as `phonemize`, in pieces to be spoken one after the other.
+
+    They are its sentences, and clauses or words of those that are longer than `LONGEST_UTTERANCE`.
+
+    Raises:
+        UnspeakableError: no word is left of it.
+    """
+    spoken: list[str] = []
+    complete, rest = sentences(text)
+    for sentence in (*complete, rest):
+        with suppress(UnspeakableError):
+            spoken += _pieces(phonemize(sentence))
+    if not spoken:
+        raise UnspeakableError(_nothing_in(text))
+    return spoken
+
+
+def sentences(text: str) -> tuple[list[str], str]:
+    """The sentences of a text that have certainly ended, and the rest: all of it but for white space between them."""
+    found, start = [], 0
+    for end in _SENTENCE_END.finditer(text):
+        if end[0].count("\n") > 1 or not _NO_END.search(text[start : end.start()]):
+            found.append(text[start : end.start()])
+            start = end.end()
+    return found, text[start:]
+
+
+@lru_cache(4096)
+def phonemize(text: str) -> str:
+    """What is said of an English text: words of phonemes with spaces between them, pauses as , . ? or !
+
+    Raises:
+        UnspeakableError: no word is left of it.
+
+    Warns:
+        UserWarning: letters of other alphabets are left out.
+    """
+    words: list[str] = []
+    gruut = _gruut()
+    known = gruut.get_settings(_LANGUAGE).lookup_phonemes
+    readable = written_out(text)
+    shouted = readable.isupper() and " " in readable
+    readable = _WORD.sub(lambda match: _readable(match[0], known, shouted), readable)
+    for word in gruut.words(*gruut(readable, lang=_LANGUAGE)):
+        if word.is_break:
+            if words and words[-1][-1] not in PAUSES:
+                words[-1] += _pause(word.text, word.is_major_break)
+        elif word.phonemes:
+            words.append("".join(map(_spelling, word.phonemes)))
+    if not words:
+        raise UnspeakableError(_nothing_in(text))
+    if foreign := foreign_letters(text):
+        warnings.warn(f"letters that are not English are left out: {foreign[:20]}", UserWarning, stacklevel=2)
+    if words[-1].endswith(","):
+        words[-1] = words[-1][:-1] + "."
+    return " ".join(words)
+
+
+def _nothing_in(text: str) -> str:
+    text = " ".join(text.split())
+    return f"there is nothing to say in {text if len(text) <= 40 else text[:40] + '…'!r}"
+
+
+def _readable(word: str, known: Any, shouted: bool) -> str:
+    """A word as gruut should see it, which spells what is in capitals; `known` looks words up."""
+    lower = word.lower()
+    if known(lower, do_transforms=False):
+        if word.isupper() and (shouted or len(word) > 3 or lower in _SHORT_WORDS):
+            return lower
+        return word
+    if word.isupper():
+        return word
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", word)  # GitHub, ChatGPT
+    if parts != word:
+        return _WORD.sub(lambda match: _readable(match[0], known, shouted), parts)
+    if len(word) > 1 and not re.search("[aeiouy]", lower) and lower not in _SOUNDS:
+        return word.upper()
+    return word
+
+
+def _pieces(spoken: str) -> Iterator[str]:
+    """Cuts phonemes where there are pauses, else between words, into as few and as equal pieces as that allows."""
+    if len(spoken) <= LONGEST_UTTERANCE:
+        yield spoken
+        return
+    count = -(-len(spoken) // LONGEST_UTTERANCE)
+    margin = len(spoken) // 10
+    middle = len(spoken) / 2 if count % 2 == 0 else len(spoken) * (count // 2) / count
+    for cut in (r"(?<=[,.?!]) ", " ", ""):
+        places = [match.span() for match in re.finditer(cut, spoken) if margin < match.start() < len(spoken) - margin]
+        if places:
+            break
+    end, start = min(places, key=lambda place: abs(place[0] - middle))
+    for piece in (spoken[:end], spoken[start:]):
+        piece = piece[:-1] + "." if piece.endswith(",") else piece
+        yield from _pieces(piece)
+
+
+def _pause(text: str, is_major: bool) -> str:
+    if not is_major:
+        return ","
+    return next((mark for mark in "?!" if mark in text), ".")
+
+
+def _spelling(phoneme: str) -> str:
+    stress = phoneme[0] if phoneme[0] in STRESSES else ""
+    plain = phoneme[len(stress) :]
+    return stress + _OTHER_SPELLINGS.get(plain, plain)
+
+
+_threads = threading.local()
+
+
+def _gruut() -> Any:
+    """The library, one instance per thread: its lexicon is a database, which threads cannot share."""
+    if not hasattr(_threads, "gruut"):
+        # Half a second, for those alone whose model reads phonemes.
+        from gruut.text_processor import TextProcessor
+
+        _threads.gruut = TextProcessor(default_lang=_LANGUAGE)
+    return _threads.gruut

@@ -1,0 +1,112 @@
+"""A request → the utterances that it is spoken as, and their codes → its own.
+
+They are one and the same, but where a model reads phonemes: such a model learnt from single sentences, so it speaks
+one after the other. Their codes are decoded as one, and the pause between two is the silence that they end with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, Request, Tokenizer
+
+if TYPE_CHECKING:
+    from qwen3_tts_jax.synthesis import FinishReason
+
+# Speech has about as many frames as phonemes, spaces included: what has not ended by then has run away.
+_BASE_FRAMES, _FRAMES_PER_PHONEME = 25, 2.5
+_LANGUAGE = "english"
+# Far apart in the numbers of utterances: 2³² divided by the golden ratio, an odd number.
+_STEP = 2_654_435_769
+
+
+def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
+    """The requests of one utterance each that a request is spoken as.
+
+    Where the model reads phonemes, their texts are those of its sentences (see `phonemes.utterances`), each is read
+    all at once, and each has a limit of frames of its own within that of the request.
+
+    Raises:
+        ValueError: there is nothing to say in the text.
+    """
+    if not tokenizer.phonemes:
+        return [request]
+    # Its library is for those alone whose model reads phonemes.
+    from qwen3_tts_jax import phonemes
+
+    return [_utterance(request, text, tokenizer) for text in phonemes.utterances(request.text)]
+
+
+def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[Request]:
+    """`spoken_as` for models that read phonemes, of a text that `pieces` go on with.
+
+    A sentence is there once something follows it.
+
+    Raises:
+        ValueError: the text has ended, and there is nothing to say in it.
+    """
+    from qwen3_tts_jax import phonemes
+
+    pending, said = "", False
+    for piece in chain([request.text], pieces):
+        complete, pending = phonemes.sentences(pending + piece)
+        for sentence in complete:
+            with suppress(phonemes.UnspeakableError):
+                yield from spoken_as(replace(request, text=sentence), tokenizer)
+                said = True
+    try:
+        yield from spoken_as(replace(request, text=pending), tokenizer)
+    except phonemes.UnspeakableError:
+        if not said:
+            raise
+
+
+def _utterance(request: Request, phonemes: str, tokenizer: Tokenizer) -> Request:
+    tokens = len(tokenizer.assistant(phonemes)) - ROLE_IDS - CLOSING_IDS
+    limit = int(_BASE_FRAMES + _FRAMES_PER_PHONEME * tokens)
+    if request.max_frames is not None:
+        limit = min(limit, request.max_frames)
+    # Phonemes are of one language, which such a model was always told.
+    language = _LANGUAGE if str(request.language).lower() == "auto" else request.language
+    return replace(request, text=phonemes, language=language, text_mode="all_at_once", max_frames=limit)
+
+
+def utterance_number(number: int, place: int) -> int:
+    """The number, 0 … 2³¹ − 1, of the utterance at a place in a request with a number; the first has that itself."""
+    return (number + place * _STEP) % 2**31
+
+
+def joined(
+    spoken: Iterable[tuple[int, np.ndarray, FinishReason]], counts: Sequence[int], limits: Sequence[int | None]
+) -> Iterator[tuple[int, np.ndarray, FinishReason]]:
+    """Puts the utterances of each request together again.
+
+    Args:
+        spoken: utterances in any order: index among all, codes int32 [T, Q], and why it ended.
+        counts: how many utterances each request is spoken as; those of the first come first.
+        limits: the most frames of each request; None where its utterances' own are enough.
+
+    Yields:
+        With the last utterance of each request: its index, codes int32 [T, Q], and "length" where the limit of any
+        of its utterances or its own cut it, else "stop".
+    """
+    owners = [(index, place) for index, count in enumerate(counts) for place in range(count)]
+    waiting: dict[int, dict[int, tuple[np.ndarray, FinishReason]]] = {}
+    for number, codes, reason in spoken:
+        index, place = owners[number]
+        found = waiting.setdefault(index, {})
+        found[place] = codes, reason
+        if len(found) < counts[index]:
+            continue
+        parts = [waiting[index][place] for place in range(counts[index])]
+        del waiting[index]
+        whole = np.concatenate([codes for codes, _ in parts])
+        cut = whole[: limits[index]]
+        ended = len(cut) == len(whole) and all(reason == "stop" for _, reason in parts)
+        yield index, cut, "stop" if ended else "length"

@@ -1,0 +1,242 @@
+"""Codes for the small voice, and the part of its codec that reads them: an autoencoder of spectra.
+
+    python -m recipes.mini.codes WORK [--steps 4000]
+
+A codec that learns from samples spends most of its work on convolutions near the sample rate. What a frame's codes
+must tell is in its spectra, so here an encoder that is given them, the codec's own quantizers and the codec's decoder
+up to its first convolution learn to say the spectra again, in minutes on one core. Codebook 0 also learns which
+phonemes are said (CTC), which a talker finds easier to predict. The waveform part of the decoder is learnt after
+that, from the codes: `qwen3-tts-jax train codec --decoder-only`.
+
+Reads WORK/spoken/*.jsonl and writes WORK/codes: codes.npz (int16 [T, Q] per clip), texts-lines.jsonl and
+texts-held.jsonl for `train talker`, with how long each phoneme lasts (the best path through CTC's outputs), their
+tokenizer/, recordings-*.jsonl for `train codec`, and codec/, in the published layout, whose encoder and waveform part
+know nothing yet. An interrupted run goes on at its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import soundfile
+
+from qwen3_tts_jax.config import CodecConfig
+from qwen3_tts_jax.phonemes import STRESSES, UNITS
+from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
+from qwen3_tts_jax.train.codec_job import write_codec
+from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
+from recipes.mini.spectral import OUTPUTS, PHONEMES, State, encode, finished, start, step
+
+_ID = re.compile("|".join(sorted(UNITS, key=len, reverse=True)) + "|.")
+_PHONEME = re.compile("|".join(sorted(PHONEMES, key=len, reverse=True)))
+_FRAMES = (20, 28, 36, 48, 64, 88, 128)
+"""Batches come in so many frames; longer clips are cut."""
+_BATCH_FRAMES = 320
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One line of WORK/spoken, with its samples int16 [N]."""
+
+    row: dict[str, Any]
+    folder: Path
+    samples: np.ndarray
+    held_out: bool
+
+    @property
+    def name(self) -> str:
+        """Among the codes."""
+        return f"{self.row['speaker']}-{Path(self.row['audio']).stem}"
+
+    @property
+    def phonemes(self) -> list[int]:
+        """From 1 on; 0 is CTC's blank."""
+        return [1 + PHONEMES.index(each) for each in _PHONEME.findall(self.row["text"])]
+
+
+def read_clips(work: Path, held_out: int) -> list[Clip]:
+    """All clips; every so many is held out."""
+    clips = []
+    for path in sorted((work / "spoken").glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for number, row in enumerate(rows):
+            samples = soundfile.read(path.parent / row["audio"], dtype="int16")[0]
+            clips.append(Clip(row, path.parent, samples, number % held_out == held_out - 1))
+    return clips
+
+
+def batch_of(clips: list[Clip], frames: int, rows: int, config: CodecConfig) -> dict[str, np.ndarray]:
+    """`rows` rows of `frames` frames; rows without a clip are silent and count nowhere."""
+    samples = np.zeros((rows, frames * config.frame_samples), np.float32)
+    letters = np.zeros((rows, round(frames * OUTPUTS * 0.9)), np.int32)
+    counts = np.zeros(rows, np.int32)
+    for row, clip in enumerate(clips):
+        piece = clip.samples[: samples.shape[1]]
+        samples[row, : len(piece)] = piece.astype(np.float32) / 32_767
+        counts[row] = min(frames, -(-len(clip.samples) // config.frame_samples))
+        spoken = clip.phonemes
+        if len(spoken) <= letters.shape[1] and len(piece) == len(clip.samples):
+            letters[row, : len(spoken)] = spoken
+    return {"samples": samples, "frames": counts, "letters": letters}
+
+
+def bucket(clip: Clip, config: CodecConfig) -> int:
+    """The frames of the batches that a clip is in."""
+    frames = -(-len(clip.samples) // config.frame_samples)
+    return next((each for each in _FRAMES if each >= frames), _FRAMES[-1])
+
+
+def batches(clips: list[Clip], steps: range, config: CodecConfig) -> Iterator[dict[str, np.ndarray]]:
+    """One batch per step, from the step alone: a bucket by its share of speech, speakers by the root of theirs."""
+    by_bucket: dict[int, list[Clip]] = {}
+    for clip in clips:
+        by_bucket.setdefault(bucket(clip, config), []).append(clip)
+    sizes = sorted(by_bucket)
+    seconds = {
+        name: sum(len(c.samples) for c in clips if c.row["speaker"] == name)
+        for name in {c.row["speaker"] for c in clips}
+    }
+    weights = {size: np.array([seconds[c.row["speaker"]] ** -0.5 for c in by_bucket[size]]) for size in sizes}
+    shares = np.array([weights[size].sum() * size for size in sizes])
+    for number in steps:
+        rng = np.random.default_rng([0, number])
+        size = sizes[rng.choice(len(sizes), p=shares / shares.sum())]
+        rows = max(1, _BATCH_FRAMES // size)
+        chosen = rng.choice(len(by_bucket[size]), rows, p=weights[size] / weights[size].sum())
+        yield batch_of([by_bucket[size][i] for i in chosen], size, rows, config)
+
+
+def train(work: Path, clips: list[Clip], config: CodecConfig, params: Mapping[str, Any], steps: int) -> State:
+    """Trains to `steps`, from the last checkpoint if there is one."""
+    rate = optax.warmup_cosine_decay_schedule(0, 1.5e-3, 200, steps, 5e-5)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, 0.8, 0.99, weight_decay=1e-3))
+    state, checkpoint = start(config, params, optimizer), work / "codes" / "state.npz"
+    leaves, tree = jax.tree.flatten(state)
+    if checkpoint.exists():
+        with np.load(checkpoint) as file:
+            state = jax.tree.unflatten(tree, [jnp.asarray(file[f"{i}"]) for i in range(len(leaves))])
+    first, began, sums, since = int(state.step), time.perf_counter(), {}, 0
+    training = [clip for clip in clips if not clip.held_out]
+    for number, batch in zip(range(first, steps), batches(training, range(first, steps), config), strict=True):
+        state, losses = step(state, params, batch, config, optimizer)
+        sums = {name: sums.get(name, 0.0) + float(loss) for name, loss in losses.items()}
+        since += 1
+        if (number + 1) % 200 == 0 or number + 1 == steps:
+            means = {name: round(value / since, 4) for name, value in sums.items()}
+            print(
+                json.dumps({"step": number + 1, **means, "seconds": round(time.perf_counter() - began, 1)}), flush=True
+            )
+            sums, since = {}, 0
+        if (number + 1) % 1000 == 0 or number + 1 == steps:
+            temporary = checkpoint.with_suffix(".tmp.npz")
+            np.savez(temporary, **{f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
+            temporary.replace(checkpoint)
+    return state
+
+
+def durations_of(clip: Clip, logits: np.ndarray) -> list[int] | None:
+    """Frames that each id of a clip's text takes: those of its phonemes by the best path through CTC's logits [2 T, V].
+
+    A frame is that of the last phoneme that has begun in it. None where the phonemes do not fit.
+    """
+    ids, phonemes = _ID.findall(clip.row["text"]), clip.phonemes
+    places = [place for place, each in enumerate(ids) if each.lstrip("".join(STRESSES)) in PHONEMES]
+    labels = np.zeros(2 * len(phonemes) + 1, int)
+    labels[1::2] = phonemes
+    if len(places) != len(phonemes) or len(logits) < len(labels) // 2 + 1:
+        return None
+    scores = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, labels]
+    # From a phoneme to the next without a blank, unless they are the same.
+    skips = np.zeros(len(labels), bool)
+    skips[3::2] = labels[3::2] != labels[1:-2:2]
+    total = np.full(len(labels), -np.inf)
+    total[:2] = scores[0, :2]
+    steps = np.zeros(scores.shape, int)
+    for number in range(1, len(scores)):
+        ways = np.full((3, len(labels)), -np.inf)
+        ways[0], ways[1, 1:] = total, total[:-1]
+        ways[2, 2:] = np.where(skips[2:], total[:-2], -np.inf)
+        steps[number] = np.argmax(ways, axis=0)
+        total = np.max(ways, axis=0) + scores[number]
+    if not np.isfinite(total[-2:]).any():
+        return None
+    state = len(labels) - 2 + int(np.argmax(total[-2:]))
+    durations = [0] * len(ids)
+    for number in range(len(scores) - 1, -1, -1):
+        if number % OUTPUTS == OUTPUTS - 1:
+            durations[places[max((state - 1) // 2, 0)]] += 1
+        state -= steps[number, state]
+    return durations
+
+
+def write_codes(work: Path, clips: list[Clip], state: State, params: Mapping[str, Any], config: CodecConfig) -> None:
+    """Codes of all clips, and the lines that name them."""
+    folder = work / "codes"
+    codes, durations, order = {}, {}, sorted(range(len(clips)), key=lambda i: len(clips[i].samples))
+    by_bucket: dict[int, list[Clip]] = {}
+    for i in order:
+        by_bucket.setdefault(bucket(clips[i], config), []).append(clips[i])
+    off: dict[bool, list[float]] = {False: [], True: []}
+    for size, some in by_bucket.items():
+        rows = max(1, _BATCH_FRAMES // size)
+        for begin in range(0, len(some), rows):
+            part = some[begin : begin + rows]
+            batch = batch_of(part, size, rows, config)
+            result = jax.device_get(encode(state, params, batch["samples"], config))
+            for row, clip in enumerate(part):
+                frames = batch["frames"][row]
+                codes[clip.name] = result["codes"][row, :frames].astype(np.int16)
+                durations[clip.name] = durations_of(clip, result["logits"][row, : frames * OUTPUTS])
+                off[clip.held_out].append(float(result["mel"][row, :frames].mean()))
+    np.savez(folder / "codes.npz", **codes)
+    for name, held_out in (("lines", False), ("held", True)):
+        some = [clip for clip in clips if clip.held_out == held_out]
+        common = [{"codes": "codes.npz", "key": clip.name, "speaker": clip.row["speaker"]} for clip in some]
+        heard = [{"audio": f"../spoken/{clip.row['audio']}"} for clip in some]
+        said = [{"text": clip.row["text"], "language": "english", "durations": durations[clip.name]} for clip in some]
+        for kind, more in (("recordings", heard), ("texts", said)):
+            rows = [json.dumps(one | other, ensure_ascii=False) + "\n" for one, other in zip(more, common, strict=True)]
+            (folder / f"{kind}-{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+        print(f"{name}: {len(some)} clips, mel bands off by {np.mean(off[held_out]):.3f} nats")
+    used = np.stack(
+        [
+            np.bincount(np.concatenate(list(codes.values()))[:, q], minlength=config.encoder.codebook_size)
+            for q in range(config.num_codebooks)
+        ]
+    )
+    shares = used / used.sum(axis=1, keepdims=True)
+    entropies = -np.sum(np.where(shares > 0, shares * np.log(np.maximum(shares, 1e-12)), 0), axis=1)
+    print("perplexities", np.exp(entropies).round(1).tolist())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--held-out", type=int, default=100, help="one clip in so many")
+    arguments = parser.parse_args()
+    work, config = arguments.work, codec_shape("medium")
+    (work / "codes").mkdir(exist_ok=True)
+    clips, params = read_clips(work, arguments.held_out), random_codec(config)
+    print(
+        f"{len(clips)} clips, {sum(len(clip.samples) for clip in clips) / config.sample_rate / 3600:.2f} h", flush=True
+    )
+    write_byte_tokenizer(work / "codes" / "tokenizer", UNITS)
+    state = train(work, clips, config, params, arguments.steps)
+    write_codes(work, clips, state, params, config)
+    write_codec(work / "codes" / "codec", finished(state, params, config), config)
+
+
+if __name__ == "__main__":
+    main()

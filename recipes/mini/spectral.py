@@ -1,0 +1,221 @@
+"""A codec that learns from spectra: an encoder that is given them, the codec's quantizers, and its decoder's front.
+
+Training only: of what learns here, the codebooks and the decoder up to its first convolution are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from math import prod
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
+from qwen3_tts_jax.config import CodecConfig
+from qwen3_tts_jax.mel import mel_filterbank
+from qwen3_tts_jax.phonemes import CONSONANTS, VOWELS
+from qwen3_tts_jax.train.codec_loss import magnitudes
+from qwen3_tts_jax.train.codec_quantizer import (
+    Quantized,
+    dropped_codebooks,
+    learn_codebooks,
+    quantize_residuals,
+    share_codebooks,
+)
+from qwen3_tts_jax.train.soft_codes import decoder_latents
+
+KINDS = ("semantic", "acoustic")
+BANDS, BINS = 80, 160
+"""Mel bands every 10 ms, and bins of 12.5 Hz up to 2 kHz every 20 ms, which show the pitch."""
+OUTPUTS = 2
+"""Phonemes that a frame may hold."""
+PHONEMES = VOWELS + CONSONANTS
+_WIDTH, _LAYERS = 384, 3
+_CTC = 0.1
+
+
+class SpectralEncoder(nn.Module):
+    """Spectra [B, T, 1280] of frames → latents [B, T, `features`]; sees the present and the past."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(_WIDTH)(x)
+        for _ in range(_LAYERS):
+            y = nn.LayerNorm()(x)
+            before = jnp.pad(y, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+            x = x + 0.5 * nn.gelu(nn.Dense(_WIDTH)(jnp.concatenate([before, y], axis=-1)))
+            y = nn.gelu(nn.Dense(2 * _WIDTH)(nn.LayerNorm()(x)))
+            x = x + 0.3 * nn.Dense(_WIDTH)(y)
+        return nn.Dense(self.features)(nn.LayerNorm()(x))
+
+
+@flax.struct.dataclass
+class State:
+    """What a step changes: the leaves that are trained, the codebooks, the optimizer's state."""
+
+    step: jax.Array
+    trained: dict[str, jax.Array]
+    codebooks: dict[str, dict[str, jax.Array]]
+    optimizer: optax.OptState
+
+
+def spectra(samples: jax.Array, config: CodecConfig) -> tuple[jax.Array, jax.Array]:
+    """Log-mel bands [B, 8 T, 80] and log magnitudes of low bins [B, 4 T, 160] of samples [B, T·1920]."""
+    windows = config.frame_samples // 2, config.frame_samples
+
+    def around(size: int) -> jax.Array:
+        # A window's middle is the middle of its hop.
+        padding = size * 3 // 8
+        return magnitudes(jnp.pad(samples, ((0, 0), (padding, padding))), size)
+
+    filters = mel_filterbank(config.sample_rate, windows[0], BANDS)
+    # What is quieter than this is not worth codes.
+    mel = jnp.log(jnp.einsum("btf,mf->btm", around(windows[0]), filters) + 2e-3)
+    low = jnp.log(around(windows[1])[..., 1 : BINS + 1] / 30 + 1e-2)
+    return mel, low
+
+
+def forward(
+    state_trained: Mapping[str, jax.Array],
+    codebooks: Mapping[str, Mapping[str, jax.Array]],
+    params: Mapping[str, Any],
+    config: CodecConfig,
+    samples: jax.Array,
+    keep: jax.Array,
+) -> tuple[dict[str, Quantized], jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+    """Quantized latents, both spectra said again, CTC's logits [B, 2 T, V], and both spectra."""
+    trees = unflatten_dict(flatten_dict({"decoder": params["decoder"]}, sep="/") | dict(state_trained), sep="/")
+    mel, low = spectra(samples, config)
+    batch, frames = len(samples), samples.shape[1] // config.frame_samples
+    heard = jnp.concatenate([(each + 2.5).reshape(batch, frames, -1) * 0.5 for each in (mel, low)], axis=-1)
+    latents = SpectralEncoder(config.encoder.transformer.width).apply({"params": trees["spectral"]}, heard)
+    split = config.encoder.num_semantic_codebooks
+    kept = {"semantic": jnp.minimum(keep, split), "acoustic": keep - split}
+    results = {
+        kind: quantize_residuals(codebooks[kind], latents @ trees["input_projection"][kind].T, kept[kind])
+        for kind in KINDS
+    }
+
+    def of_decoder(module: SplitResidualQuantizer) -> jax.Array:
+        return sum(getattr(module, kind).output_projection(results[kind].vectors) for kind in KINDS)
+
+    shape = (batch, frames, config.num_codebooks)
+    said = decoder_latents(trees["decoder"], config.decoder, shape, of_decoder)
+    said = said @ trees["readout"]["weight"].T + trees["readout"]["bias"]
+    per_latent = 8 // prod(config.decoder.latent_upsample_rates) * BANDS
+    letters = results["semantic"].vectors @ trees["ctc"]["weight"].T + trees["ctc"]["bias"]
+    letters = letters.reshape(batch, frames * OUTPUTS, len(PHONEMES) + 1)
+    return results, said[..., :per_latent].reshape(mel.shape), said[..., per_latent:], letters, (mel, low)
+
+
+def start(config: CodecConfig, params: Mapping[str, Any], optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step: the decoder up to its waveform part, and what only training needs."""
+    fresh, rng = jax.random.key(0), np.random.default_rng(0)
+    leaves = flatten_dict({"decoder": params["decoder"]}, sep="/")
+    codebook_leaves = ("embedding_sum", "cluster_usage", "initialized")
+    waveform = ("decoder/conv_in", "decoder/upsample_", "decoder/snake_out", "decoder/conv_out")
+    trained = {
+        path: jnp.array(leaf)
+        for path, leaf in leaves.items()
+        if not path.startswith(waveform) and path.rsplit("/", 1)[-1] not in codebook_leaves
+    }
+    spectral = SpectralEncoder(config.encoder.transformer.width).init(fresh, jnp.zeros((1, 4, 8 * BANDS + 4 * BINS)))
+    trained |= flatten_dict({"spectral": spectral["params"]}, sep="/")
+    for kind in KINDS:
+        trained[f"input_projection/{kind}"] = jnp.array(
+            params["encoder"]["quantizer"][kind]["input_projection"]["weight"]
+        )
+    outputs = 8 // prod(config.decoder.latent_upsample_rates) * BANDS + BINS
+    trained["readout/weight"] = jnp.array(
+        0.05 * rng.standard_normal((outputs, config.decoder.latent_width)), jnp.float32
+    )
+    trained["readout/bias"] = jnp.full(outputs, -2.0)
+    letters = OUTPUTS * (len(PHONEMES) + 1)
+    trained["ctc/weight"] = jnp.array(0.05 * rng.standard_normal((letters, config.encoder.codebook_dim)), jnp.float32)
+    trained["ctc/bias"] = jnp.zeros(letters)
+    split = config.encoder.num_semantic_codebooks
+    shape = (config.encoder.codebook_size, config.encoder.codebook_dim)
+    codebooks = {
+        kind: {"embedding_sum": jnp.zeros((count, *shape)), "cluster_usage": jnp.zeros((count, shape[0]))}
+        for kind, count in (("semantic", split), ("acoustic", config.num_codebooks - split))
+    }
+    return State(jnp.zeros((), jnp.int32), trained, codebooks, optimizer.init(trained))
+
+
+@partial(jax.jit, static_argnames=("config", "optimizer"), donate_argnames="state")
+def step(
+    state: State,
+    params: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    config: CodecConfig,
+    optimizer: optax.GradientTransformation,
+) -> tuple[State, dict[str, jax.Array]]:
+    """One step; `batch` is samples [B, N], frames [B], letters [B, L] with 0 behind."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.step), 3)
+    samples, frames, letters = batch["samples"], batch["frames"], batch["letters"]
+    split = config.encoder.num_semantic_codebooks
+    keep = dropped_codebooks(keys[0], len(samples), config.num_codebooks, split, 0.25)
+
+    def value(trained: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple]:
+        results, mel, low, logits, (true_mel, true_low) = forward(
+            trained, state.codebooks, params, config, samples, keep
+        )
+
+        def distance(said: jax.Array, true: jax.Array) -> jax.Array:
+            per_frame = jnp.mean(jnp.abs(said - true).reshape(*frame_there.shape, -1), axis=-1)
+            return jnp.sum(per_frame * frame_there) / jnp.sum(frame_there)
+
+        frame_there = jnp.arange(samples.shape[1] // config.frame_samples) < frames[:, None]
+        losses = {"mel": distance(mel, true_mel), "low": distance(low, true_low)}
+        losses["commitment"] = sum(result.commitment for result in results.values())
+        absent = 1.0 - jnp.repeat(frame_there, OUTPUTS, axis=1)
+        ctc = optax.ctc_loss(logits, absent, letters, (letters == 0).astype(jnp.float32))
+        fits = jnp.sum(letters > 0, axis=1) < OUTPUTS * frames * 0.9
+        losses["ctc"] = jnp.sum(jnp.where(fits, ctc, 0.0)) / jnp.maximum(jnp.sum((letters > 0) * fits[:, None]), 1)
+        total = losses["mel"] + 0.5 * losses["low"] + 0.25 * losses["commitment"] + _CTC * losses["ctc"]
+        return total, (losses, results)
+
+    (_, (losses, results)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
+    dead_below = 0.1 * samples.size / config.frame_samples / config.encoder.codebook_size
+    codebooks = {
+        kind: learn_codebooks(state.codebooks[kind], results[kind], key, 0.99, dead_below)
+        for kind, key in zip(KINDS, keys[1:], strict=True)
+    }
+    trained = optax.apply_updates(state.trained, updates)
+    return State(state.step + 1, trained, codebooks, optimizer_state), losses
+
+
+@partial(jax.jit, static_argnames="config")
+def encode(state: State, params: Mapping[str, Any], samples: jax.Array, config: CodecConfig) -> dict[str, jax.Array]:
+    """Codes int32 [B, T, Q], CTC's logits, and how far the spectra that they say are off."""
+    keep = jnp.full(len(samples), config.num_codebooks)
+    results, mel, low, logits, true = forward(state.trained, state.codebooks, params, config, samples, keep)
+    codes = jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1)
+    off = [
+        jnp.mean(jnp.abs(a - b).reshape(len(samples), codes.shape[1], -1), axis=-1)
+        for a, b in ((mel, true[0]), (low, true[1]))
+    ]
+    return {"codes": codes, "logits": logits, "mel": off[0], "low": off[1]}
+
+
+def finished(state: State, params: Mapping[str, Any], config: CodecConfig) -> dict[str, Any]:
+    """The trees encoder and decoder."""
+    leaves = flatten_dict({part: params[part] for part in ("encoder", "decoder")}, sep="/")
+    leaves |= {path: leaf for path, leaf in state.trained.items() if path.startswith("decoder/")}
+    for kind in KINDS:
+        for name, leaf in state.codebooks[kind].items():
+            path = f"encoder/quantizer/{kind}/{name}"
+            leaves[path] = jnp.asarray(leaves[path]).at[: len(leaf)].set(leaf)
+        leaves[f"encoder/quantizer/{kind}/input_projection/weight"] = state.trained[f"input_projection/{kind}"]
+    return share_codebooks(unflatten_dict(leaves, sep="/"), config.num_codebooks)

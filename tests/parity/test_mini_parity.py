@@ -1,0 +1,26 @@
+"""The model in the package, in the official one: the same ids of phonemes, and the same speech."""
+
+from __future__ import annotations
+
+import re
+
+from qwen3_tts_jax.convert.verify import run_parity
+from qwen3_tts_jax.packaged import MINI, local_folder
+from qwen3_tts_jax.phonemes import phonemize
+from qwen3_tts_jax.text import TextTokenizer
+from tests.parity.oracle import load_official
+
+TEXTS = ["Hello there.", "Oh boy, I say: how now?", "The measure of joy, a church, and this thing!", "Up, in, at 9:45."]
+
+
+def test_a_phoneme_is_one_id_of_the_official_processor():
+    official, ours = load_official(local_folder(MINI)), TextTokenizer.from_folder(local_folder(MINI))
+    for text in map(phonemize, TEXTS):
+        (ids,) = official._tokenize_texts([official._build_assistant_text(text)])[0].tolist()
+        assert ours.assistant(text) == ids
+        assert len(ids) == 8 + len(re.findall("[ˈˌ]?(?:[aeo][ɪʊ]|.)", text))
+
+
+def test_speech():
+    report = run_parity(local_folder(MINI), TEXTS[:1], frames=4)
+    assert report.passed, report.to_table()

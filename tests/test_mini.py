@@ -1,0 +1,266 @@
+"""The model in the package: it speaks without a network, sentence by sentence, from every way in."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from qwen3_tts_jax import Qwen3TTS, Request
+from qwen3_tts_jax.convert import load_codec, resolve, resolve_codec
+from qwen3_tts_jax.hf_config import read_codec
+from qwen3_tts_jax.packaged import MINI, local_folder
+from qwen3_tts_jax.phonemes import LONGEST_UTTERANCE, utterances
+from qwen3_tts_jax.prompt import plan_prompt
+from qwen3_tts_jax.synthesis import UTTERANCE_BUCKET
+from qwen3_tts_jax.utterances import joined, spoken_as, spoken_as_it_arrives, utterance_number
+from tests.command import assert_refused, run
+
+LINE = (
+    "speaking with mini, the small English voice in the package{}; "
+    "--model 0.6B-CustomVoice downloads the published one\n"
+)
+TEXT = "Hello there. How are you? I am fine."
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """An empty folder, and no way out of this machine."""
+
+    def connect(*_):
+        raise OSError("the network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="module")
+def mini() -> Qwen3TTS:
+    return Qwen3TTS.from_pretrained("mini")
+
+
+def test_its_files():
+    found = local_folder(MINI)
+    assert sum(path.stat().st_size for path in found.rglob("*")) < 40e6
+    assert json.loads((found / "tokenizer_config.json").read_text(encoding="utf-8"))["phonemes"] == "en-us"
+    assert load_codec(resolve_codec(MINI), read_codec(resolve_codec(MINI))).keys() == {"encoder", "decoder"}
+
+
+def test_its_name_is_no_folder():
+    Path("mini").mkdir()
+    assert resolve("mini") == local_folder("mini") != Path("mini")
+    assert resolve("./mini") == Path("mini")
+    assert local_folder("") is None
+
+
+# Speech.
+
+
+def test_both_speak_and_equal_seeds_speak_alike(mini):
+    def speak(speaker: str, seed: int) -> np.ndarray:
+        (samples,), rate = mini.generate_custom_voice("Hello there.", speaker, seed=seed, max_new_tokens=9)
+        assert rate == 24_000
+        assert np.isfinite(samples).all()
+        assert len(samples) > 0
+        return samples
+
+    assert mini.get_supported_speakers() == ["heart", "michael"]
+    assert mini.get_supported_languages() == ["auto", "english"]
+    heart = speak("heart", 1)
+    np.testing.assert_array_equal(speak("Heart", 1), heart)
+    for other in (speak("michael", 1), speak("heart", 2)):
+        assert not np.array_equal(other, heart)
+
+
+@pytest.mark.parametrize("most", [None, 20])
+def test_a_stream_is_the_whole(mini, most):
+    (whole,) = mini.synthesize([Request(TEXT, speaker="heart", max_frames=most)], seed=3)
+    chunks = list(mini.stream(Request(TEXT, speaker="heart", max_frames=most), seed=3))
+    np.testing.assert_array_equal(np.concatenate([chunk.codes for chunk in chunks]), whole.codes)
+    np.testing.assert_allclose(np.concatenate([chunk.samples for chunk in chunks]), whole.samples, atol=1e-4)
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1].finish_reason == whole.finish_reason
+    assert len(whole.samples) == 1920 * len(whole.codes)
+    assert len(whole.codes) <= (most or 3 * 47)
+
+
+def test_text_in_pieces_is_spoken_sentence_by_sentence(mini):
+    said = []
+
+    def pieces():
+        for start in range(0, len(TEXT), 5):
+            said.append(start)
+            yield TEXT[start : start + 5]
+
+    chunks = mini.stream_custom_voice(pieces(), speaker="heart", seed=3)
+    first = next(chunks)
+    # "Hello there. H" is what is needed of it.
+    assert said == [0, 5, 10]
+    rest = list(chunks)
+    whole = list(mini.stream_custom_voice(TEXT, speaker="heart", seed=3))
+    codes = [np.concatenate([chunk.codes for chunk in each]) for each in ([first, *rest], whole)]
+    np.testing.assert_array_equal(*codes)
+    assert rest[-1].finish_reason == whole[-1].finish_reason
+
+
+def test_pieces_without_a_word_are_refused(mini):
+    with pytest.raises(ValueError, match="there is nothing to say in"):
+        list(mini.stream_custom_voice(iter(["?! ", "😀"]), speaker="heart"))
+
+
+def test_what_cannot_be_spoken_is_refused(mini):
+    for text, options, message in [
+        ("!!!", {"speaker": "heart"}, "there is nothing to say in '!!!'"),
+        ("Hello.", {"speaker": "ryan"}, "unknown speaker 'ryan'; there are heart, michael"),
+        ("Hello.", {"speaker": "heart", "language": "german"}, "unknown language 'german'; there are auto, english"),
+    ]:
+        for method in (mini.generate_custom_voice, mini.stream_custom_voice):
+            with pytest.raises(ValueError, match=message):
+                method(text, **options)
+    with pytest.warns(UserWarning, match="takes no instruct"):
+        mini.stream_custom_voice("Hello.", speaker="heart", instruct="sadly")
+
+
+# How a request is divided.
+
+
+def test_an_utterance_is_a_sentence_in_phonemes(mini):
+    request = Request(TEXT, speaker="heart", text_mode="as_it_comes")
+    parts = spoken_as(request, mini.tokenizer)
+    assert [part.text for part in parts] == utterances(TEXT) == ["hɛlˈoʊ ðˈɛɹ.", "hˈaʊ ˈɑɹ jˈu?", "ˈaɪ ˈæm fˈaɪn."]
+    assert {part.text_mode for part in parts} == {"all_at_once"}
+    # 9 phonemes, spaces and stops each
+    assert [part.max_frames for part in parts] == [47, 47, 47]
+    limited = spoken_as(Request(TEXT, speaker="heart", max_frames=40), mini.tokenizer)
+    assert [part.max_frames for part in limited] == [40, 40, 40]
+    arriving = spoken_as_it_arrives(
+        Request("Hello ", speaker="heart"), iter(["there. How are", " you? I am fine."]), mini.tokenizer
+    )
+    assert list(arriving) == parts
+
+
+def test_the_longest_utterance_has_the_smallest_shape(mini):
+    longest = Request("ə" * LONGEST_UTTERANCE, "english", "heart")
+    assert len(plan_prompt(longest, mini.tokenizer, mini.config).text_ids) <= UTTERANCE_BUCKET
+
+
+def test_other_models_speak_requests_as_they_are(tokenizer):
+    request = Request(TEXT)
+    assert spoken_as(request, tokenizer) == [request]
+
+
+def test_utterances_are_joined_in_order():
+    codes = [np.full((i + 1, 2), i, np.int32) for i in range(4)]
+    spoken = [(2, codes[2], "stop"), (3, codes[3], "length"), (0, codes[0], "stop"), (1, codes[1], "stop")]
+    whole, cut = joined(spoken, [1, 1, 2], [None, None, None]), joined(spoken, [3, 1], [3, 4])
+    assert [(index, rows[:, 0].tolist(), reason) for index, rows, reason in whole] == [
+        (2, [2, 2, 2, 3, 3, 3, 3], "length"),
+        (0, [0], "stop"),
+        (1, [1, 1], "stop"),
+    ]
+    assert [(index, rows[:, 0].tolist(), reason) for index, rows, reason in cut] == [
+        (1, [3, 3, 3, 3], "length"),
+        (0, [0, 1, 1], "length"),
+    ]
+    assert utterance_number(5, 0) == 5
+    assert len({utterance_number(number, place) for number in range(50) for place in range(50)}) == 2500
+
+
+# The command.
+
+
+def test_say_without_a_model_speaks_with_mini(mini):
+    result = run("say", "Hello there.", "-o", "a.wav", "--max-seconds", "0.7", "--seed", "3")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == LINE.format(" (heart; `voices` lists others)")
+    samples, rate = soundfile.read("a.wav", dtype="float32")
+    (same,) = mini.synthesize([Request("Hello there.", speaker="heart", max_frames=8)], seed=3)
+    assert rate == 24_000
+    np.testing.assert_allclose(samples, same.samples, atol=2 / 32768)
+    options = ["--max-seconds", "0.1", "-o", "b.wav"]
+    assert run("say", "Hi.", "-s", "michael", *options).stderr == LINE.format("")
+    assert run("say", "Hi.", "--model", "mini", *options).stderr.startswith("voice: heart (")
+    assert run("say", "Hi.", "--quiet", *options).stderr == ""
+
+
+def test_say_refuses_before_loading(no_weights):
+    for arguments, part in [
+        (["!!!"], "there is nothing to say in '!!!'"),
+        (["--stream", "!!!"], "there is nothing to say in '!!!'"),
+        (["Hi.", "--speaker", "ryan"], "unknown speaker 'ryan'; there are heart, michael"),
+        (["Hi.", "--language", "german"], "unknown language 'german'; there are auto, english"),
+        ([" "], "the text is empty"),
+    ]:
+        assert_refused(run("say", *arguments), part)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_an_instruction_is_left_out_with_a_warning():
+    result = run("say", TEXT, "--instruct", "sadly", "--max-seconds", "0.1", "--quiet")
+    assert result.exit_code == 0
+    assert result.stderr == "warning: this model (0b6 custom_voice) takes no instruct; it is dropped\n"
+
+
+def test_a_text_that_is_piped_in_is_streamed():
+    result = run("say", "--stream", "--raw", "--text-mode", "as-it-comes", "--max-seconds", "0.4", text=TEXT.encode())
+    assert result.exit_code == 0, result.stderr
+    assert len(result.stdout_bytes) == 2 * 1920 * 5
+    assert "cut at the limit of 0.40 s: raise --max-seconds" in result.stderr
+
+
+def test_a_text_without_a_word_that_is_piped_in_is_refused():
+    result = run("say", "--stream", "--raw", "--text-mode", "as-it-comes", "--quiet", text="?! 😀".encode())
+    assert_refused(result, "there is nothing to say in '?! 😀'")
+
+
+def test_its_voices_languages_and_parts():
+    assert run("voices").stdout == "heart    American woman\nmichael  American man\n"
+    assert run("languages").stdout == "auto\nenglish\n"
+    info = run("info", "mini")
+    assert info.exit_code == 0, info.stderr
+    assert "its own: heart, michael" in info.stdout
+    assert info.stderr == ""
+
+
+def test_batch_without_a_model_speaks_with_mini():
+    Path("lines.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [
+            {"id": "a", "text": TEXT, "max_seconds": 0.5},
+            {"id": "b", "text": "Good morning.", "speaker": "michael", "max_seconds": 0.5},
+            {"id": "c", "text": "???"},
+        ])
+    )  # fmt: skip
+    refused = run("batch", "lines.jsonl", "-o", "out")
+    assert refused.exit_code == 2
+    assert "there is nothing to say in '???'" in refused.stderr
+    result = run("batch", "lines.jsonl", "-o", "out", "--skip-bad", "--batch-size", "2")
+    assert result.exit_code == 0, result.stderr
+    assert LINE.format("") in result.stderr
+    assert {path.name for path in Path("out").glob("*.wav")} == {"a.wav", "b.wav"}
+    assert 0 < soundfile.info("out/a.wav").frames <= 6 * 1920
+
+
+def test_export_writes_it_and_its_phonemes():
+    assert run("export", "mini", "-o", "copy").exit_code == 0
+    config = json.loads(Path("copy/tokenizer_config.json").read_text(encoding="utf-8"))
+    assert config["phonemes"] == "en-us"
+
+
+def test_what_is_not_needed_is_not_imported():
+    program = (
+        "import sys\n"
+        "from qwen3_tts_jax.cli import app\n"
+        "app(['voices'], standalone_mode=False)\n"
+        "print(sorted({'jax', 'gruut', 'num2words', 'huggingface_hub'} & set(sys.modules)))\n"
+        "import qwen3_tts_jax.pipeline\n"
+        "print(sorted({'gruut', 'num2words', 'qwen3_tts_jax.phonemes'} & set(sys.modules)))\n"
+    )
+    lines = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert lines[-2:] == ["[]", "[]"]
