@@ -59,6 +59,7 @@ class BucketedBatches:
     multiple: int = 1
     _buckets: list[_Bucket] = field(init=False, repr=False)
     _turns: list[int] = field(init=False, repr=False)
+    _has_durations: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.batch_frames < 1 or self.count < 1:
@@ -68,10 +69,8 @@ class BucketedBatches:
         object.__setattr__(self, "_buckets", self._make_buckets())
         turns = [max(1, round(len(each.members) / (each.rows * self.accumulate))) for each in self._buckets]
         object.__setattr__(self, "_turns", turns)
-
-    @property
-    def _has_durations(self) -> bool:
-        return any(each.line.durations is not None for each in self.examples)
+        has_durations = any(each.line.durations is not None for each in self.examples)
+        object.__setattr__(self, "_has_durations", has_durations)
 
     @property
     def row_counts(self) -> set[int]:

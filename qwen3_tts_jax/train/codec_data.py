@@ -9,18 +9,16 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.files import completed
-from qwen3_tts_jax.train.lines import DataError
+from qwen3_tts_jax.train.lines import DataError, codes_problem
 
 _log = logging.getLogger(__name__)
 
-_CODES_ENDINGS = (".npy", ".npz")
 _ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
 _SHORTEST_SECONDS = 0.5
 _SILENCE = 1e-3
@@ -100,7 +98,8 @@ def _read_lines(path: Path, problems: list[str]) -> list[Recording]:
         if not isinstance(fields, dict) or not isinstance(fields.get("audio"), str) or not fields["audio"].strip():
             problems.append(f"{where} has no audio")
             continue
-        wrong = _codes_problem(fields, where)
+        codes = fields.get("codes")
+        wrong = codes_problem(codes, fields.get("key"), where) if codes else None
         if wrong is not None:
             problems.append(wrong)
             continue
@@ -112,18 +111,6 @@ def _read_lines(path: Path, problems: list[str]) -> list[Recording]:
     if not found and not problems:
         raise DataError(f"{path} has no lines; give one JSON object per recording, with audio")
     return found
-
-
-def _codes_problem(fields: dict[str, Any], where: str) -> str | None:
-    codes, key = fields.get("codes"), fields.get("key")
-    if not codes:
-        return None
-    ending = Path(codes).suffix if isinstance(codes, str) else None
-    if ending not in _CODES_ENDINGS:
-        return f"{where}: codes must be a {' or '.join(_CODES_ENDINGS)} file, got {codes!r}"
-    if (ending == ".npz") != (isinstance(key, str) and bool(key)):
-        return f"{where}: a .npz file of codes needs a key, the name of the array in it; others have none"
-    return None
 
 
 def _with_features(recording: Recording, folder: Path, features: Path, problems: list[str]) -> Recording:

@@ -125,6 +125,16 @@ def _durations(value: Any, where: str) -> tuple[int, ...]:
     return tuple(value)
 
 
+def codes_problem(codes: Any, key: Any, where: str) -> str | None:
+    """What is wrong with the name of a file of codes and the key of an array in it; None if they go together."""
+    ending = Path(codes).suffix if isinstance(codes, str) else None
+    if ending not in _CODES_ENDINGS:
+        return f"{where}: codes must be a {' or '.join(_CODES_ENDINGS)} file, got {codes!r}"
+    if (ending == ".npz") != (isinstance(key, str) and bool(key)):
+        return f"{where}: a .npz file of codes needs a key, the name of the array in it; others have none"
+    return None
+
+
 def _check_meaning(fields: dict[str, Any], where: str, config: ModelConfig) -> None:
     languages = config.prompt.languages
     if fields.get("language", "auto").lower() not in ("auto", *languages):
@@ -135,11 +145,9 @@ def _check_meaning(fields: dict[str, Any], where: str, config: ModelConfig) -> N
             raise DataError(f"{where} has audio and codes: one of them says what is learnt")
         if config.model_type == "base":
             raise DataError(f"{where} has codes, but a base model hears voices: give audio")
-        ending = Path(fields["codes"]).suffix
-        if ending not in _CODES_ENDINGS:
-            raise DataError(f"{where}: codes must be a {' or '.join(_CODES_ENDINGS)} file, got {fields['codes']!r}")
-        if (ending == ".npz") != ("key" in fields):
-            raise DataError(f"{where}: a .npz file of codes needs a key, the name of the array in it; others have none")
+        problem = codes_problem(fields["codes"], fields.get("key"), where)
+        if problem is not None:
+            raise DataError(problem)
     elif "key" in fields:
         raise DataError(f"{where} has a key but no codes")
     if "ref_text" in fields and "ref_audio" not in fields:
