@@ -56,7 +56,7 @@ def _options(
 @app.command(
     epilog=examples(
         'qwen3-tts-jax say "Good morning." -o morning.wav',
-        'qwen3-tts-jax say "Good morning." --speaker michael',
+        'qwen3-tts-jax say "Good morning." --speaker henry',
         'qwen3-tts-jax say "Guten Morgen." --model 0.6B-CustomVoice --speaker ryan --language german',
         'qwen3-tts-jax say "I won!" --model 1.7B-CustomVoice --instruct "overjoyed"',
         'echo "Read from a pipe." | qwen3-tts-jax say --model ./my-checkpoint --seed 7',

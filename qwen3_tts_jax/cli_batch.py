@@ -18,7 +18,7 @@ EXAMPLES = examples(
     "qwen3-tts-jax batch lines.jsonl -o out/ --format parquet --retry 2 --engine ray",
     "",
     'A manifest, as JSON lines or (.csv) as CSV with the same names in its first line; only "text" is needed:',
-    '  {"id": "a1", "text": "Good morning.", "speaker": "michael", "language": "english"}',
+    '  {"id": "a1", "text": "Good morning.", "speaker": "henry", "language": "english"}',
     '  {"id": "a2", "text": "It rains.", "instruct": "sadly", "max_seconds": 6, "seed": 3}',
     '  {"id": "b1", "text": "Hello.", "reference": "me.wav", "reference_text": "What I say."}',
     '  {"id": "b2", "text": "Hello.", "voice": "me.safetensors", "text_mode": "all-at-once"}',

@@ -7,7 +7,7 @@ from pathlib import Path
 
 MINI = "mini"
 """Its short name; a folder that is called so is "./mini"."""
-MINI_VOICES = {"heart": "American woman", "michael": "American man"}
+MINI_VOICES = {"heart": "American woman", "henry": "American man"}
 
 
 def local_folder(model: str | Path) -> Path | None:

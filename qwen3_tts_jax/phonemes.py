@@ -46,6 +46,13 @@ _SHORT_WORDS = {
     "of", "off", "oh", "old", "on", "one", "or", "our", "out", "she", "so", "the", "they", "to", "too", "two", "up",
     "was", "we", "who", "why", "yes", "yet", "you",
 }  # fmt: skip
+# Words that are hardly ever stressed but before a pause.
+_WEAK_WORDS = {
+    "am", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "could", "did", "do", "does", "for", "from",
+    "had", "has", "have", "he", "her", "him", "his", "i", "if", "in", "is", "it", "its", "may", "me", "might", "must",
+    "my", "of", "on", "or", "our", "shall", "she", "should", "so", "than", "that", "the", "their", "them", "there",
+    "they", "to", "us", "was", "we", "were", "will", "with", "would", "you", "your",
+}  # fmt: skip
 _SOUNDS = ("shh", "psst", "brr", "tsk", "pfft")
 
 
@@ -97,12 +104,14 @@ def phonemize(text: str) -> str:
     readable = written_out(text)
     shouted = readable.isupper() and " " in readable
     readable = _WORD.sub(lambda match: _readable(match[0], known, shouted), readable)
-    for word in gruut.words(*gruut(readable, lang=_LANGUAGE)):
+    spoken = [word for word in gruut.words(*gruut(readable, lang=_LANGUAGE)) if word.is_break or word.phonemes]
+    for word, following in zip(spoken, [*spoken[1:], None], strict=False):
         if word.is_break:
             if words and words[-1][-1] not in PAUSES:
                 words[-1] += _pause(word.text, word.is_major_break)
-        elif word.phonemes:
-            words.append("".join(map(_spelling, word.phonemes)))
+        else:
+            weak = word.text.lower() in _WEAK_WORDS and following is not None and not following.is_break
+            words.append("".join(_spelling(phoneme, stressed=not weak) for phoneme in word.phonemes))
     if not words:
         raise UnspeakableError(_nothing_in(text))
     if foreign := foreign_letters(text):
@@ -158,10 +167,10 @@ def _pause(text: str, is_major: bool) -> str:
     return next((mark for mark in "?!" if mark in text), ".")
 
 
-def _spelling(phoneme: str) -> str:
+def _spelling(phoneme: str, stressed: bool) -> str:
     stress = phoneme[0] if phoneme[0] in STRESSES else ""
     plain = phoneme[len(stress) :]
-    return stress + _OTHER_SPELLINGS.get(plain, plain)
+    return stress * stressed + _OTHER_SPELLINGS.get(plain, plain)
 
 
 _threads = threading.local()

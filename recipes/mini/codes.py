@@ -5,23 +5,22 @@
 A codec that learns from samples spends most of its work on convolutions near the sample rate. What a frame's codes
 must tell is in its spectra, so here an encoder that is given them, the codec's own quantizers and the codec's decoder
 up to its first convolution learn to say the spectra again, in minutes on one core. Codebook 0 also learns which
-phonemes are said (CTC), which a talker finds easier to predict. The waveform part of the decoder is learnt after
+phonemes are said, which a talker finds easier to predict. The waveform part of the decoder is learnt after
 that, from the codes: `qwen3-tts-jax train codec --decoder-only`.
 
-Reads WORK/spoken/*.jsonl and writes WORK/codes: codes.npz (int16 [T, Q] per clip), texts-lines.jsonl and
-texts-held.jsonl for `train talker`, with how long each phoneme lasts (the best path through CTC's outputs), their
-tokenizer/, recordings-*.jsonl for `train codec`, and codec/, in the published layout, whose encoder and waveform part
-know nothing yet. An interrupted run goes on at its last checkpoint.
+Reads WORK/speech/*.jsonl and writes WORK/codes: codes.npz (int16 [T, Q] per clip), texts-lines.jsonl and
+texts-held.jsonl for `train talker`, with how many frames each phoneme lasts, their tokenizer/, recordings-*.jsonl for
+`train codec`, and codec/, in the published layout, whose encoder and waveform part know nothing yet; --waveform takes
+the latter from another codec, as far as shapes are the same. An interrupted run goes on at its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +29,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import soundfile
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import CodecConfig
+from qwen3_tts_jax.convert import load_codec
 from qwen3_tts_jax.phonemes import STRESSES, UNITS
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.codec_job import write_codec
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
-from recipes.mini.spectral import OUTPUTS, PHONEMES, State, encode, finished, start, step
+from recipes.mini.durations import UNIT
+from recipes.mini.spectral import PHONEMES, SAID, WAVEFORM, State, encode, finished, start, step
 
-_ID = re.compile("|".join(sorted(UNITS, key=len, reverse=True)) + "|.")
-_PHONEME = re.compile("|".join(sorted(PHONEMES, key=len, reverse=True)))
-_FRAMES = (20, 28, 36, 48, 64, 88, 128)
+_FRAMES = (32, 44, 58, 76, 102, 140, 200)
 """Batches come in so many frames; longer clips are cut."""
-_BATCH_FRAMES = 320
+_BATCH_FRAMES = 500
+CODEBOOKS = 4
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One line of WORK/spoken, with its samples int16 [N]."""
+    """One line of WORK/speech, with its samples int16 [N]."""
 
     row: dict[str, Any]
-    folder: Path
     samples: np.ndarray
     held_out: bool
 
@@ -60,35 +61,41 @@ class Clip:
         return f"{self.row['speaker']}-{Path(self.row['audio']).stem}"
 
     @property
-    def phonemes(self) -> list[int]:
-        """From 1 on; 0 is CTC's blank."""
-        return [1 + PHONEMES.index(each) for each in _PHONEME.findall(self.row["text"])]
+    def labels(self) -> np.ndarray:
+        """What each frame says, int32 [T, 2]; see `spectral.PHONEMES`."""
+        frames: list[list[int]] = []
+        for unit, count in zip(UNIT.findall(self.row["text"]), self.row["durations"], strict=True):
+            if unit == " ":
+                continue
+            label = 1 + PHONEMES.index(unit.lstrip("".join(STRESSES)))
+            if count == 0:
+                frames[-1][1] = label
+            frames += [[label, 0] for _ in range(count)]
+        return np.array(frames, np.int32)
 
 
 def read_clips(work: Path, held_out: int) -> list[Clip]:
     """All clips; every so many is held out."""
     clips = []
-    for path in sorted((work / "spoken").glob("*.jsonl")):
+    for path in sorted((work / "speech").glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for number, row in enumerate(rows):
             samples = soundfile.read(path.parent / row["audio"], dtype="int16")[0]
-            clips.append(Clip(row, path.parent, samples, number % held_out == held_out - 1))
+            clips.append(Clip(row, samples, number % held_out == held_out - 1))
     return clips
 
 
 def batch_of(clips: list[Clip], frames: int, rows: int, config: CodecConfig) -> dict[str, np.ndarray]:
     """`rows` rows of `frames` frames; rows without a clip are silent and count nowhere."""
     samples = np.zeros((rows, frames * config.frame_samples), np.float32)
-    letters = np.zeros((rows, round(frames * OUTPUTS * 0.9)), np.int32)
+    labels = np.zeros((rows, frames, SAID), np.int32)
     counts = np.zeros(rows, np.int32)
     for row, clip in enumerate(clips):
         piece = clip.samples[: samples.shape[1]]
         samples[row, : len(piece)] = piece.astype(np.float32) / 32_767
-        counts[row] = min(frames, -(-len(clip.samples) // config.frame_samples))
-        spoken = clip.phonemes
-        if len(spoken) <= letters.shape[1] and len(piece) == len(clip.samples):
-            letters[row, : len(spoken)] = spoken
-    return {"samples": samples, "frames": counts, "letters": letters}
+        counts[row] = len(piece) // config.frame_samples
+        labels[row, : counts[row]] = clip.labels[:frames]
+    return {"samples": samples, "frames": counts, "labels": labels}
 
 
 def bucket(clip: Clip, config: CodecConfig) -> int:
@@ -115,6 +122,27 @@ def batches(clips: list[Clip], steps: range, config: CodecConfig) -> Iterator[di
         rows = max(1, _BATCH_FRAMES // size)
         chosen = rng.choice(len(by_bucket[size]), rows, p=weights[size] / weights[size].sum())
         yield batch_of([by_bucket[size][i] for i in chosen], size, rows, config)
+
+
+def codec_of_mini() -> CodecConfig:
+    """20 frames a second of 4 codes of 512: 720 bits a second."""
+    shape = codec_shape("medium")
+    encoder = replace(shape.encoder, strides=(4, 5, 6, 5), num_codebooks=CODEBOOKS)
+    decoder = replace(shape.decoder, upsample_rates=(5, 5, 4, 3), num_codebooks=CODEBOOKS)
+    return replace(shape, num_codebooks=CODEBOOKS, encoder=encoder, decoder=decoder)
+
+
+def with_waveform_of(decoder: Mapping[str, Any], codec: Path) -> dict[str, Any]:
+    """The tree of a decoder with the leaves of another one's waveform part, as far as shapes are the same."""
+    leaves = flatten_dict(decoder, sep="/")
+    others = flatten_dict(load_codec(codec, hf_config.read_codec(codec))["decoder"], sep="/")
+    taken = {
+        path: np.asarray(others[path])
+        for path, leaf in leaves.items()
+        if path.startswith(WAVEFORM) and path in others and others[path].shape == leaf.shape
+    }
+    print(f"{len(taken)} leaves of the waveform part are those of {codec}")
+    return unflatten_dict(leaves | taken, sep="/")
 
 
 def train(work: Path, clips: list[Clip], config: CodecConfig, params: Mapping[str, Any], steps: int) -> State:
@@ -145,49 +173,14 @@ def train(work: Path, clips: list[Clip], config: CodecConfig, params: Mapping[st
     return state
 
 
-def durations_of(clip: Clip, logits: np.ndarray) -> list[int] | None:
-    """Frames that each id of a clip's text takes: those of its phonemes by the best path through CTC's logits [2 T, V].
-
-    A frame is that of the last phoneme that has begun in it. None where the phonemes do not fit.
-    """
-    ids, phonemes = _ID.findall(clip.row["text"]), clip.phonemes
-    places = [place for place, each in enumerate(ids) if each.lstrip("".join(STRESSES)) in PHONEMES]
-    labels = np.zeros(2 * len(phonemes) + 1, int)
-    labels[1::2] = phonemes
-    if len(places) != len(phonemes) or len(logits) < len(labels) // 2 + 1:
-        return None
-    scores = (logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))[:, labels]
-    # From a phoneme to the next without a blank, unless they are the same.
-    skips = np.zeros(len(labels), bool)
-    skips[3::2] = labels[3::2] != labels[1:-2:2]
-    total = np.full(len(labels), -np.inf)
-    total[:2] = scores[0, :2]
-    steps = np.zeros(scores.shape, int)
-    for number in range(1, len(scores)):
-        ways = np.full((3, len(labels)), -np.inf)
-        ways[0], ways[1, 1:] = total, total[:-1]
-        ways[2, 2:] = np.where(skips[2:], total[:-2], -np.inf)
-        steps[number] = np.argmax(ways, axis=0)
-        total = np.max(ways, axis=0) + scores[number]
-    if not np.isfinite(total[-2:]).any():
-        return None
-    state = len(labels) - 2 + int(np.argmax(total[-2:]))
-    durations = [0] * len(ids)
-    for number in range(len(scores) - 1, -1, -1):
-        if number % OUTPUTS == OUTPUTS - 1:
-            durations[places[max((state - 1) // 2, 0)]] += 1
-        state -= steps[number, state]
-    return durations
-
-
 def write_codes(work: Path, clips: list[Clip], state: State, params: Mapping[str, Any], config: CodecConfig) -> None:
     """Codes of all clips, and the lines that name them."""
     folder = work / "codes"
-    codes, durations, order = {}, {}, sorted(range(len(clips)), key=lambda i: len(clips[i].samples))
+    codes, order = {}, sorted(range(len(clips)), key=lambda i: len(clips[i].samples))
     by_bucket: dict[int, list[Clip]] = {}
     for i in order:
         by_bucket.setdefault(bucket(clips[i], config), []).append(clips[i])
-    off: dict[bool, list[float]] = {False: [], True: []}
+    off: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for size, some in by_bucket.items():
         rows = max(1, _BATCH_FRAMES // size)
         for begin in range(0, len(some), rows):
@@ -197,18 +190,19 @@ def write_codes(work: Path, clips: list[Clip], state: State, params: Mapping[str
             for row, clip in enumerate(part):
                 frames = batch["frames"][row]
                 codes[clip.name] = result["codes"][row, :frames].astype(np.int16)
-                durations[clip.name] = durations_of(clip, result["logits"][row, : frames * OUTPUTS])
-                off[clip.held_out].append(float(result["mel"][row, :frames].mean()))
+                right = result["labels"][row, :frames] == batch["labels"][row, :frames]
+                off[clip.held_out].append((float(result["mel"][row, :frames].mean()), float(right[:, 0].mean())))
     np.savez(folder / "codes.npz", **codes)
     for name, held_out in (("lines", False), ("held", True)):
         some = [clip for clip in clips if clip.held_out == held_out]
         common = [{"codes": "codes.npz", "key": clip.name, "speaker": clip.row["speaker"]} for clip in some]
-        heard = [{"audio": f"../spoken/{clip.row['audio']}"} for clip in some]
-        said = [{"text": clip.row["text"], "language": "english", "durations": durations[clip.name]} for clip in some]
+        heard = [{"audio": f"../speech/{clip.row['audio']}"} for clip in some]
+        said = [{"text": clip.row["text"], "language": "english", "durations": clip.row["durations"]} for clip in some]
         for kind, more in (("recordings", heard), ("texts", said)):
             rows = [json.dumps(one | other, ensure_ascii=False) + "\n" for one, other in zip(more, common, strict=True)]
             (folder / f"{kind}-{name}.jsonl").write_text("".join(rows), encoding="utf-8")
-        print(f"{name}: {len(some)} clips, mel bands off by {np.mean(off[held_out]):.3f} nats")
+        mel, right = np.mean(off[held_out], axis=0)
+        print(f"{name}: {len(some)} clips, mel bands off by {mel:.3f} nats, code 0 tells {right:.1%} of phonemes")
     used = np.stack(
         [
             np.bincount(np.concatenate(list(codes.values()))[:, q], minlength=config.encoder.codebook_size)
@@ -225,10 +219,13 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--held-out", type=int, default=100, help="one clip in so many")
+    parser.add_argument("--waveform", type=Path, help="a codec's folder whose waveform part is a start")
     arguments = parser.parse_args()
-    work, config = arguments.work, codec_shape("medium")
+    work, config = arguments.work, codec_of_mini()
     (work / "codes").mkdir(exist_ok=True)
     clips, params = read_clips(work, arguments.held_out), random_codec(config)
+    if arguments.waveform is not None:
+        params = params | {"decoder": with_waveform_of(params["decoder"], arguments.waveform)}
     print(
         f"{len(clips)} clips, {sum(len(clip.samples) for clip in clips) / config.sample_rate / 3600:.2f} h", flush=True
     )

@@ -25,7 +25,7 @@ from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train.codec_loss import mel_loss
 
 _PESQ_RATE = 16_000
-_FRAMES = 128
+_FRAMES = 256
 """No clip has more."""
 
 
@@ -39,10 +39,10 @@ def main() -> None:
     folder, tokenizer = arguments.work / "codes", SpeechTokenizer.from_pretrained(arguments.codec)
     config, all_codes = tokenizer.config, np.load(folder / "codes.npz")
     said = {}
-    for path in (arguments.work / "spoken").glob("*.jsonl"):
+    for path in (arguments.work / "speech").glob("*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            said[f"../spoken/{row['audio']}"] = row["sentence"]
+            said[f"../speech/{row['audio']}"] = row["sentence"]
     rows = [json.loads(line) for line in (folder / "recordings-held.jsonl").read_text(encoding="utf-8").splitlines()]
     say, distance_of = jax.jit(partial(decode, config=config.decoder)), jax.jit(partial(mel_loss, sample_rate=24_000))
     chosen = []

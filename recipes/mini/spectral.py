@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.mel import mel_filterbank
-from qwen3_tts_jax.phonemes import CONSONANTS, VOWELS
+from qwen3_tts_jax.phonemes import CONSONANTS, PAUSES, VOWELS
 from qwen3_tts_jax.train.codec_loss import magnitudes
 from qwen3_tts_jax.train.codec_quantizer import (
     Quantized,
@@ -34,16 +34,19 @@ from qwen3_tts_jax.train.soft_codes import decoder_latents
 
 KINDS = ("semantic", "acoustic")
 BANDS, BINS = 80, 160
-"""Mel bands every 10 ms, and bins of 12.5 Hz up to 2 kHz every 20 ms, which show the pitch."""
-OUTPUTS = 2
-"""Phonemes that a frame may hold."""
-PHONEMES = VOWELS + CONSONANTS
+"""Mel bands four times a frame, and bins of 10 Hz up to 1.6 kHz twice a frame, which show the pitch."""
+PHONEMES = VOWELS + CONSONANTS + PAUSES
+"""What a frame may say: label 1 is the first. Label 0 is for a frame that says no second one."""
+SAID = 2
+"""So many of them may share a frame."""
+WAVEFORM = ("conv_in", "upsample_", "snake_out", "conv_out")
+"""What the paths of the decoder's waveform part begin with."""
 _WIDTH, _LAYERS = 384, 3
-_CTC = 0.1
+_LABELS = 0.4
 
 
 class SpectralEncoder(nn.Module):
-    """Spectra [B, T, 1280] of frames → latents [B, T, `features`]; sees the present and the past."""
+    """Spectra [B, T, 640] of frames → latents [B, T, `features`]; sees the present and the past."""
 
     features: int
 
@@ -70,8 +73,8 @@ class State:
 
 
 def spectra(samples: jax.Array, config: CodecConfig) -> tuple[jax.Array, jax.Array]:
-    """Log-mel bands [B, 8 T, 80] and log magnitudes of low bins [B, 4 T, 160] of samples [B, T·1920]."""
-    windows = config.frame_samples // 2, config.frame_samples
+    """Log-mel bands [B, 4 T, 80] and log magnitudes of low bins [B, 2 T, 160] of samples [B, T·1200]."""
+    windows = config.frame_samples, 2 * config.frame_samples
 
     def around(size: int) -> jax.Array:
         # A window's middle is the middle of its hop.
@@ -93,7 +96,7 @@ def forward(
     samples: jax.Array,
     keep: jax.Array,
 ) -> tuple[dict[str, Quantized], jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
-    """Quantized latents, both spectra said again, CTC's logits [B, 2 T, V], and both spectra."""
+    """Quantized latents, both spectra said again, logits of labels [B, T, 2, V], and both spectra."""
     trees = unflatten_dict(flatten_dict({"decoder": params["decoder"]}, sep="/") | dict(state_trained), sep="/")
     mel, low = spectra(samples, config)
     batch, frames = len(samples), samples.shape[1] // config.frame_samples
@@ -112,10 +115,15 @@ def forward(
     shape = (batch, frames, config.num_codebooks)
     said = decoder_latents(trees["decoder"], config.decoder, shape, of_decoder)
     said = said @ trees["readout"]["weight"].T + trees["readout"]["bias"]
-    per_latent = 8 // prod(config.decoder.latent_upsample_rates) * BANDS
-    letters = results["semantic"].vectors @ trees["ctc"]["weight"].T + trees["ctc"]["bias"]
-    letters = letters.reshape(batch, frames * OUTPUTS, len(PHONEMES) + 1)
-    return results, said[..., :per_latent].reshape(mel.shape), said[..., per_latent:], letters, (mel, low)
+    said_mel, said_low = said[..., : -_low_outputs(config)], said[..., -_low_outputs(config) :]
+    labels = results["semantic"].vectors @ trees["labels"]["weight"].T + trees["labels"]["bias"]
+    labels = labels.reshape(batch, frames, SAID, len(PHONEMES) + 1)
+    return results, said_mel.reshape(mel.shape), said_low.reshape(low.shape), labels, (mel, low)
+
+
+def _low_outputs(config: CodecConfig) -> int:
+    """Of what each latent says, what belongs to the low bins."""
+    return 2 * BINS // prod(config.decoder.latent_upsample_rates)
 
 
 def start(config: CodecConfig, params: Mapping[str, Any], optimizer: optax.GradientTransformation) -> State:
@@ -123,26 +131,25 @@ def start(config: CodecConfig, params: Mapping[str, Any], optimizer: optax.Gradi
     fresh, rng = jax.random.key(0), np.random.default_rng(0)
     leaves = flatten_dict({"decoder": params["decoder"]}, sep="/")
     codebook_leaves = ("embedding_sum", "cluster_usage", "initialized")
-    waveform = ("decoder/conv_in", "decoder/upsample_", "decoder/snake_out", "decoder/conv_out")
     trained = {
         path: jnp.array(leaf)
         for path, leaf in leaves.items()
-        if not path.startswith(waveform) and path.rsplit("/", 1)[-1] not in codebook_leaves
+        if not path.removeprefix("decoder/").startswith(WAVEFORM) and path.rsplit("/", 1)[-1] not in codebook_leaves
     }
-    spectral = SpectralEncoder(config.encoder.transformer.width).init(fresh, jnp.zeros((1, 4, 8 * BANDS + 4 * BINS)))
+    spectral = SpectralEncoder(config.encoder.transformer.width).init(fresh, jnp.zeros((1, 4, 4 * BANDS + 2 * BINS)))
     trained |= flatten_dict({"spectral": spectral["params"]}, sep="/")
     for kind in KINDS:
         trained[f"input_projection/{kind}"] = jnp.array(
             params["encoder"]["quantizer"][kind]["input_projection"]["weight"]
         )
-    outputs = 8 // prod(config.decoder.latent_upsample_rates) * BANDS + BINS
+    outputs = 4 * BANDS // prod(config.decoder.latent_upsample_rates) + _low_outputs(config)
     trained["readout/weight"] = jnp.array(
         0.05 * rng.standard_normal((outputs, config.decoder.latent_width)), jnp.float32
     )
     trained["readout/bias"] = jnp.full(outputs, -2.0)
-    letters = OUTPUTS * (len(PHONEMES) + 1)
-    trained["ctc/weight"] = jnp.array(0.05 * rng.standard_normal((letters, config.encoder.codebook_dim)), jnp.float32)
-    trained["ctc/bias"] = jnp.zeros(letters)
+    labels = SAID * (len(PHONEMES) + 1)
+    trained["labels/weight"] = jnp.array(0.05 * rng.standard_normal((labels, config.encoder.codebook_dim)), jnp.float32)
+    trained["labels/bias"] = jnp.zeros(labels)
     split = config.encoder.num_semantic_codebooks
     shape = (config.encoder.codebook_size, config.encoder.codebook_dim)
     codebooks = {
@@ -160,11 +167,11 @@ def step(
     config: CodecConfig,
     optimizer: optax.GradientTransformation,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One step; `batch` is samples [B, N], frames [B], letters [B, L] with 0 behind."""
+    """One step; `batch` is samples [B, N], frames [B], labels [B, T, 2]."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state.step), 3)
-    samples, frames, letters = batch["samples"], batch["frames"], batch["letters"]
+    samples, frames, labels = batch["samples"], batch["frames"], batch["labels"]
     split = config.encoder.num_semantic_codebooks
-    keep = dropped_codebooks(keys[0], len(samples), config.num_codebooks, split, 0.25)
+    keep = dropped_codebooks(keys[0], len(samples), config.num_codebooks, split, 0.5)
 
     def value(trained: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple]:
         results, mel, low, logits, (true_mel, true_low) = forward(
@@ -178,11 +185,9 @@ def step(
         frame_there = jnp.arange(samples.shape[1] // config.frame_samples) < frames[:, None]
         losses = {"mel": distance(mel, true_mel), "low": distance(low, true_low)}
         losses["commitment"] = sum(result.commitment for result in results.values())
-        absent = 1.0 - jnp.repeat(frame_there, OUTPUTS, axis=1)
-        ctc = optax.ctc_loss(logits, absent, letters, (letters == 0).astype(jnp.float32))
-        fits = jnp.sum(letters > 0, axis=1) < OUTPUTS * frames * 0.9
-        losses["ctc"] = jnp.sum(jnp.where(fits, ctc, 0.0)) / jnp.maximum(jnp.sum((letters > 0) * fits[:, None]), 1)
-        total = losses["mel"] + 0.5 * losses["low"] + 0.25 * losses["commitment"] + _CTC * losses["ctc"]
+        missed = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses["labels"] = jnp.sum(missed.mean(axis=-1) * frame_there) / jnp.sum(frame_there)
+        total = losses["mel"] + 0.5 * losses["low"] + 0.25 * losses["commitment"] + _LABELS * losses["labels"]
         return total, (losses, results)
 
     (_, (losses, results)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
@@ -198,7 +203,7 @@ def step(
 
 @partial(jax.jit, static_argnames="config")
 def encode(state: State, params: Mapping[str, Any], samples: jax.Array, config: CodecConfig) -> dict[str, jax.Array]:
-    """Codes int32 [B, T, Q], CTC's logits, and how far the spectra that they say are off."""
+    """Codes int32 [B, T, Q], how far the spectra that they say are off, and whether code 0 tells the labels right."""
     keep = jnp.full(len(samples), config.num_codebooks)
     results, mel, low, logits, true = forward(state.trained, state.codebooks, params, config, samples, keep)
     codes = jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1)
@@ -206,7 +211,7 @@ def encode(state: State, params: Mapping[str, Any], samples: jax.Array, config: 
         jnp.mean(jnp.abs(a - b).reshape(len(samples), codes.shape[1], -1), axis=-1)
         for a, b in ((mel, true[0]), (low, true[1]))
     ]
-    return {"codes": codes, "logits": logits, "mel": off[0], "low": off[1]}
+    return {"codes": codes, "labels": jnp.argmax(logits, axis=-1), "mel": off[0], "low": off[1]}
 
 
 def finished(state: State, params: Mapping[str, Any], config: CodecConfig) -> dict[str, Any]:

@@ -1,95 +1,177 @@
-"""Speech of the two teachers: WORK/sentences.txt → WORK/speech/<voice>/*.flac and WORK/speech/<voice>.jsonl.
+"""Speech of the teacher that `mini` learns from, whose phonemes last whole frames: WORK/sentences.txt → WORK/speech.
 
-    python -m recipes.mini.teacher_speech WORK --voice heart --last 20000
-    python -m recipes.mini.teacher_speech WORK --voice michael --first 20000 --last 24000
+    python -m recipes.mini.teacher_speech WORK --voice heart --first 400 --last 16000
+    python -m recipes.mini.teacher_speech WORK --voice henry --first 16000 --last 28000
 
-heart is an American woman, spoken by `hibari-tts` (distilled from Kokoro's af_heart; some 90 times real time on one
-core). michael is an American man, Kokoro-82M's am_michael in int8 (2.5 times real time on two cores); it needs the
-folder that `python -m recipes.mini.kokoro WORK` makes. Both are Apache-2.0. Clips that are there are kept, so that
-an interrupted run goes on.
+The teacher is hibari (PyPI hibari-tts, Apache-2.0), one American woman's voice distilled from Kokoro's af_heart. It is
+given the phonemes that `mini` reads, so that text and speech never disagree, and how long each of them lasts: frames
+of 50 ms, of which two short phonemes may share one. A frame then says one phoneme or a pair, not any part of two or
+three, and codes of frames are few and easy to predict. hibari's network tells the spectra of the harmonics and of the
+noise and the pitch, of which its own signal processing makes the waveform; henry is the same with another pitch and
+another vocal tract.
+
+Writes FLAC files, and WORK/speech/VOICE.jsonl: audio, text (phonemes), sentence, speaker, seconds, and durations, the
+frames that each id of the text takes. Files that are there are kept, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import soundfile
+from hibari import dsp, tts
 
-SAMPLE_RATE = 24_000
-LEAD, TAIL = 0.08, 0.24
-"""Silence before and after speech, s: the same for all, so that ends are learnt."""
-_PEAK, _FLOOR = 0.5, 0.01
+from qwen3_tts_jax.phonemes import STRESSES, UnspeakableError, phonemize
+from recipes.mini.durations import TICKS, UNIT, on_frames
+
+LEAD, TAIL = 1, 3
+"""Frames of silence before and after what is said: the same for all, so that ends are learnt."""
+LONGEST = 140
+"""Letters of phonemes; a sentence with more is left out."""
+_PACE = 0.9  # of the teacher's own: what is rounded to frames is clearer if it is slower
+_SPELLINGS = {"aɪ": "I", "aʊ": "W", "eɪ": "A", "oʊ": "O", "oɪ": "Y"}
+_DURATIONS, _ROUNDED = "/Div_40_output_0", "/Clip_output_0"
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What is made of the teacher's.
+
+    Attributes:
+        gain: of the samples.
+        pitch: factor of the fundamental frequency.
+        formants: factor of the frequencies of the spectral envelopes.
+    """
+
+    gain: float
+    pitch: float = 1.0
+    formants: float = 1.0
+
+
+VOICES = {"heart": Voice(1.5), "henry": Voice(0.5, pitch=0.5, formants=0.88)}
+
+
+class Teacher:
+    """hibari's network in two parts: ids → durations, and ids with durations → the parts of spectra."""
+
+    def __init__(self) -> None:
+        self.vocabulary = tts.Hibari(threads=1).vocab
+        self._durations = _session({"speed"}, _DURATIONS)
+        self._spectra = _session({_ROUNDED}, "lh", "theta", "ln", "lr", "phi", "f0")
+
+    def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, list[int]]:
+        """Phonemes of `phonemize` → samples at 24 kHz, and how many frames each id of the text takes.
+
+        The frames of what is silent at both ends are counted to the first and the last id.
+        """
+        units = UNIT.findall(text)
+        groups = [[self.vocabulary[letter] for letter in _spelled(unit)] for unit in units]
+        ids = np.array([[0, *(each for group in groups for each in group), 0]], np.int64)
+        inputs = {"ids": ids, "speed": np.full(1, _PACE, np.float32)}
+        wanted = self._durations.run(None, inputs)[0][1:-1]
+        edges = np.cumsum([0, *map(len, groups)])
+        ticks, frames = on_frames(units, [wanted[a:b] for a, b in pairwise(edges)])
+        ticks = np.array([LEAD * TICKS, *ticks, TAIL * TICKS], np.float32)
+        frames[0] += LEAD
+        frames[-1] += TAIL
+        outputs = self._spectra.run(None, {"ids": ids, _ROUNDED: ticks})
+        harmonics, phase, noise, rest, rest_phase, pitch = (output[0] for output in outputs)
+        harmonics, phase, noise, rest = (_warped(x, voice.formants) for x in (harmonics, phase, noise, rest))
+        pitch = (pitch * voice.pitch).astype(np.float32)
+        samples = dsp.synth(harmonics, phase, noise, rest, rest_phase, pitch, np.random.default_rng(0))
+        return np.clip(samples * voice.gain, -1, 1), frames
+
+
+def _session(inputs: set[str], *outputs: str) -> onnxruntime.InferenceSession:
+    """The part of hibari's network between some of its values and others; ids are an input of all."""
+    model = onnx.load(tts.voice_path(tts.DEFAULT))
+    needed, kept = set(outputs), []
+    for node in reversed(model.graph.node):
+        if set(node.output) & needed - inputs:
+            kept.append(node)
+            needed |= set(node.input)
+    shapes = {_ROUNDED: ["L"], "speed": [1], "ids": [1, "L"]}
+    kinds = {"ids": onnx.TensorProto.INT64}
+    graph = onnx.helper.make_graph(
+        kept[::-1],
+        "part",
+        [
+            onnx.helper.make_tensor_value_info(name, kinds.get(name, onnx.TensorProto.FLOAT), shapes[name])
+            for name in ("ids", *inputs)
+        ],
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
+        [each for each in model.graph.initializer if each.name in needed],
+    )
+    part = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _spelled(unit: str) -> str:
+    """A phoneme of ours in the teacher's letters."""
+    stress = unit[0] if unit[0] in STRESSES else ""
+    plain = unit[len(stress) :]
+    if plain == "ɚ":
+        return stress + ("ɜɹ" if stress else "əɹ")
+    return stress + _SPELLINGS.get(plain, plain)
+
+
+def _warped(envelope: np.ndarray, factor: float) -> np.ndarray:
+    """Spectral envelopes [bins, F] with all frequencies times `factor`."""
+    if factor == 1:
+        return envelope
+    source = np.minimum(np.arange(len(envelope)) / factor, len(envelope) - 1)
+    below = np.minimum(source.astype(int), len(envelope) - 2)
+    part = (source - below)[:, None].astype(np.float32)
+    return envelope[below] * (1 - part) + envelope[below + 1] * part
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--voice", choices=["heart", "michael"], required=True)
+    parser.add_argument("--voice", choices=list(VOICES), required=True)
     parser.add_argument("--first", type=int, default=0, help="line of sentences.txt")
     parser.add_argument("--last", type=int, default=None)
     arguments = parser.parse_args()
-    speak = heart() if arguments.voice == "heart" else michael(arguments.work)
-    lines = (arguments.work / "sentences.txt").read_text(encoding="utf-8").splitlines()
-    folder = arguments.work / "speech" / arguments.voice
+    name, work = arguments.voice, arguments.work
+    lines = (work / "sentences.txt").read_text(encoding="utf-8").splitlines()
+    folder, partial = work / "speech" / name, work / "speech" / f"{name}.part"
     folder.mkdir(parents=True, exist_ok=True)
-    last = len(lines) if arguments.last is None else arguments.last
-    for number in range(arguments.first, last):
-        target = folder / f"{number:05}.flac"
-        if not target.exists():
-            write(target, trim(speak(lines[number])))
-        if number % 500 == 0:
-            print(f"{arguments.voice} {number} of {last}", flush=True)
-    index(folder, lines)
-
-
-def heart() -> Callable[[str], np.ndarray]:
-    """Text → samples at 24 kHz."""
-    from hibari import Hibari
-
-    voice = Hibari(threads=1)
-    return lambda text: voice(text, seed=0)
-
-
-def michael(work: Path) -> Callable[[str], np.ndarray]:
-    """Text → samples at 24 kHz."""
-    from recipes.mini.kokoro import Kokoro
-
-    return Kokoro(work / "kokoro", "am_michael")
-
-
-def trim(samples: np.ndarray) -> np.ndarray:
-    """Speech at a fixed peak, with `LEAD` and `TAIL` of what was around it, silence where there was less."""
-    samples = np.asarray(samples, np.float32)
-    samples = samples * (_PEAK / max(float(np.max(np.abs(samples))), 1e-4))
-    loud = np.flatnonzero(np.abs(samples) > _FLOOR)
-    lead, tail = round(LEAD * SAMPLE_RATE), round(TAIL * SAMPLE_RATE)
-    start, stop = int(loud[0]) - lead, int(loud[-1]) + tail
-    padded = np.pad(samples, (max(0, -start), max(0, stop - len(samples))))
-    return padded[max(0, start) : stop + max(0, -start)]
-
-
-def write(target: Path, samples: np.ndarray) -> None:
-    temporary = target.with_suffix(".tmp")
-    soundfile.write(temporary, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    temporary.replace(target)
-
-
-def index(folder: Path, lines: list[str]) -> None:
-    """One JSON line per clip: audio, text, speaker, seconds."""
-    rows = []
-    for path in sorted(folder.glob("*.flac")):
-        seconds = soundfile.info(path).duration
-        text = lines[int(path.stem)]
-        rows.append(
-            {"audio": f"{folder.name}/{path.name}", "text": text, "speaker": folder.name, "seconds": round(seconds, 3)}
-        )
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    folder.with_suffix(".jsonl").write_text(text, encoding="utf-8")
-    print(f"{folder.name}: {len(rows)} clips, {sum(row['seconds'] for row in rows) / 3600:.2f} h")
+    kept = partial.read_text(encoding="utf-8").splitlines(keepends=True) if partial.exists() else []
+    kept = [line for line in kept if line.endswith("\n")]
+    done = {json.loads(line)["audio"] for line in kept}
+    teacher = Teacher()
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        for number, sentence in list(enumerate(lines))[arguments.first : arguments.last]:
+            audio = f"{name}/{number:05}.flac"
+            if audio in done:
+                continue
+            try:
+                text = phonemize(sentence)
+            except UnspeakableError:
+                continue
+            if len(text) > LONGEST:
+                continue
+            samples, frames = teacher.speak(text, VOICES[name])
+            soundfile.write(work / "speech" / audio, samples, dsp.SR, subtype="PCM_16")
+            row = {"audio": audio, "text": text, "sentence": sentence, "speaker": name}
+            row |= {"seconds": round(len(samples) / dsp.SR, 3), "durations": frames}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            if number % 500 == 0:
+                file.flush()
+                print(f"{name} {number} of {arguments.last or len(lines)}", flush=True)
+    rows = [json.loads(line) for line in partial.read_text(encoding="utf-8").splitlines()]
+    print(f"{name}: {len(rows)} clips, {sum(row['seconds'] for row in rows) / 3600:.2f} h")
+    partial.replace(partial.with_suffix(".jsonl"))
 
 
 if __name__ == "__main__":
