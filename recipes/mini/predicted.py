@@ -70,21 +70,22 @@ def main() -> None:
     predicted, rows = {}, []
     for frames, length in _SHAPES:
         shorter = max((each for each, _ in _SHAPES if each < frames), default=0)
-        some = [i for i in chosen if shorter < len(codes[texts[i]["key"]]) <= frames]
+        some = []
+        for i in chosen:
+            if shorter < len(codes[texts[i]["key"]]) <= frames:
+                request = Request(texts[i]["text"], "english", texts[i]["speaker"])
+                plan = plan_prompt(request, tokenizer, config)
+                if len(plan.text_ids) <= length:
+                    some.append((i, plan))
         size = _BATCH_FRAMES // frames
         for first in range(0, len(some), size):
-            part = some[first : first + size]
-            requests = [Request(texts[i]["text"], "english", texts[i]["speaker"]) for i in part]
-            plans = [plan_prompt(request, tokenizer, config) for request in requests]
-            plans = [plan for plan in plans if len(plan.text_ids) <= length]
-            if len(plans) < len(part):
-                continue
+            part, plans = zip(*some[first : first + size], strict=True)
             batch = np.full((size, frames, config.talker.num_codebooks), -1, np.int32)
             for row, i in enumerate(part):
                 own = codes[texts[i]["key"]]
                 batch[row, : len(own)] = own
-            plans += [plans[0]] * (size - len(plans))
-            prompts = batch_plans(plans, tts_pad=config.prompt.tts_pad, length=length)
+            padded = [*plans, *[plans[0]] * (size - len(plans))]
+            prompts = batch_plans(padded, tts_pad=config.prompt.tts_pad, length=length)
             result = predict(params, config, prompts, batch, jax.random.key(first), arguments.temperature)
             for row, i in enumerate(part):
                 key = texts[i]["key"]

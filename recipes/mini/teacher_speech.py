@@ -62,7 +62,7 @@ class Teacher:
     """hibari's network in two parts: ids → durations, and ids with durations → the parts of spectra."""
 
     def __init__(self) -> None:
-        self.vocabulary = tts.Hibari(threads=1).vocab
+        self.vocabulary = json.loads((Path(tts.ASSETS) / "vocab.json").read_text(encoding="utf-8"))
         self._durations = _session({"speed"}, _DURATIONS)
         self._spectra = _session({_ROUNDED}, "lh", "theta", "ln", "lr", "phi", "f0")
 
@@ -143,9 +143,11 @@ def main() -> None:
     arguments = parser.parse_args()
     name, work = arguments.voice, arguments.work
     lines = (work / "sentences.txt").read_text(encoding="utf-8").splitlines()
-    folder, partial = work / "speech" / name, work / "speech" / f"{name}.part"
+    folder = work / "speech" / name
+    target, partial = folder.with_suffix(".jsonl"), folder.with_suffix(".part")
     folder.mkdir(parents=True, exist_ok=True)
-    kept = partial.read_text(encoding="utf-8").splitlines(keepends=True) if partial.exists() else []
+    before = next((path for path in (partial, target) if path.exists()), None)
+    kept = before.read_text(encoding="utf-8").splitlines(keepends=True) if before else []
     kept = [line for line in kept if line.endswith("\n")]
     done = {json.loads(line)["audio"] for line in kept}
     teacher = Teacher()
@@ -171,7 +173,7 @@ def main() -> None:
                 print(f"{name} {number} of {arguments.last or len(lines)}", flush=True)
     rows = [json.loads(line) for line in partial.read_text(encoding="utf-8").splitlines()]
     print(f"{name}: {len(rows)} clips, {sum(row['seconds'] for row in rows) / 3600:.2f} h")
-    partial.replace(partial.with_suffix(".jsonl"))
+    partial.replace(target)
 
 
 if __name__ == "__main__":
