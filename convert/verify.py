@@ -71,7 +71,7 @@ def run_parity(
             is synthesized, three seconds long.
         reference_text: what it says.
         x_vector_only: clone its x-vector alone; its text is not used.
-        text_mode: see `Request`.
+        text_mode: see `Request`; where the model reads phonemes, they come one per frame.
         layers: also compare the output of every layer of the talker over the prompt.
         report: a Markdown file to write, with a plot beside it; its folder must exist.
         progress: called with a line before each long step.
@@ -99,7 +99,7 @@ def run_parity(
         instruct = None
     requests = [Request(text, language, speaker, instruct, text_mode, frames) for text in texts]
     requests = [
-        replace(part, max_frames=frames, text_mode=text_mode)
+        replace(part, max_frames=frames)
         for request in requests
         for part in spoken_as(request, TextTokenizer.from_folder(folder))
     ]
@@ -120,7 +120,7 @@ def run_parity(
         "instruct": str(instruct),
         "recording": f"{recording.name}, {recording.seconds:.2f} s at {recording.rate} Hz",
         "cloned": _way_of_cloning(config, recording),
-        "text mode": text_mode,
+        "text mode": requests[0].text_mode,
         "JAX backend": jax.default_backend(),
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS),
     }

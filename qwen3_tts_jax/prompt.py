@@ -25,12 +25,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
 from qwen3_tts_jax.config import ModelConfig, PromptConfig
 from qwen3_tts_jax.voice_prompt import VoicePrompt, check_voice
+
+if TYPE_CHECKING:
+    from qwen3_tts_jax.durations import Durations
 
 TextMode = Literal["all_at_once", "as_it_comes"]
 
@@ -47,7 +50,7 @@ REFERENCE_CLOSING_IDS = 2
 class Tokenizer(Protocol):
     """What a prompt needs of `text.TextTokenizer`."""
 
-    phonemes: bool
+    phonemes: Durations | None
 
     def assistant(self, text: str) -> list[int]: ...
 

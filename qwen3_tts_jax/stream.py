@@ -37,7 +37,6 @@ from qwen3_tts_jax.synthesis import (
     codec_step,
     frame_limit,
     reference_codes,
-    shape_step,
 )
 from qwen3_tts_jax.text import IncrementalText, TextTokenizer
 from qwen3_tts_jax.utterances import spoken_as_it_arrives, utterance_number
@@ -81,7 +80,7 @@ def stream(
     else:
         validate(replace(request, text="…"), config)  # The text itself, once it is there.
         opened = _open_pieces(request, pieces, tokenizer, config)
-    return _speak(params, config, request, generation, seed, opened, pieces, schedule, shape_step(tokenizer))
+    return _speak(params, config, request, generation, seed, opened, pieces, schedule)
 
 
 class _Opened(NamedTuple):
@@ -128,7 +127,6 @@ def _speak(
     opened: Iterable[_Opened],
     pieces: Iterable[str] | None,
     schedule: Sequence[int],
-    step: int,
 ) -> Iterator[Speech]:
     decoder_params, rate = params["codec"]["decoder"], config.codec.sample_rate
     left = math.inf if request.max_frames is None else request.max_frames
@@ -141,7 +139,7 @@ def _speak(
                 cut = True
                 break
             drawn = {"seed": seed, "utterance": utterance_number(0, place)}
-            shapes = {"frame_limit": limit, "schedule": schedule, "step": step}
+            shapes = {"frame_limit": limit, "schedule": schedule}
             for codes, reason in stream_codes(params, config, generation, plan, text, **drawn, **shapes):
                 state, samples = decode_chunk(decoder_params, config.codec, state, codes)
                 left -= len(codes)
@@ -235,7 +233,6 @@ def stream_codes(
     seed: int,
     schedule: Sequence[int],
     utterance: int = 0,
-    step: int = PROMPT_BUCKET,
 ) -> Iterator[tuple[np.ndarray, FinishReason | None]]:
     """Speaks one prompt into codes, chunk by chunk.
 
@@ -250,12 +247,11 @@ def stream_codes(
         schedule: frames of each chunk; the last entry is repeated. A chunk is shorter where the text or
             the speech ends, or where the text has not arrived.
         utterance: its number, 0 … 2³¹ − 1.
-        step: the smallest bucket of prompts.
 
     Yields:
         Codes int32 [T, Q] of a chunk, and None, or in the last chunk, where T may be 0, why it ended.
     """
-    longest, slots, pad = max(schedule), bucket(len(plan.text_ids), step), config.prompt.tts_pad
+    longest, slots, pad = max(schedule), bucket(len(plan.text_ids), PROMPT_BUCKET), config.prompt.tts_pad
     known = len(text.ids)
     plan = replace(plan, trailing_text_ids=text.window(0, longest, pad)[0])
     prompt = batch_plans([plan], tts_pad=pad, length=slots)

@@ -36,7 +36,9 @@ Progress = Callable[[Literal["load", "encode", "prefill", "speak", "decode"], in
 """Called as progress(stage, done, total): bytes loaded, recordings encoded,
 prompts read, frames made, utterances decoded."""
 
-PROMPT_BUCKET, UTTERANCE_BUCKET = 32, 128
+PROMPT_BUCKET = 32
+"""The smallest bucket of prompts, and for most models of what follows them."""
+UTTERANCE_BUCKET = 256
 _BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
 """Speech hardly ever takes longer than 2 s, and 0.64 s per token of its text."""
 CODEC_ROWS = 8
@@ -72,7 +74,7 @@ class Speech:
 
 
 def shape_step(tokenizer: Tokenizer) -> int:
-    """The smallest bucket of prompts and frames.
+    """The smallest bucket of frames, and of the text that comes with them.
 
     It is large for models that read phonemes, which are small and speak single sentences: to compile another program
     would take them longer than to compute in some empty places.
@@ -208,7 +210,7 @@ def speak_codes(
         utterances: the number of each, 0 … 2³¹ − 1.
         rows: of the compiled programs.
         chunk_frames: frames between two looks at who has ended.
-        step: the smallest bucket of prompts and frames.
+        step: the smallest bucket of frames, and of the text that comes with them.
         fixed_capacity: allocate the cache for the largest limit at once. By default it is what such texts take
             and grows where speech is longer, which compiles another program.
         progress: told of prompts read, and of frames made out of the sum of the limits.
@@ -218,7 +220,7 @@ def speak_codes(
     """
     if not plans:
         return
-    prompt_slots = bucket(max(len(plan.text_ids) for plan in plans), step)
+    prompt_slots = bucket(max(len(plan.text_ids) for plan in plans), PROMPT_BUCKET)
     text_slots = bucket(max(len(plan.trailing_text_ids) for plan in plans), step)
     frames = max(frame_limits)
     if not fixed_capacity:

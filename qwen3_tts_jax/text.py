@@ -9,11 +9,14 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS
+
+if TYPE_CHECKING:
+    from qwen3_tts_jax.durations import Durations
 
 Pattern = Literal["official", "qwen2"]
 
@@ -52,19 +55,19 @@ class TextTokenizer:
     package. Immutable, and safe to share between threads.
 
     Attributes:
-        phonemes: whether the model reads phonemes, as tokenizer_config.json says by "phonemes": "en-us", and
-            texts are yet to become such; `utterances.spoken_as` does it, and nothing here.
+        phonemes: how long phonemes last, where the model reads those, one per frame, as tokenizer_config.json says
+            by "phonemes": "en-us", and texts are yet to become such; `utterances.spoken_as` does it, and nothing here.
     """
 
-    def __init__(self, tokenizer: Tokenizer, phonemes: bool = False):
+    def __init__(self, tokenizer: Tokenizer, phonemes: Durations | None = None):
         self._tokenizer, self.phonemes = tokenizer, phonemes
 
     @classmethod
     def from_folder(cls, folder: str | Path, pattern: Pattern = "official", *, phonemize: bool = True) -> TextTokenizer:
-        """Reads vocab.json, merges.txt and tokenizer_config.json of a checkpoint folder.
+        """Reads vocab.json, merges.txt and tokenizer_config.json of a checkpoint folder, and durations.json if need be.
 
         Args:
-            folder: where the three files lie.
+            folder: where the files lie.
             pattern: "official" gives the ids of the official package, "qwen2" those of Qwen2's own
                 pattern.
             phonemize: False is for texts that are phonemes already, where the model reads those.
@@ -99,7 +102,15 @@ class TextTokenizer:
                     f"{folder / 'tokenizer_config.json'} gives {token.content!r} the id {index}, "
                     f"but after the {len(vocab)} tokens of vocab.json it is {got}"
                 )
-        return cls(tokenizer, phonemize and _reads_phonemes(folder / "tokenizer_config.json"))
+        if not phonemize or not _reads_phonemes(folder / "tokenizer_config.json"):
+            return cls(tokenizer)
+        # Phonemes are for those alone whose model reads them.
+        from qwen3_tts_jax.durations import Durations
+
+        try:
+            return cls(tokenizer, Durations.from_file(folder / "durations.json"))
+        except ValueError as error:
+            raise TokenizerError(str(error)) from None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with nothing added around it.

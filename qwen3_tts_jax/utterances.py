@@ -1,7 +1,8 @@
 """A request → the utterances that it is spoken as, and their codes → its own.
 
 They are one and the same, but where a model reads phonemes: such a model learnt from single sentences, so it speaks
-one after the other. Their codes are decoded as one, and the pause between two is the silence that they end with.
+one after the other, each as its phonemes, one per frame. Their codes are decoded as one, and the pause between two is
+the silence that they begin and end with.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, Request, Tokenizer
 if TYPE_CHECKING:
     from qwen3_tts_jax.synthesis import FinishReason
 
-# `mini` says a phoneme, spaces included, in 1.7 frames in the mean: what has not ended by then has run away.
-_BASE_FRAMES, _FRAMES_PER_PHONEME = 25, 2.5
+# `mini` is silent for 6 frames more than it has ids to say: what has not ended by then has run away.
+_FRAMES_AFTER_TEXT = 16
 _LANGUAGE = "english"
 # Far apart in the numbers of utterances: 2³² divided by the golden ratio, an odd number.
 _STEP = 2_654_435_769
@@ -29,18 +30,20 @@ _STEP = 2_654_435_769
 def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
     """The requests of one utterance each that a request is spoken as.
 
-    Where the model reads phonemes, their texts are those of its sentences (see `phonemes.utterances`), each is read
-    all at once, and each has a limit of frames of its own within that of the request.
+    Where the model reads phonemes, their texts are those of its sentences (see `phonemes.utterances`) in their
+    durations (see `durations.frame_text`), each is read as it comes, and each has a limit of frames of its own within
+    that of the request.
 
     Raises:
         ValueError: there is nothing to say in the text.
     """
-    if not tokenizer.phonemes:
+    durations = tokenizer.phonemes
+    if durations is None:
         return [request]
     # Its library is for those alone whose model reads phonemes.
     from qwen3_tts_jax import phonemes
 
-    return [_utterance(request, text, tokenizer) for text in phonemes.utterances(request.text)]
+    return [_utterance(request, durations.frame_text(text), tokenizer) for text in phonemes.utterances(request.text)]
 
 
 def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[Request]:
@@ -67,14 +70,13 @@ def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tok
             raise
 
 
-def _utterance(request: Request, phonemes: str, tokenizer: Tokenizer) -> Request:
-    tokens = len(tokenizer.assistant(phonemes)) - ROLE_IDS - CLOSING_IDS
-    limit = int(_BASE_FRAMES + _FRAMES_PER_PHONEME * tokens)
+def _utterance(request: Request, text: str, tokenizer: Tokenizer) -> Request:
+    limit = len(tokenizer.assistant(text)) - ROLE_IDS - CLOSING_IDS + _FRAMES_AFTER_TEXT
     if request.max_frames is not None:
         limit = min(limit, request.max_frames)
     # Phonemes are of one language, which such a model was always told.
     language = _LANGUAGE if str(request.language).lower() == "auto" else request.language
-    return replace(request, text=phonemes, language=language, text_mode="all_at_once", max_frames=limit)
+    return replace(request, text=text, language=language, text_mode="as_it_comes", max_frames=limit)
 
 
 def utterance_number(number: int, place: int) -> int:

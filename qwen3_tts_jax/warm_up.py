@@ -28,6 +28,7 @@ from qwen3_tts_jax.stream import CHUNK_FRAMES, cache_capacity, decode_chunk, pri
 from qwen3_tts_jax.synthesis import (
     CODEC_ROWS,
     FRAMES_PER_TOKEN,
+    PROMPT_BUCKET,
     bucket,
     decode_codes,
     expected_frames,
@@ -124,7 +125,7 @@ def _ways(
         part, plan = _longest(model, request)
         text = f"from {count} {'token' if count == 1 else 'tokens'} on"
         frames = frame_limit(part, plan, model.config)
-        slots = bucket(len(plan.text_ids), step), bucket(len(plan.trailing_text_ids), step)
+        slots = bucket(len(plan.text_ids), PROMPT_BUCKET), bucket(len(plan.trailing_text_ids), step)
         expected = min(frames, expected_frames_of(plan))
         add(
             ("speak", *slots, bucket(expected, step)),
@@ -141,7 +142,7 @@ def _ways(
                 lambda item=item, size=size: _speak(model, item, generation, size, fill=True),
             )
         if stream:
-            room = _stream_room(plan, frames, step)
+            room = _stream_room(plan, frames)
             add(
                 ("stream", slots[0], room),
                 f"stream, {text}",
@@ -157,9 +158,9 @@ def _ways(
 
 
 def _longest(model: Qwen3TTS, request: Request) -> tuple[Request, PromptPlan]:
-    """Of the utterances that a request is spoken as, the one with the longest prompt."""
+    """Of the utterances that a request is spoken as, the one that reads most."""
     parts = [(part, plan_prompt(part, model.tokenizer, model.config)) for part in spoken_as(request, model.tokenizer)]
-    return max(parts, key=lambda part: len(part[1].text_ids))
+    return max(parts, key=lambda part: expected_frames_of(part[1]))
 
 
 def _job_limit(model: Qwen3TTS, request: Request) -> int:
@@ -168,10 +169,10 @@ def _job_limit(model: Qwen3TTS, request: Request) -> int:
     return min(expected_frames(tokens), model.config.max_new_tokens - 1)
 
 
-def _stream_room(plan: PromptPlan, frames: int, step: int) -> int:
+def _stream_room(plan: PromptPlan, frames: int) -> int:
     """Slots of a stream's cache."""
     expected = FRAMES_PER_TOKEN * (len(plan.text_ids) + len(plan.trailing_text_ids))
-    return cache_capacity(bucket(len(plan.text_ids), step) + min(frames, expected) + max(CHUNK_FRAMES))
+    return cache_capacity(bucket(len(plan.text_ids), PROMPT_BUCKET) + min(frames, expected) + max(CHUNK_FRAMES))
 
 
 class _EnoughError(Exception):

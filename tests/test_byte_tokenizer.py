@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 
+from qwen3_tts_jax.durations import Durations
+from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.phonemes import UNITS, phonemize
 from qwen3_tts_jax.text import TextTokenizer, TokenizerError
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
@@ -48,10 +51,17 @@ def test_without_units_there_are_bytes_alone(tmp_path):
 def test_a_tokenizer_says_that_its_texts_are_phonemes(folder):
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text())
-    assert not TextTokenizer.from_folder(folder).phonemes
+    assert TextTokenizer.from_folder(folder).phonemes is None
     path.write_text(json.dumps(settings | {"phonemes": "en-us"}))
-    assert TextTokenizer.from_folder(folder).phonemes
-    assert not TextTokenizer.from_folder(folder, phonemize=False).phonemes
+    with pytest.raises(FileNotFoundError, match=r"durations\.json is missing; a model that reads phonemes needs it"):
+        TextTokenizer.from_folder(folder)
+    assert TextTokenizer.from_folder(folder, phonemize=False).phonemes is None
+    durations = Durations.from_file(local_folder(MINI) / "durations.json")
+    (folder / "durations.json").write_text(json.dumps(asdict(durations)))
+    assert TextTokenizer.from_folder(folder).phonemes == durations
+    (folder / "durations.json").write_text("[]")
+    with pytest.raises(TokenizerError, match=r"durations\.json is damaged"):
+        TextTokenizer.from_folder(folder)
     path.write_text(json.dumps(settings | {"phonemes": "tlh"}))
     with pytest.raises(TokenizerError, match="there are no phonemes 'tlh', only en-us"):
         TextTokenizer.from_folder(folder)

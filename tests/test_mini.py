@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_a_stream_is_the_whole(mini, most):
     assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1].finish_reason == whole.finish_reason
     assert len(whole.samples) == 1200 * len(whole.codes)
-    assert len(whole.codes) <= (most or 3 * 47)
+    assert len(whole.codes) <= (most or 150)
 
 
 def test_text_in_pieces_is_spoken_sentence_by_sentence(mini):
@@ -130,14 +131,19 @@ def test_what_cannot_be_spoken_is_refused(mini):
 
 
 def test_an_utterance_is_a_sentence_in_phonemes(mini):
-    request = Request(TEXT, speaker="heart", text_mode="as_it_comes")
+    request = Request(TEXT, speaker="heart")
     parts = spoken_as(request, mini.tokenizer)
-    assert [part.text for part in parts] == utterances(TEXT) == ["hɛlˈoʊ ðˈɛɹ.", "hˈaʊ ɑɹ jˈu?", "aɪ æm fˈaɪn."]
-    assert {part.text_mode for part in parts} == {"all_at_once"}
-    # As many letters each
-    assert [part.max_frames for part in parts] == [47, 47, 47]
-    limited = spoken_as(Request(TEXT, speaker="heart", max_frames=40), mini.tokenizer)
-    assert [part.max_frames for part in limited] == [40, 40, 40]
+    spoken = ["hɛlˈoʊ ðˈɛɹ.", "hˈaʊ ɑɹ jˈu?", "aɪ æm fˈaɪn."]
+    assert utterances(TEXT) == spoken
+    assert [part.text for part in parts] == [mini.tokenizer.phonemes.frame_text(text) for text in spoken]
+    assert [(part.text[0], set(part.text)) for part in parts] == [
+        (text[-1], set(text.replace(" ", ""))) for text in spoken
+    ]
+    assert {part.text_mode for part in parts} == {"as_it_comes"}
+    # The phonemes' frames, the mark ahead of them, and what is left to end in.
+    assert [part.max_frames for part in parts] == [sum(mini.tokenizer.phonemes.frames(text)) + 17 for text in spoken]
+    limited = spoken_as(Request(TEXT, speaker="heart", max_frames=30), mini.tokenizer)
+    assert [part.max_frames for part in limited] == [30, 30, 30]
     arriving = spoken_as_it_arrives(
         Request("Hello ", speaker="heart"), iter(["there. How are", " you? I am fine."]), mini.tokenizer
     )
@@ -145,8 +151,10 @@ def test_an_utterance_is_a_sentence_in_phonemes(mini):
 
 
 def test_the_longest_utterance_has_the_smallest_shape(mini):
-    longest = Request("ə" * LONGEST_UTTERANCE, "english", "heart")
-    assert len(plan_prompt(longest, mini.tokenizer, mini.config).text_ids) <= UTTERANCE_BUCKET
+    text = ("wˈɚdz ænd wˈɚdz, " * LONGEST_UTTERANCE)[: LONGEST_UTTERANCE - 1] + "."
+    longest = spoken_as(Request("words", "english", "heart"), mini.tokenizer)[0]
+    longest = replace(longest, text=mini.tokenizer.phonemes.frame_text(text))
+    assert len(plan_prompt(longest, mini.tokenizer, mini.config).trailing_text_ids) + 16 <= UTTERANCE_BUCKET
 
 
 def test_other_models_speak_requests_as_they_are(tokenizer):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from qwen3_tts_jax.durations import UNIT, Durations
 from recipes.mini.codes import Clip
-from recipes.mini.durations import TICKS, UNIT, on_frames
+from recipes.mini.durations import LEAD, TAIL, TICKS, fitted, on_frames, text_of
 from recipes.mini.spectral import PHONEMES
 
 
@@ -50,3 +51,28 @@ def test_what_frames_say():
     labels = Clip(row, np.zeros(0, np.int16), False).labels
     said = [[PHONEMES[label - 1] if label else None for label in pair] for pair in labels]
     assert said == [["s", None], ["s", "t"], ["æ", None], [",", None], ["ə", None], ["ə", None]]
+
+
+def test_the_text_has_an_id_per_frame_and_every_phoneme():
+    row = {"text": "stˈæ ən.", "durations": [LEAD + 3, 0, 1, 0, 1, 2, 3 + TAIL], "audio": "a.flac"}
+    assert text_of(row) == ".sstˈæənn..."
+    # The nearest that has more gives.
+    assert text_of(row | {"durations": [LEAD + 1, 0, 1, 0, 3, 2, 3 + TAIL]}) == ".stˈæəənn..."
+    with pytest.raises(ValueError, match=r"a\.flac: more phonemes than frames"):
+        text_of({"text": "st", "durations": [LEAD + 1, TAIL], "audio": "a.flac"})
+
+
+def test_durations_are_fitted():
+    left = {f"{kind} {count}": value for kind, value in (("vowel", 2), ("consonant", 0)) for count in range(4)}
+    told = Durations({"s": 2, "t": 1, "ɪ": 1, "ˈæ": 3, ".": 4}, {"s": 1, "": 0}, left)
+    rng, rows = np.random.default_rng(0), []
+    for _ in range(300):
+        text = "".join(rng.choice(["s", "t", "ɪ", "ˈæ"], 6)) + "."
+        frames = told.frames(text)
+        assert min(frames) > 0
+        frames[0] += LEAD
+        frames[-1] += TAIL
+        rows.append({"text": text, "durations": frames})
+    found = fitted(rows)
+    for row in rows[:20]:
+        assert found.frames(row["text"]) == told.frames(row["text"])

@@ -105,6 +105,19 @@ def test_losses_are_zero_for_equals_and_grow_with_noise():
         assert np.isfinite(both(jnp.zeros_like(a))[1]).all()
 
 
+def test_what_is_far_weaker_than_speech_does_not_count():
+    rng = np.random.default_rng(5)
+    speech, hiss = (scale * rng.normal(size=(2, 8000)).astype(np.float32) for scale in (0.1, 1e-6))
+    silence = np.zeros_like(hiss)
+    assert mel_loss(hiss, silence, 24_000) == 0
+    # 60 dB louder it does.
+    assert mel_loss(1000 * hiss, silence, 24_000) > 0.01
+    both = np.concatenate([speech, hiss], axis=1), np.concatenate([speech, silence], axis=1)
+    assert spectral_loss(*both) < 0.02
+    gradient = jax.grad(lambda x: mel_loss(x, both[1], 24_000))(jnp.asarray(both[0]))
+    assert jnp.linalg.norm(gradient[:, 10_000:]) < 1e-6
+
+
 def test_a_codec_learns_and_more_codebooks_are_better():
     params = random_codec(CODEC, 4)
     state, losses = start_codec(params, RECIPE), []

@@ -16,7 +16,7 @@ from qwen3_tts_jax import audio, voice_file, voices
 from qwen3_tts_jax.batch.manifest import URLS, BadLine, Item
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, Tokenizer, plan_prompt
-from qwen3_tts_jax.synthesis import bucket, expected_frames, frame_limit, shape_step
+from qwen3_tts_jax.synthesis import PROMPT_BUCKET, bucket, expected_frames, frame_limit, shape_step
 from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
@@ -165,7 +165,7 @@ def _size(
 ) -> tuple[int, int, int, bool]:
     return (
         bucket(max(map(frame_limit, parts, prompts, repeat(config))), step),
-        bucket(max(len(prompt.text_ids) for prompt in prompts), step),
+        bucket(max(len(prompt.text_ids) for prompt in prompts), PROMPT_BUCKET),
         bucket(max(len(prompt.trailing_text_ids) for prompt in prompts), step),
         parts[0].voice is not None,
     )

@@ -9,7 +9,10 @@ import numpy as np
 from qwen3_tts_jax.layers import PRECISION
 from qwen3_tts_jax.mel import mel_filterbank
 
-_FLOOR = 1e-5
+# Of magnitudes and of mel bands at windows of 1024 samples, 60 dB below loud speech; noise grows with the root of the
+# window. Logarithms of what is weaker would rule: with floors of 1e-5 the silent frames, 4 % of all, had 42 % of the
+# gradient, and those at the ends of clips nearly all of it.
+_FLOOR, _MEL_FLOOR = 5e-3, 5e-4
 
 
 def spectra(samples: jax.Array, fft_size: int) -> jax.Array:
@@ -38,9 +41,9 @@ def spectral_loss(a: jax.Array, b: jax.Array, fft_sizes: tuple[int, ...] = (512,
     """
     total = jnp.zeros(())
     for size in fft_sizes:
-        x, y = magnitudes(a, size), magnitudes(b, size)
-        total += jnp.linalg.norm(x - y) / (jnp.linalg.norm(y) + _FLOOR)
-        total += jnp.mean(jnp.abs(jnp.log(x + _FLOOR) - jnp.log(y + _FLOOR)))
+        x, y, floor = magnitudes(a, size), magnitudes(b, size), _FLOOR * (size / 1024) ** 0.5
+        total += jnp.linalg.norm(x - y) / (jnp.linalg.norm(y) + floor)
+        total += jnp.mean(jnp.abs(jnp.log(x + floor) - jnp.log(y + floor)))
     return total / len(fft_sizes)
 
 
@@ -60,10 +63,10 @@ def mel_loss(
     """
     total = jnp.zeros(())
     for size, bands in scales:
-        filters = mel_filterbank(sample_rate, size, bands)
+        filters, floor = mel_filterbank(sample_rate, size, bands), _MEL_FLOOR * (size / 1024) ** 0.5
         x, y = (
             jnp.log10(
-                jnp.maximum(jnp.einsum("btf,mf->btm", magnitudes(one, size), filters, precision=PRECISION), _FLOOR)
+                jnp.maximum(jnp.einsum("btf,mf->btm", magnitudes(one, size), filters, precision=PRECISION), floor)
             )
             for one in (a, b)
         )

@@ -8,10 +8,11 @@ up to its first convolution learn to say the spectra again, in minutes on one co
 phonemes are said, which a talker finds easier to predict. The waveform part of the decoder is learnt after
 that, from the codes: `qwen3-tts-jax train codec --decoder-only`.
 
-Reads WORK/speech/*.jsonl and writes WORK/codes: codes.npz (int16 [T, Q] per clip), texts-lines.jsonl and
-texts-held.jsonl for `train talker`, with how many frames each phoneme lasts, their tokenizer/, recordings-*.jsonl for
-`train codec`, and codec/, in the published layout, whose encoder and waveform part know nothing yet; --waveform takes
-the latter from another codec, as far as shapes are the same. An interrupted run goes on at its last checkpoint.
+Reads WORK/speech/*.jsonl and writes WORK/codes: codes.npz (int16 [T, Q] per clip) and recordings-*.jsonl for
+`train codec`; said.npz, the same behind a little silence, and texts-*.jsonl for `train talker`, with a phoneme per
+frame; their tokenizer/, with how long phonemes last; and codec/, in the published layout, whose encoder and waveform
+part know nothing yet; --waveform takes the latter from another codec, as far as shapes are the same. An interrupted
+run goes on at its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.convert import load_codec
+from qwen3_tts_jax.durations import UNIT
 from qwen3_tts_jax.phonemes import STRESSES, UNITS
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.codec_job import write_codec
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
-from recipes.mini.durations import UNIT
+from recipes.mini.durations import AHEAD, fitted, text_of
 from recipes.mini.spectral import PHONEMES, SAID, WAVEFORM, State, encode, finished, start, step
 
 _FRAMES = (32, 44, 58, 76, 102, 140, 200)
@@ -193,11 +196,14 @@ def write_codes(work: Path, clips: list[Clip], state: State, params: Mapping[str
                 right = result["labels"][row, :frames] == batch["labels"][row, :frames]
                 off[clip.held_out].append((float(result["mel"][row, :frames].mean()), float(right[:, 0].mean())))
     np.savez(folder / "codes.npz", **codes)
+    silence = Counter(tuple(each[-1]) for each in codes.values()).most_common(1)[0][0]
+    ahead = np.tile(np.array(silence, np.int16), (AHEAD, 1))
+    np.savez(folder / "said.npz", **{name: np.concatenate([ahead, each]) for name, each in codes.items()})
     for name, held_out in (("lines", False), ("held", True)):
         some = [clip for clip in clips if clip.held_out == held_out]
-        common = [{"codes": "codes.npz", "key": clip.name, "speaker": clip.row["speaker"]} for clip in some]
-        heard = [{"audio": f"../speech/{clip.row['audio']}"} for clip in some]
-        said = [{"text": clip.row["text"], "language": "english", "durations": clip.row["durations"]} for clip in some]
+        common = [{"key": clip.name, "speaker": clip.row["speaker"]} for clip in some]
+        heard = [{"audio": f"../speech/{clip.row['audio']}", "codes": "codes.npz"} for clip in some]
+        said = [{"text": text_of(clip.row), "language": "english", "codes": "said.npz"} for clip in some]
         for kind, more in (("recordings", heard), ("texts", said)):
             rows = [json.dumps(one | other, ensure_ascii=False) + "\n" for one, other in zip(more, common, strict=True)]
             (folder / f"{kind}-{name}.jsonl").write_text("".join(rows), encoding="utf-8")
@@ -229,7 +235,9 @@ def main() -> None:
     print(
         f"{len(clips)} clips, {sum(len(clip.samples) for clip in clips) / config.sample_rate / 3600:.2f} h", flush=True
     )
-    write_byte_tokenizer(work / "codes" / "tokenizer", UNITS)
+    tokenizer = write_byte_tokenizer(work / "codes" / "tokenizer", UNITS)
+    durations = asdict(fitted(clip.row for clip in clips if not clip.held_out))
+    (tokenizer / "durations.json").write_text(json.dumps(durations, ensure_ascii=False, indent=1), encoding="utf-8")
     state = train(work, clips, config, params, arguments.steps)
     write_codes(work, clips, state, params, config)
     write_codec(work / "codes" / "codec", finished(state, params, config), config)

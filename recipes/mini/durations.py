@@ -1,18 +1,21 @@
-"""How long phonemes last, in whole frames."""
+"""How long phonemes last, in whole frames: of the teacher, and of the model that learns from it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from qwen3_tts_jax.phonemes import PAUSES, UNITS
+from qwen3_tts_jax.durations import UNIT, Durations, features_of, frame_text
+from qwen3_tts_jax.phonemes import PAUSES
 
 TICKS = 2
 """Of 25 ms, in which the teacher counts, per frame."""
-UNIT = re.compile("|".join(sorted(UNITS, key=len, reverse=True)) + "|.")
-"""What the text tokenizer has an id for."""
+LEAD, TAIL = 1, 3
+"""Frames of silence before and after what is said: the same for all, so that ends are learnt."""
+AHEAD = 3
+"""Frames of silence more that the talker begins with, so that its text is that far ahead of what it says."""
 
 
 def on_frames(units: Sequence[str], wanted: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
@@ -50,3 +53,57 @@ def on_frames(units: Sequence[str], wanted: Sequence[np.ndarray]) -> tuple[list[
             owed, at = want - frames[number] * TICKS, at + 1
         owed = min(max(owed, -1.0), 1.0)
     return [int(tick) for each in ticks for tick in each], frames
+
+
+def text_of(row: dict[str, Any]) -> str:
+    """The text that the talker reads of a line of WORK/speech: an id per frame, and no phoneme without one.
+
+    Of two phonemes in one frame, one takes a frame of the nearest phoneme that has more.
+    """
+    units, frames = UNIT.findall(row["text"]), _spoken(row)
+    places = [place for place, unit in enumerate(units) if unit != " "]
+    for number, place in enumerate(places):
+        if frames[place] == 0:
+            rich = [other for other in places if frames[other] > 1]
+            if not rich:
+                raise ValueError(f"{row['audio']}: more phonemes than frames")
+            giver = min(rich, key=lambda other: abs(places.index(other) - number))
+            frames[giver] -= 1
+            frames[place] = 1
+    return frame_text(units, frames)
+
+
+def fitted(rows: Iterable[dict[str, Any]]) -> Durations:
+    """The durations that are nearest to those of lines of WORK/speech, by least squares."""
+    numbers: dict[tuple[str, str], int] = {}
+    pairs: list[tuple[list[int], float]] = []
+    for row in rows:
+        frames = [float(each) for each in _spoken(row)]
+        features = list(features_of(UNIT.findall(row["text"])))
+        for number, (place, _) in enumerate(features):
+            if frames[place] == 0:
+                frames[place] = frames[features[number - 1][0]] = 0.5
+        for place, keys in features:
+            columns = zip(("own", "before", "left"), keys, strict=True)
+            pairs.append(([numbers.setdefault(each, len(numbers)) for each in columns], frames[place]))
+    size = len(numbers)
+    columns, wanted = np.array([each for each, _ in pairs]), np.array([each for _, each in pairs])
+    products, sums = np.zeros((size, size)), np.zeros(size)
+    for column in columns.T:
+        np.add.at(sums, column, wanted)
+        for other in columns.T:
+            np.add.at(products, (column, other), 1.0)
+    # Sums of the three terms are known, not each of them: the smallest are taken.
+    weights = np.linalg.solve(products + np.eye(size), sums)
+    tables: dict[str, dict[str, float]] = {"own": {}, "before": {}, "left": {}}
+    for (table, key), number in numbers.items():
+        tables[table][key] = round(float(weights[number]), 3)
+    return Durations(**tables)
+
+
+def _spoken(row: dict[str, Any]) -> list[int]:
+    """Frames of each unit without the silence at both ends."""
+    frames = list(row["durations"])
+    frames[0] -= LEAD
+    frames[-1] -= TAIL
+    return frames

@@ -14,7 +14,8 @@ import re
 import sys
 import tempfile
 from collections import defaultdict
-from functools import cached_property
+from collections.abc import Callable
+from functools import cache, cached_property
 from importlib.metadata import files
 from pathlib import Path
 from types import ModuleType
@@ -85,11 +86,19 @@ class Judges:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words; numbers as they are spoken."""
-    from num2words import num2words
+    """Words in the spelling that Whisper's normalizer gives them (Radford et al. 2023), and digits one by one.
 
-    text = re.sub(r"\d+", lambda match: " " + num2words(int(match[0])) + " ", text.lower().replace("’", "'"))
-    return re.sub(r"[^a-z' ]", " ", text.replace("-", " ")).split()
+    So numbers are equal however they are written: "five fifty" is "550", and "3,172" what is said of it.
+    """
+    spelled = re.sub(r"\bone\b", "1", _normalizer()(text.replace("’", "'")))
+    return re.sub(r"(\d)", r" \1 ", re.sub(r"[^a-z0-9' ]", " ", spelled)).split()
+
+
+@cache
+def _normalizer() -> Callable[[str], str]:
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    return EnglishTextNormalizer()
 
 
 def errors(said: list[str], heard: list[str]) -> int:

@@ -1,11 +1,12 @@
 """Codes as the talker says them, for the decoder to learn what to make of: WORK/codes → recordings-predicted.jsonl.
 
-    python -m recipes.mini.predicted WORK RUN --count 6000 [--temperature 0.3]
+    python -m recipes.mini.predicted WORK RUN --count 6000 [--temperature 0.1]
 
-RUN is the folder of `train talker`. Its talker reads clips with their own codes before each frame; code 0 stays, and
-the code predictor draws the others. What no talker can foretell of them is then noise, and a decoder that learns from
-such codes what the recordings were learns to leave it out. Writes WORK/codes/predicted.npz and
-recordings-predicted.jsonl, in which every clip comes twice: with the codes that it has, and with these.
+RUN is the folder of `train talker`. Its talker says clips anew, with their own codes before each frame, and then once
+more with the codes that it said: nearly what it says by itself, in two passes over all frames at once, and as long as
+the recordings, for its texts tell durations. A decoder that learns from such codes what the recordings were learns to
+put right what the talker does, and to leave out what it cannot foretell. Writes WORK/codes/predicted.npz and
+recordings-predicted.jsonl, in which all these clips come with such codes and every fourth with its own too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import tempfile
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +30,30 @@ from qwen3_tts_jax.prompt import PromptBatch, Request, batch_plans, plan_prompt
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.saved_run import export_run
 from qwen3_tts_jax.train.score import code_logits_of, teacher_force
+from recipes.mini.durations import AHEAD
 
-_SHAPES = ((44, 64), (76, 96), (110, 128), (160, 160))
-"""Frames, and positions of prompts, of batches; longer clips are left out."""
-_BATCH_FRAMES = 1_200
+_FRAMES = (48, 80, 112, 160)
+"""Of batches; longer clips are left out."""
+_BATCH_FRAMES, _PROMPT, _PASSES = 1_200, 16, 2
 
 
 @partial(jax.jit, static_argnames=("config", "temperature"))
 def predict(
     params: Any, config: ModelConfig, prompts: PromptBatch, codes: jax.Array, key: jax.Array, temperature: float
 ) -> jax.Array:
-    """Codes int32 [B, T, Q] with codes 1 … Q − 1 drawn anew, each given those before it."""
-    hidden = teacher_force(params, config, prompts, codes).hidden[:, :-1]
+    """Codes int32 [B, T, Q] drawn anew, each given those before it in its frame and `codes` of the frames before."""
+    forced = teacher_force(params, config, prompts, codes)
+    hidden = forced.hidden[:, :-1]
+
+    def draw(number: int, logits: jax.Array) -> jax.Array:
+        return jax.random.categorical(jax.random.fold_in(key, number), logits / temperature)
+
     drawn = jnp.maximum(codes, 0)
+    drawn = drawn.at[..., 0].set(draw(0, forced.logits[:, :-1, : config.code_predictor.codebook_size]))
     for number in range(1, codes.shape[-1]):
         logits = code_logits_of(params, config, hidden, drawn)[:, :, number - 1]
-        chosen = jax.random.categorical(jax.random.fold_in(key, number), logits / temperature)
-        drawn = drawn.at[..., number].set(chosen)
-    return drawn
+        drawn = drawn.at[..., number].set(draw(number, logits))
+    return jnp.where(codes >= 0, drawn, -1)
 
 
 def main() -> None:
@@ -53,7 +61,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--count", type=int, default=6000, help="clips")
-    parser.add_argument("--temperature", type=float, default=0.3)
+    parser.add_argument("--temperature", type=float, default=0.1)
     arguments = parser.parse_args()
     folder = arguments.work / "codes"
     with tempfile.TemporaryDirectory() as temporary:
@@ -65,18 +73,15 @@ def main() -> None:
         [json.loads(line) for line in (folder / f"{kind}-lines.jsonl").read_text(encoding="utf-8").splitlines()]
         for kind in ("texts", "recordings")
     )
-    codes = np.load(folder / "codes.npz")
+    codes = np.load(folder / "said.npz")
     chosen = np.random.default_rng(0).permutation(len(texts))[: arguments.count]
     predicted, rows = {}, []
-    for frames, length in _SHAPES:
-        shorter = max((each for each, _ in _SHAPES if each < frames), default=0)
+    for shorter, frames in pairwise((0, *_FRAMES)):
         some = []
         for i in chosen:
             if shorter < len(codes[texts[i]["key"]]) <= frames:
-                request = Request(texts[i]["text"], "english", texts[i]["speaker"])
-                plan = plan_prompt(request, tokenizer, config)
-                if len(plan.text_ids) <= length:
-                    some.append((i, plan))
+                request = Request(texts[i]["text"], "english", texts[i]["speaker"], text_mode="as_it_comes")
+                some.append((i, plan_prompt(request, tokenizer, config)))
         size = _BATCH_FRAMES // frames
         for first in range(0, len(some), size):
             part, plans = zip(*some[first : first + size], strict=True)
@@ -85,12 +90,18 @@ def main() -> None:
                 own = codes[texts[i]["key"]]
                 batch[row, : len(own)] = own
             padded = [*plans, *[plans[0]] * (size - len(plans))]
-            prompts = batch_plans(padded, tts_pad=config.prompt.tts_pad, length=length)
-            result = predict(params, config, prompts, batch, jax.random.key(first), arguments.temperature)
+            prompts = batch_plans(padded, tts_pad=config.prompt.tts_pad, length=_PROMPT, trailing_length=frames)
+            result = jnp.asarray(batch)
+            for number in range(_PASSES):
+                lot = jax.random.fold_in(jax.random.key(first), number)
+                result = predict(params, config, prompts, result, lot, arguments.temperature)
+            result = np.asarray(result)
             for row, i in enumerate(part):
                 key = texts[i]["key"]
-                predicted[key] = np.asarray(result[row, : len(codes[key])], np.int16)
-                rows += [recordings[i], {**recordings[i], "codes": "predicted.npz"}]
+                predicted[key] = result[row, AHEAD : len(codes[key])].astype(np.int16)
+                rows.append({**recordings[i], "codes": "predicted.npz"})
+                if len(predicted) % 4 == 0:
+                    rows.append(recordings[i])
         print(f"{len(predicted)} clips", flush=True)
     np.savez(folder / "predicted.npz", **predicted)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]

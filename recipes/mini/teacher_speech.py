@@ -28,11 +28,10 @@ import onnxruntime
 import soundfile
 from hibari import dsp, tts
 
+from qwen3_tts_jax.durations import UNIT
 from qwen3_tts_jax.phonemes import STRESSES, UnspeakableError, phonemize
-from recipes.mini.durations import TICKS, UNIT, on_frames
+from recipes.mini.durations import LEAD, TAIL, TICKS, on_frames
 
-LEAD, TAIL = 1, 3
-"""Frames of silence before and after what is said: the same for all, so that ends are learnt."""
 LONGEST = 140
 """Letters of phonemes; a sentence with more is left out."""
 _PACE = 0.9  # of the teacher's own: what is rounded to frames is clearer if it is slower
