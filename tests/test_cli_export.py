@@ -112,7 +112,7 @@ def test_a_run_that_has_not_ended(kind, base, tmp_path):
 
 
 class _Letters:
-    phonemes = False
+    phonemes = None
 
     def assistant(self, text):
         return [1, 2, 3, *map(ord, text), 4, 5, 6, 7, 8]

@@ -37,7 +37,7 @@ def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
 class OneIdPerLetter:
     """A tokenizer that is quick to build and easy to read: the id of a letter is its code point."""
 
-    phonemes = False
+    phonemes = None
 
     def assistant(self, text: str) -> list[int]:
         return [*ROLE, *map(ord, text), IM_END, NEWLINE, *ROLE]

@@ -28,7 +28,7 @@ KINDS = ("speaker", "instruct", "x-vector", "in-context")
 class Letters:
     """A text tokenizer of one id per character."""
 
-    phonemes = False
+    phonemes = None
 
     def assistant(self, text):
         return [1, 2, 3, *self._ids(text), 4, 5, 6, 7, 8]
