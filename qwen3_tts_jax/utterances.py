@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qwen3_tts_jax.synthesis import FinishReason
 
 # `mini` is silent for 6 frames more than it has ids to say: what has not ended by then has run away.
-_FRAMES_AFTER_TEXT = 16
+_FRAMES_AFTER_TEXT = 10
 _LANGUAGE = "english"
 # Far apart in the numbers of utterances: 2³² divided by the golden ratio, an odd number.
 _STEP = 2_654_435_769

@@ -141,7 +141,7 @@ def test_an_utterance_is_a_sentence_in_phonemes(mini):
     ]
     assert {part.text_mode for part in parts} == {"as_it_comes"}
     # The phonemes' frames, the mark ahead of them, and what is left to end in.
-    assert [part.max_frames for part in parts] == [sum(mini.tokenizer.phonemes.frames(text)) + 17 for text in spoken]
+    assert [part.max_frames for part in parts] == [sum(mini.tokenizer.phonemes.frames(text)) + 11 for text in spoken]
     limited = spoken_as(Request(TEXT, speaker="heart", max_frames=30), mini.tokenizer)
     assert [part.max_frames for part in limited] == [30, 30, 30]
     arriving = spoken_as_it_arrives(
@@ -154,7 +154,7 @@ def test_the_longest_utterance_has_the_smallest_shape(mini):
     text = ("wˈɚdz ænd wˈɚdz, " * LONGEST_UTTERANCE)[: LONGEST_UTTERANCE - 1] + "."
     longest = spoken_as(Request("words", "english", "heart"), mini.tokenizer)[0]
     longest = replace(longest, text=mini.tokenizer.phonemes.frame_text(text))
-    assert len(plan_prompt(longest, mini.tokenizer, mini.config).trailing_text_ids) + 16 <= UTTERANCE_BUCKET
+    assert len(plan_prompt(longest, mini.tokenizer, mini.config).trailing_text_ids) + 10 <= UTTERANCE_BUCKET
 
 
 def test_other_models_speak_requests_as_they_are(tokenizer):
