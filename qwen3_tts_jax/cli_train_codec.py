@@ -14,7 +14,7 @@ from qwen3_tts_jax.cli_options import examples
 
 EPILOG = examples(
     "qwen3-tts-jax train codec recordings/ -o my-codec --validation held-out/",
-    "qwen3-tts-jax train codec data.jsonl -o my-codec --size medium --steps 20000 --continuous-steps 500",
+    "qwen3-tts-jax train codec data.jsonl -o my-codec --size medium --steps 20000 --adversary-start 10000",
     "qwen3-tts-jax codec encode hello.wav -o hello.npz --model my-codec/codec",
 )
 
@@ -47,7 +47,18 @@ def codec(
             "own, a .npy file, or a .npz file and a key.",
         ),
     ] = False,
-    steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 10_000,
+    spectral_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="First so many, in which quantizers and the decoder's front learn to say spectra that an encoder of "
+            "spectra is given; 800 from random weights. 0: all of the codec learns together, from samples."
+        ),
+    ] = None,
+    encoder_steps: Annotated[
+        int, typer.Option(help="Then so many, in which the codec's own encoder learns the same from samples.")
+    ] = 1000,
+    spectral_rate: Annotated[float, typer.Option(help="The highest learning rate of both.")] = 3e-3,
+    steps: Annotated[int, typer.Option(help="Of the optimizer, after them.")] = 10_000,
     batch_seconds: Annotated[float, typer.Option(help="Of audio in a step.")] = 12.0,
     crop_seconds: Annotated[float, typer.Option(help="Of each piece of it.")] = 2.0,
     context_seconds: Annotated[float, typer.Option(help="Of codes before each piece, where lines have codes.")] = 2.0,
@@ -84,7 +95,8 @@ def codec(
 ) -> None:
     """Train a codec on recordings; OUTPUT/codec then is a codec that `codec encode --model` reads.
 
-    Encoder, codebooks and decoder learn together, from random weights or from a codec that is there.
+    From random weights encoder and codebooks first learn spectra, then the decoder their codes; from a codec that is
+    there all learn together.
     """
     from qwen3_tts_jax.config import ConfigError
     from qwen3_tts_jax.console import plain_messages, refuse, refusing
@@ -94,12 +106,19 @@ def codec(
             refuse("--start brings its own shape: leave --config away")
         if decoder_only and start is None:
             refuse("--decoder-only needs --start: the codec whose decoder is to learn")
+        if start is not None and spectral_steps:
+            refuse("--spectral-steps are for a codec from nothing: leave --start away")
+        if start is None and spectral_steps is None:
+            spectral_steps = 800
+        if spectral_steps and (continuous_steps or unquantized):
+            refuse("--continuous-steps and --unquantized are for a codec that learns from samples: --spectral-steps 0")
         if features is not None and feature_rate is None:
             refuse("--features needs --feature-rate, how many of them there are per second")
 
         from qwen3_tts_jax import hf_config
         from qwen3_tts_jax.train.codec_adversary import Adversary
         from qwen3_tts_jax.train.codec_job import CodecTraining, codec_to_start_from, prepare_codec, run_codec
+        from qwen3_tts_jax.train.codec_spectral import spectral_recipes
         from qwen3_tts_jax.train.codec_start import codec_shape
         from qwen3_tts_jax.train.codec_step import CodecRecipe
         from qwen3_tts_jax.train.optimizer import OptimizerConfig
@@ -123,10 +142,13 @@ def codec(
                 continuous_steps=continuous_steps,
                 unquantized=unquantized,
                 unquantized_steps=steps // 2 if unquantized else 0,
-                decoder_only=decoder_only,
+                decoder_only=decoder_only or bool(spectral_steps),
                 average=average,
                 adversary=adversary,
             )
+            spectral = ()
+            if spectral_steps:
+                spectral = spectral_recipes(shape, spectral_steps, encoder_steps, spectral_rate, clip, dropout)
             training = CodecTraining(
                 recipe,
                 batch_seconds,
@@ -135,6 +157,7 @@ def codec(
                 feature_rate=feature_rate,
                 teacher_weight=teacher_weight,
                 start=folder,
+                spectral=spectral,
                 seed=seed,
                 schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
             )
@@ -157,6 +180,7 @@ def _counter(quiet: bool) -> Callable[[int, int], None] | None:
 
 def _reporter(quiet: bool) -> Callable[[dict[str, Any]], None] | None:
     def show(numbers: dict[str, Any]) -> None:
+        where = f"{numbers['phase']}, step" if "phase" in numbers else "step"
         if "validation_mel" in numbers:
             used = ", ".join(f"{value:.0f}" for value in numbers["validation_perplexity"])
             line = f"validation mel distance {numbers['validation_mel']:.4f}, codes in use {used}"
@@ -165,6 +189,6 @@ def _reporter(quiet: bool) -> Callable[[dict[str, Any]], None] | None:
                 f"loss {numbers['loss']:.3f} (mel {numbers['mel']:.4f}), "
                 f"{numbers['audio_seconds'] / numbers['seconds']:.1f} s of audio per s"
             )
-        typer.echo(f"step {numbers['step']}: {line}", err=True)
+        typer.echo(f"{where} {numbers['step']}: {line}", err=True)
 
     return None if quiet else show

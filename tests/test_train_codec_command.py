@@ -19,7 +19,7 @@ from tests.command import assert_refused, run, write_recording
 from tests.train_codec import CODEC
 from tests.train_model import quick_compiles  # noqa: F401
 
-SHORT = ("--steps", 2, "--batch-seconds", 0.2, "--crop-seconds", 0.1, "--log-every", 1)
+SHORT = ("--spectral-steps", 0, "--steps", 2, "--batch-seconds", 0.2, "--crop-seconds", 0.1, "--log-every", 1)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,9 @@ def test_what_a_run_is_told(recordings, shape, tmp_path, monkeypatch):
     assert (adversary.samples, adversary.start, adversary.every, adversary.kind) == (2160, 1, 2, "least-squares")
     kernel = params["decoder"]["conv_out"]["kernel"]
     np.testing.assert_array_equal(again["decoder"]["conv_out"]["kernel"], kernel)
-    built_in = train(recordings, "-o", tmp_path / "three", "--size", "medium", "--steps", 1, "--quiet")
+    built_in = train(
+        recordings, "-o", tmp_path / "three", "--size", "medium", "--spectral-steps", 0, "--steps", 1, "--quiet"
+    )
     assert built_in.exit_code == 0, (built_in.exception, built_in.stderr)
     assert told[2][1].codec == codec_shape("medium") == hf_config.read_codec(tmp_path / "three" / "codec")
 

@@ -21,12 +21,14 @@ from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_codes import read_recording_codes, with_codes
 from qwen3_tts_jax.train.codec_data import Clips, Progress, Recording, check_headers, decode_recordings, find_recordings
 from qwen3_tts_jax.train.codec_run import CodecResult, Crops, describe_codec, fit_codec
+from qwen3_tts_jax.train.codec_spectral import SpectralRecipe, finish_spectra
+from qwen3_tts_jax.train.codec_spectral_run import describe_spectra, fit_spectra
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import CodecRecipe
 from qwen3_tts_jax.train.codec_teacher import Features, Teacher, read_features
 from qwen3_tts_jax.train.progress import Schedule
 
-CODEC, CACHE, SAMPLES = "codec", "cache", "samples"
+CODEC, CACHE, SAMPLES, PHASES = "codec", "cache", "samples", "spectral"
 _SHORTEST_CROP = 2048  # the longest window of the losses
 _SAMPLES, _SAMPLE_SECONDS = 3, 6.0
 
@@ -44,6 +46,8 @@ class CodecTraining:
         feature_rate: of a teacher's features, per second; None without a teacher.
         teacher_weight: of the teacher in the loss.
         start: folder of a codec to go on from, whose shape `recipe.codec` is; None draws random weights.
+        spectral: how such weights first learn to say spectra, from spectra and then from samples, after which `recipe`
+            is of the decoder alone; empty without.
         seed: of weights, pieces, dropout.
         schedule: what happens when.
     """
@@ -56,8 +60,19 @@ class CodecTraining:
     feature_rate: float | None = None
     teacher_weight: float = 1.0
     start: Path | None = None
+    spectral: tuple[SpectralRecipe, ...] = ()
     seed: int = 0
     schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        if not self.spectral:
+            return
+        if self.start is not None:
+            raise ConfigError("a codec that is there goes on without spectra: they are for a start from nothing")
+        if [one.hears for one in self.spectral] != ["spectra", "samples"]:
+            raise ConfigError("spectra are learnt from spectra and then from samples")
+        if not self.recipe.decoder_only or {one.codec for one in self.spectral} != {self.recipe.codec}:
+            raise ConfigError("after spectra the decoder alone of the same codec is trained")
 
     def crops(self, given_codes: bool = False) -> Crops:
         """Rows and samples of a step, and, with given codes, their context.
@@ -92,7 +107,8 @@ class CodecJob:
     """A run whose input has been checked, before any sample is decoded; `prepare_codec` makes it.
 
     Attributes:
-        recipe: that of `training`, with the teacher.
+        recipe: that of `training`, with the teacher where there are no spectra.
+        spectral: likewise, with the teacher.
         crops: of a step.
         features: of the teacher.
         codes: int32 [T, Q] of each of `recordings` and then of `validation`, if they have codes.
@@ -102,6 +118,7 @@ class CodecJob:
     output: Path
     training: CodecTraining
     recipe: CodecRecipe
+    spectral: tuple[SpectralRecipe, ...]
     crops: Crops
     recordings: list[Recording]
     validation: list[Recording]
@@ -145,16 +162,20 @@ def prepare_codec(
     recordings = find_recordings(data, features)
     held_out = [] if validation is None else find_recordings(validation)
     everything = [*recordings, *held_out]
-    recipe, taught = training.recipe, None
+    recipe, spectral, taught = training.recipe, training.spectral, None
     with_them = [recording for recording in everything if recording.codes is not None]
     crops = training.crops(given_codes=bool(with_them))
-    if with_them and not recipe.decoder_only:
+    if with_them and (spectral or not recipe.decoder_only):
         raise ConfigError(f"{with_them[0].where} has codes: the decoder alone can learn from them (--decoder-only)")
     seconds = check_headers(everything)
     codes = read_recording_codes(everything, seconds, recipe.codec)
     if training.feature_rate is not None:
         taught = read_features(recordings, seconds[: len(recordings)], training.feature_rate)
-        recipe = replace(recipe, teacher=Teacher(taught.width, training.teacher_weight))
+        teacher = Teacher(taught.width, training.teacher_weight)
+        if spectral:
+            spectral = tuple(replace(one, teacher=teacher) for one in spectral)
+        else:
+            recipe = replace(recipe, teacher=teacher)
     content = json.dumps([[one.audio.name, one.audio.stat().st_size] for one in everything])
     digest = hashlib.sha256(content.encode())
     for one in codes or ():
@@ -163,9 +184,12 @@ def prepare_codec(
         "data": digest.hexdigest(),
         "start": None if training.start is None else _digest(training.start),
         "feature_rate": training.feature_rate,
+        "spectral": [describe_spectra(one, crops) for one in spectral],
     }
+    for one in spectral:
+        Checkpoints(output / PHASES / one.hears, describe_spectra(one, crops) | settings).check()
     Checkpoints(output, describe_codec(recipe, crops) | settings).check()
-    return CodecJob(output, training, recipe, crops, recordings, held_out, taught, codes, settings)
+    return CodecJob(output, training, recipe, spectral, crops, recordings, held_out, taught, codes, settings)
 
 
 def _digest(folder: Path) -> str:
@@ -180,13 +204,13 @@ def run_codec(
     decoding: Progress | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> CodecResult:
-    """Decodes, trains, and writes `output`/codec.
+    """Decodes, trains, and writes `output`/codec; spectra come first, as two runs in `output`/spectral.
 
     Args:
         job: of `prepare_codec`.
         cache: of decoded recordings; `output`/cache by default.
         decoding: told of recordings decoded.
-        report: called with every line of the log.
+        report: called with every line of the logs; those of spectra have "phase".
 
     Raises:
         lines.DataError: recordings that cannot be learnt from, see `codec_data.decode_recordings`.
@@ -199,7 +223,9 @@ def run_codec(
     if job.codes is not None:
         clips = with_codes(clips, job.codes, recipe.codec.frame_samples)
     data, held_out = _split(clips, len(job.recordings))
-    if training.start is None:
+    if job.spectral:
+        params = _learn_spectra(job, data, held_out, report)
+    elif training.start is None:
         params = random_codec(recipe.codec, training.seed)
     else:
         params = load_codec(training.start, recipe.codec)
@@ -209,8 +235,8 @@ def run_codec(
         data,
         job.crops,
         job.output,
-        fresh=training.start is None,
-        features=job.features,
+        fresh=training.start is None and not job.spectral,
+        features=None if recipe.teacher is None else job.features,
         validation=held_out,
         schedule=training.schedule,
         settings=job.settings,
@@ -219,6 +245,28 @@ def run_codec(
     )
     write_codec(job.output / CODEC, result.params, recipe.codec)
     return result
+
+
+def _learn_spectra(
+    job: CodecJob, data: Clips, held_out: Clips | None, report: Callable[[dict[str, Any]], None] | None
+) -> dict[str, Any]:
+    """Trees whose encoder, codebooks and decoder up to the waveform part say spectra."""
+    params, state = random_codec(job.recipe.codec, job.training.seed), None
+    for recipe in job.spectral:
+        state = fit_spectra(
+            params,
+            recipe,
+            data,
+            job.crops,
+            job.output / PHASES / recipe.hears,
+            taught=state,
+            features=job.features,
+            validation=held_out,
+            schedule=job.training.schedule,
+            settings=job.settings,
+            report=report,
+        )
+    return finish_spectra(state, params, job.spectral[-1])
 
 
 def _split(clips: Clips, count: int) -> tuple[Clips, Clips | None]:

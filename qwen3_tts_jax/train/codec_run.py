@@ -165,13 +165,16 @@ def evaluate_codec(
         mels.append(judged["mel"][: len(some)])
         codes.append(judged["codes"][: len(some)].reshape(-1, recipe.codec.num_codebooks))
     mel = float(np.concatenate(mels).astype(np.float64).mean())
-    counts = [np.bincount(book, minlength=recipe.codec.encoder.codebook_size) for book in np.concatenate(codes).T]
-    return {"mel": mel, "perplexity": [_perplexity(count / count.sum()) for count in counts]}
+    return {"mel": mel, "perplexity": used_codes(np.concatenate(codes), recipe.codec.encoder.codebook_size)}
 
 
-def _perplexity(parts: np.ndarray) -> float:
-    used = parts[parts > 0]
-    return float(np.exp(-np.sum(used * np.log(used))))
+def used_codes(codes: np.ndarray, size: int) -> list[float]:
+    """Perplexity of each codebook of `size` codes in codes int [N, Q]."""
+    found = []
+    for counts in (np.bincount(book, minlength=size) for book in codes.T):
+        parts = counts[counts > 0] / counts.sum()
+        found.append(float(np.exp(-np.sum(parts * np.log(parts)))))
+    return found
 
 
 def describe_codec(recipe: CodecRecipe, crops: Crops) -> dict[str, Any]:

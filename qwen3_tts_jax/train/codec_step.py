@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,8 +33,8 @@ from qwen3_tts_jax.train.codec_teacher import Teacher
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.soft_codes import decode_latents
 
-_CODEBOOKS = ("embedding_sum", "cluster_usage", "initialized")
-_KINDS = ("semantic", "acoustic")
+CODEBOOK_LEAVES = ("embedding_sum", "cluster_usage", "initialized")
+KINDS = ("semantic", "acoustic")
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,20 @@ class CodecRecipe:
     teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
-        encoder, decoder = self.codec.encoder, self.codec.decoder
-        for name in ("codebook_dim", "codebook_size", "num_semantic_codebooks"):
-            ours, theirs = getattr(encoder, name), getattr(decoder, name)
-            if ours != theirs:
-                raise ConfigError(f"a codec that is trained shares its codebooks: {name} is {ours} and {theirs}")
+        check_shared(self.codec)
         for name in ("dropout", "unquantized", "average"):
             if not 0 <= getattr(self, name) <= 1 or (name == "average" and self.average == 1):
                 raise ConfigError(f"{name} must be a part, 0 … 1, got {getattr(self, name)}")
         if self.decoder_only and (self.continuous_steps or self.unquantized_steps or self.teacher):
             raise ConfigError("where the decoder alone is trained, all rows are quantized and there is no teacher")
+
+
+def check_shared(config: CodecConfig) -> None:
+    """Refuses, with a ConfigError, an encoder and a decoder whose codebooks have other shapes."""
+    for name in ("codebook_dim", "codebook_size", "num_semantic_codebooks"):
+        ours, theirs = getattr(config.encoder, name), getattr(config.decoder, name)
+        if ours != theirs:
+            raise ConfigError(f"a codec that is trained shares its codebooks: {name} is {ours} and {theirs}")
 
 
 @flax.struct.dataclass
@@ -122,38 +126,47 @@ def start_codec(params: Mapping[str, Any], recipe: CodecRecipe, *, fresh: bool =
     parts = ("decoder",) if recipe.decoder_only else ("encoder", "decoder")
     leaves = flatten_dict({part: params[part] for part in parts}, sep="/")
     trained = {
-        path: jnp.array(leaf, jnp.float32) for path, leaf in leaves.items() if path.rsplit("/", 1)[-1] not in _CODEBOOKS
+        path: jnp.array(leaf, jnp.float32)
+        for path, leaf in leaves.items()
+        if path.rsplit("/", 1)[-1] not in CODEBOOK_LEAVES
     }
     if recipe.teacher is not None:
-        shape = (recipe.teacher.width, recipe.codec.encoder.codebook_dim)
-        trained[codec_teacher.HEAD] = jax.random.normal(jax.random.key(seed), shape) * shape[1] ** -0.5
-    quantizer, split = params["encoder"]["quantizer"], recipe.codec.encoder.num_semantic_codebooks
-    counts = {"semantic": split, "acoustic": recipe.codec.num_codebooks - split}
-    codebooks = {
-        kind: {name: jnp.array(quantizer[kind][name][:count]) * (not fresh) for name in _CODEBOOKS[:2]}
-        for kind, count in counts.items()
-    }
+        trained[codec_teacher.HEAD] = codec_teacher.start_head(recipe.teacher, recipe.codec.encoder.codebook_dim, seed)
+    codebooks = start_codebooks(params, recipe.codec, fresh=fresh)
     average = {path: jnp.array(leaf) for path, leaf in trained.items()} if recipe.average else {}
     optimizer = recipe.optimizer.optimizer().init(trained)
     adversary = None if recipe.adversary is None else codec_adversary.start_adversary(recipe.adversary, seed)
     return CodecState(jnp.zeros((), jnp.int32), trained, codebooks, optimizer, average, adversary)
 
 
+def start_codebooks(
+    params: Mapping[str, Any], config: CodecConfig, *, fresh: bool = True
+) -> dict[str, dict[str, jax.Array]]:
+    """The encoder's codebooks that the talker knows, as `CodecState` has them; zeros where they are to be `fresh`."""
+    quantizer, split = params["encoder"]["quantizer"], config.encoder.num_semantic_codebooks
+    counts = {"semantic": split, "acoustic": config.num_codebooks - split}
+    return {
+        kind: {name: jnp.array(quantizer[kind][name][:count]) * (not fresh) for name in CODEBOOK_LEAVES[:2]}
+        for kind, count in counts.items()
+    }
+
+
 def finish_codec(state: CodecState, params: Mapping[str, Any], recipe: CodecRecipe) -> dict[str, Any]:
     """The trees encoder and decoder that `state` stands for; codebooks that the talker does not know are those of
     `params`.
     """
-    trees = _with_codebooks(state.average or state.trained, params, state.codebooks)
+    trees = with_codebooks(state.average or state.trained, params, state.codebooks)
     return share_codebooks(trees, recipe.codec.num_codebooks)
 
 
-def _with_codebooks(
+def with_codebooks(
     trained: Mapping[str, jax.Array], params: Mapping[str, Any], codebooks: Mapping[str, Mapping[str, jax.Array]]
 ) -> dict[str, Any]:
+    """The trees encoder and decoder of `params` with what of `trained` belongs to them, and the encoder's codebooks."""
     leaves = flatten_dict({part: params[part] for part in ("encoder", "decoder")}, sep="/")
-    leaves |= {path: leaf for path, leaf in trained.items() if path != codec_teacher.HEAD}
-    for kind in _KINDS:
-        for name, leaf in codebooks[kind].items():
+    leaves |= {path: leaf for path, leaf in trained.items() if path in leaves}
+    for kind, books in codebooks.items():
+        for name, leaf in books.items():
             path = f"encoder/quantizer/{kind}/{name}"
             leaves[path] = jnp.asarray(leaves[path]).at[: len(leaf)].set(leaf)
     return unflatten_dict(leaves, sep="/")
@@ -169,19 +182,28 @@ def reconstruct(
     given what the codebooks are given.
     """
     latents = encode_latents(trees["encoder"], config.encoder, samples)
+    results, of_decoder = quantize_latents(trees, codebooks, config, latents, keep, continuous)
+    shape = (*latents.shape[:2], config.num_codebooks)
+    return decode_latents(trees["decoder"], config.decoder, shape, of_decoder), results
+
+
+def quantize_latents(
+    trees: Mapping[str, Any], codebooks: Mapping[str, Mapping[str, jax.Array]], config: CodecConfig,
+    latents: jax.Array, keep: jax.Array, continuous: jax.Array | None = None,
+) -> tuple[dict[str, Quantized], Callable[[SplitResidualQuantizer], jax.Array]]:  # fmt: skip
+    """The quantizers' results for the encoder's latents [B, T, D], and what `soft_codes.decode_latents` asks for."""
     split = config.encoder.num_semantic_codebooks
     quantizer, kept = trees["encoder"]["quantizer"], {"semantic": jnp.minimum(keep, split), "acoustic": keep - split}
     results = {}
-    for kind in _KINDS:
+    for kind in KINDS:
         vectors = latents @ quantizer[kind]["input_projection"]["weight"].T
         results[kind] = quantize_residuals(codebooks[kind], vectors, kept[kind], continuous)
 
     def of_decoder(module: SplitResidualQuantizer) -> jax.Array:
-        halves = [getattr(module, kind).output_projection(results[kind].vectors) for kind in _KINDS]
+        halves = [getattr(module, kind).output_projection(results[kind].vectors) for kind in KINDS]
         return halves[0] + halves[1]
 
-    shape = (*latents.shape[:2], config.num_codebooks)
-    return decode_latents(trees["decoder"], config.decoder, shape, of_decoder), results
+    return results, of_decoder
 
 
 def reconstruct_given(
@@ -192,7 +214,7 @@ def reconstruct_given(
 
     `keep` is that of `reconstruct`; the encoder is not run.
     """
-    tables = {kind: entries(codebooks[kind]) for kind in _KINDS}
+    tables = {kind: entries(codebooks[kind]) for kind in KINDS}
     split, used = config.encoder.num_semantic_codebooks, jnp.arange(config.num_codebooks) < keep[:, None]
     parts = {"semantic": slice(split), "acoustic": slice(split, None)}
 
@@ -246,10 +268,10 @@ def codec_step(
         return jax.lax.dynamic_slice_in_dim(all_samples, first, length, axis=1)
 
     def value(trained: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple]:
-        trees = _with_codebooks(trained, params, state.codebooks)
+        trees = with_codebooks(trained, params, state.codebooks)
         if given is None:
             made, results = reconstruct(trees, state.codebooks, codec, samples, keep, continuous)
-            codes = jnp.concatenate([results[kind].codes for kind in _KINDS], axis=-1)
+            codes = jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1)
         else:
             frames, results = samples.shape[1] // codec.frame_samples, {}
             made = reconstruct_given(trees, state.codebooks, codec, given, frames, keep)
@@ -282,7 +304,7 @@ def codec_step(
         dead_below = recipe.dead_below * vectors / codec.encoder.codebook_size
         codebooks = {
             kind: learn_codebooks(codebooks[kind], results[kind], one, recipe.decay, dead_below)
-            for kind, one in zip(_KINDS, kind_keys, strict=True)
+            for kind, one in zip(KINDS, kind_keys, strict=True)
         }
     adversary = state.adversary
     if against:
@@ -312,11 +334,11 @@ def judge(
     All codebooks are used, and the average of the weights where the recipe has one. Codes are those `given`, if any.
     """
     codec = recipe.codec
-    trees = _with_codebooks(state.average or state.trained, params, state.codebooks)
+    trees = with_codebooks(state.average or state.trained, params, state.codebooks)
     keep = jnp.full(len(samples), codec.num_codebooks)
     if given is None:
         made, results = reconstruct(trees, state.codebooks, codec, samples, keep)
-        codes = jnp.concatenate([results[kind].codes for kind in _KINDS], axis=-1)
+        codes = jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1)
     else:
         frames = samples.shape[1] // codec.frame_samples
         made, codes = reconstruct_given(trees, state.codebooks, codec, given, frames, keep), given.of_crops(frames)

@@ -42,6 +42,11 @@ class Teacher:
             raise ConfigError(f"the weight of the teacher must be above 0, got {self.weight}")
 
 
+def start_head(teacher: Teacher, width: int, seed: int) -> jax.Array:
+    """The head [D, C] before the first step, C = `width`."""
+    return jax.random.normal(jax.random.key(seed), (teacher.width, width)) * width**-0.5
+
+
 def distance(vectors: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
     """One less the mean cosine of vectors [B, T, C] through the head [D, C] to targets [B, T, D], [].
 

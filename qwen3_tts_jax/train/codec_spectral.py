@@ -1,0 +1,448 @@
+"""A codec that learns to say spectra, before its decoder learns to speak.
+
+A codec that learns from samples spends most of its work on convolutions near the sample rate, and what its encoder
+learns in the meantime are a few directions of latents, of which the later codebooks have nothing to say. Here two
+shorter ways come first. An encoder that is given spectra, the codec's own quantizers and its decoder up to the waveform
+part learn to say spectra again, through a linear read-out. Then the codec's own encoder learns to make those latents
+from samples, at first alone, then with all that comes after it.
+
+These ways are long chains of nearly linear maps, of which gradient descent learns the directions one after the other,
+in the order of their strength (Saxe et al. 2014, arXiv:1312.6120). So their matrices start orthogonal, and Muon, whose
+steps are orthogonal too, learns all directions alike. The waveform part is learnt after that, from the codes
+(`CodecRecipe.decoder_only`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any, Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from optax.contrib import MuonDimensionNumbers
+
+from qwen3_tts_jax.codec.encoder import encode_latents
+from qwen3_tts_jax.config import CodecConfig, ConfigError
+from qwen3_tts_jax.layers import PRECISION
+from qwen3_tts_jax.mel import mel_filterbank
+from qwen3_tts_jax.train import codec_teacher
+from qwen3_tts_jax.train.codec_loss import magnitudes
+from qwen3_tts_jax.train.codec_quantizer import (
+    Quantized,
+    dropped_codebooks,
+    learn_codebooks,
+    perplexity,
+    share_codebooks,
+)
+from qwen3_tts_jax.train.codec_step import (
+    CODEBOOK_LEAVES,
+    KINDS,
+    check_shared,
+    quantize_latents,
+    start_codebooks,
+    with_codebooks,
+)
+from qwen3_tts_jax.train.codec_teacher import Teacher
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.soft_codes import decoder_latents
+
+BANDS, BINS = 80, 160
+"""Mel bands of each short spectrum, and low bins, which show the pitch, of each that is twice as long."""
+_ATTACKS = 40  # mel bands of spectra half as long, which only the encoder is given
+_WIDTH, _LAYERS = 256, 2  # of the encoder that is given spectra
+_WAVEFORM = ("decoder/conv_in", "decoder/upsample_", "decoder/snake_out", "decoder/conv_out")
+_SPECTRAL, _READOUT = "spectral/", "readout/"
+_SHORTEST_HOP, _LONGEST_HOP = 0.004, 0.015  # seconds
+# What is quieter is not worth codes: upper bands of what was recorded at a lower rate are as quiet as that.
+_MEL_FLOOR, _LOW_FLOOR = 2e-3, 1e-2
+_LOW_SCALE = 30.0  # brings magnitudes of long windows to those of mel bands
+_RMS = 0.2  # of Muon's steps; AdamW's are about that
+_BEFORE = 0.1  # of the scale of kernels of inputs before the present one
+
+
+def spectral_optimizer(steps: int, learning_rate: float = 3e-3, clip: float = 1.0) -> OptimizerConfig:
+    """What spectra are learnt with."""
+    return OptimizerConfig(
+        learning_rate, steps, min(50, steps // 10), final_rate=0.03, weight_decay=1e-3, betas=(0.8, 0.99), clip=clip
+    )
+
+
+@dataclass(frozen=True)
+class SpectralRecipe:
+    """What the compiled step must know; hashable.
+
+    Attributes:
+        codec: see `CodecRecipe`.
+        hears: what the encoder is given. "spectra": that is one of training alone; "samples": the codec's own, which
+            learns from the other.
+        optimizer: learning rates by step and clipping; `kind` is not read.
+        alone: so many steps the encoder of samples learns alone.
+        low, latents, commitment: weights of the losses, that of the mel bands being 1.
+        decay, dead_below, dropout, teacher: see `CodecRecipe`.
+    """
+
+    codec: CodecConfig
+    hears: Literal["spectra", "samples"] = "spectra"
+    optimizer: OptimizerConfig = field(default_factory=lambda: spectral_optimizer(800))
+    alone: int = 0
+    low: float = 0.5
+    latents: float = 1.0
+    commitment: float = 0.25
+    decay: float = 0.99
+    dead_below: float = 0.1
+    dropout: float = 0.25
+    teacher: Teacher | None = None
+
+    def __post_init__(self) -> None:
+        check_shared(self.codec)
+        spectra_per_frame(self.codec)
+        if not 0 <= self.dropout <= 1:
+            raise ConfigError(f"dropout must be a part, 0 … 1, got {self.dropout}")
+
+
+def spectral_recipes(
+    codec: CodecConfig,
+    spectral_steps: int = 800,
+    encoder_steps: int = 1000,
+    learning_rate: float = 3e-3,
+    clip: float = 1.0,
+    dropout: float = 0.25,
+) -> tuple[SpectralRecipe, SpectralRecipe]:
+    """Of an encoder of spectra, and of the codec's own; for two fifths of its steps that one learns alone."""
+    first, second = (spectral_optimizer(steps, learning_rate, clip) for steps in (spectral_steps, encoder_steps))
+    return (
+        SpectralRecipe(codec, "spectra", first, dropout=dropout),
+        SpectralRecipe(codec, "samples", second, alone=encoder_steps * 2 // 5, dropout=dropout),
+    )
+
+
+class SpectralEncoder(nn.Module):
+    """What `hear` gives, [B, T, D] → latents [B, T, `features`]; sees the present and the past."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(_WIDTH)(x)
+        for _ in range(_LAYERS):
+            y = nn.LayerNorm()(x)
+            before = jnp.pad(y, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+            x = x + 0.5 * nn.gelu(nn.Dense(_WIDTH)(jnp.concatenate([before, y], axis=-1)))
+            y = nn.gelu(nn.Dense(2 * _WIDTH)(nn.LayerNorm()(x)))
+            x = x + 0.3 * nn.Dense(_WIDTH)(y)
+        return nn.Dense(self.features)(nn.LayerNorm()(x))
+
+
+@flax.struct.dataclass
+class SpectralState:
+    """What a step changes.
+
+    Attributes:
+        step: int32 [], steps done.
+        trained: {path: float32 leaf} of spectral/… or encoder/…, of the encoder's projections, of decoder/… before the
+            waveform part, of the read-out, and the head of a teacher.
+        codebooks: as `CodecState`.
+        optimizer: optax's state.
+    """
+
+    step: jax.Array
+    trained: dict[str, jax.Array]
+    codebooks: dict[str, dict[str, jax.Array]]
+    optimizer: optax.OptState
+
+
+def spectra_per_frame(config: CodecConfig) -> int:
+    """Mel spectra in a frame: the fewest that are at most 15 ms apart; an even number, and a multiple of the latents.
+
+    Raises:
+        ConfigError: no such number divides a frame's samples, or those spectra are less than 4 ms apart.
+    """
+    latents, samples = prod(config.decoder.latent_upsample_rates), config.frame_samples
+    longest, shortest = _LONGEST_HOP * config.sample_rate, _SHORTEST_HOP * config.sample_rate
+    for count in range(latents, samples + 1, latents):
+        if count % 2 == 0 and samples % count == 0 and samples / count <= longest:
+            if samples / count >= shortest:
+                return count
+            break
+    raise ConfigError(
+        f"frames of {samples} samples at {config.sample_rate} Hz with {latents} latents (latent_upsample_rates "
+        f"{config.decoder.latent_upsample_rates}) hold no whole spectra, an even number of them 4 to 15 ms apart: such "
+        "a codec learns without them (--spectral-steps 0)"
+    )
+
+
+def spectra(samples: jax.Array, config: CodecConfig) -> tuple[jax.Array, jax.Array]:
+    """Log-mel bands [B, T·n, 80] and log magnitudes of low bins [B, T·n/2, 160] of samples [B, T·frame_samples].
+
+    n is `spectra_per_frame`. Windows span four hops, and a window's middle is the middle of its hop.
+    """
+    hop = config.frame_samples // spectra_per_frame(config)
+
+    def around(size: int) -> jax.Array:
+        return jnp.pad(samples, ((0, 0), (size * 3 // 8, size * 3 // 8)))
+
+    return _mel(around(4 * hop), config, 4 * hop, BANDS), _low(around(8 * hop), 8 * hop)
+
+
+def hear(samples: jax.Array, config: CodecConfig) -> jax.Array:
+    """What `SpectralEncoder` is given, [B, T, D]: such spectra, and short ones, of windows that end with their hop.
+
+    So it knows of each frame what an encoder of samples can know.
+    """
+    hop = config.frame_samples // spectra_per_frame(config)
+
+    def before(size: int) -> jax.Array:
+        return jnp.pad(samples, ((0, 0), (size * 3 // 4, 0)))
+
+    heard = [
+        _mel(before(4 * hop), config, 4 * hop, BANDS),
+        _low(before(8 * hop), 8 * hop),
+        _mel(before(2 * hop), config, 2 * hop, _ATTACKS),
+    ]
+    frames = samples.shape[1] // config.frame_samples
+    # About the mean and the spread of speech.
+    return jnp.concatenate([(each + 2.5).reshape(len(samples), frames, -1) * 0.5 for each in heard], axis=-1)
+
+
+def _mel(samples: jax.Array, config: CodecConfig, size: int, bands: int) -> jax.Array:
+    filters = mel_filterbank(config.sample_rate, size, bands)
+    return jnp.log(jnp.einsum("btf,mf->btm", magnitudes(samples, size), filters, precision=PRECISION) + _MEL_FLOOR)
+
+
+def _low(samples: jax.Array, size: int) -> jax.Array:
+    return jnp.log(magnitudes(samples, size)[..., 1 : BINS + 1] / _LOW_SCALE + _LOW_FLOOR)
+
+
+def start_spectra(
+    params: Mapping[str, Any], recipe: SpectralRecipe, taught: SpectralState | None = None, seed: int = 0
+) -> SpectralState:
+    """The state before the first step.
+
+    Args:
+        params: the trees encoder and decoder with random weights, see `codec_start.random_codec`; matrices of the long
+            chains become orthogonal.
+        recipe: see there.
+        taught: for an encoder of samples, the last state of that of spectra, with which it goes on.
+        seed: of those matrices, of the read-out and of the teacher's head.
+    """
+    config, rng = recipe.codec, np.random.default_rng(seed)
+    leaves = flatten_dict({part: params[part] for part in ("encoder", "decoder")}, sep="/")
+    leaves = {
+        path: _isometric(path, np.asarray(leaf, np.float32), rng)
+        for path, leaf in leaves.items()
+        if path.rsplit("/", 1)[-1] not in CODEBOOK_LEAVES and not path.startswith(_WAVEFORM)
+    }
+    if taught is not None:
+        trained = {path: leaf for path, leaf in taught.trained.items() if not path.startswith(_SPECTRAL)}
+        trained |= {path: leaf for path, leaf in leaves.items() if _of_encoder(path)}
+        codebooks = taught.codebooks
+    else:
+        trained = {path: leaf for path, leaf in leaves.items() if not _of_encoder(path)}
+        heard = jax.eval_shape(partial(hear, config=config), jnp.zeros((1, config.frame_samples)))
+        spectral = SpectralEncoder(config.encoder.transformer.width).init(jax.random.key(seed), jnp.zeros(heard.shape))
+        trained |= flatten_dict({_SPECTRAL.rstrip("/"): spectral["params"]}, sep="/")
+        outputs, width = sum(_outputs(config)), config.decoder.latent_width
+        trained[f"{_READOUT}weight"] = 0.05 * rng.standard_normal((outputs, width), np.float32)
+        trained[f"{_READOUT}bias"] = np.full(outputs, -2.0, np.float32)
+        if recipe.teacher is not None:
+            width = config.encoder.codebook_dim
+            trained[codec_teacher.HEAD] = codec_teacher.start_head(recipe.teacher, width, seed)
+        codebooks = start_codebooks(params, config)
+    trained, codebooks = jax.tree.map(jnp.array, (trained, codebooks))
+    return SpectralState(jnp.zeros((), jnp.int32), trained, codebooks, _optimizer(recipe.optimizer).init(trained))
+
+
+def finish_spectra(state: SpectralState, params: Mapping[str, Any], recipe: SpectralRecipe) -> dict[str, Any]:
+    """The trees encoder and decoder that `state` stands for; what it does not have is that of `params`."""
+    return share_codebooks(with_codebooks(state.trained, params, state.codebooks), recipe.codec.num_codebooks)
+
+
+def _of_encoder(path: str) -> bool:
+    """Whether it belongs to the encoder of samples: what comes before the quantizers."""
+    return path.startswith("encoder/") and not path.startswith("encoder/quantizer/")
+
+
+def _outputs(config: CodecConfig) -> tuple[int, int]:
+    """Of what each latent says: numbers of mel bands and of low bins."""
+    per_latent = spectra_per_frame(config) // prod(config.decoder.latent_upsample_rates)
+    return per_latent * BANDS, per_latent * BINS // 2
+
+
+def _isometric(path: str, leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Leaves of the linear chain such that they keep lengths; others as they are."""
+    if "/transformer/" in path or "/convnext/" in path or "/residual_" in path:
+        return leaf
+    if path.endswith("/weight"):
+        outputs, inputs = leaf.shape
+        return _orthogonal(rng, outputs, inputs) * np.float32(max(1.0, outputs / inputs) ** 0.5)
+    if path == "decoder/pre_conv/kernel":
+        leaf = _BEFORE * leaf
+        leaf[-1] = _orthogonal(rng, *leaf.shape[1:])
+        return leaf
+    if path.endswith("/transposed_conv/kernel"):
+        return np.stack([_orthogonal(rng, *leaf.shape[1:]) for _ in leaf])
+    if path.endswith("/kernel") and path != "encoder/conv_in/kernel":
+        return _orthogonal(rng, prod(leaf.shape[:-1]), leaf.shape[-1]).reshape(leaf.shape)
+    return leaf
+
+
+def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """float32 [rows, columns]; the fewer of them are orthogonal, of length 1."""
+    basis = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))[0]
+    return np.float32(basis if rows >= columns else basis.T)
+
+
+def _optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Muon for all matrices and kernels, AdamW for the rest."""
+
+    def matrix(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+        name = path[-1].key
+        if leaf.ndim < 2 or (name.endswith("/kernel") and leaf.shape[-2] == 1):
+            return None
+        if name.endswith("/kernel"):
+            return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+        return MuonDimensionNumbers((leaf.ndim - 1,), tuple(range(leaf.ndim - 1)))
+
+    muon = optax.contrib.muon(
+        config.schedule(), weight_decay=config.weight_decay, adam_b1=config.betas[0], adam_b2=config.betas[1],
+        consistent_rms=_RMS, muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, matrix),
+    )  # fmt: skip
+    return optax.chain(optax.clip_by_global_norm(config.clip), muon)
+
+
+def _distances(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """Mean absolute difference of each pair, []."""
+    return [jnp.mean(jnp.abs(one - other)) for one, other in zip(a, b, strict=True)]
+
+
+def listen(
+    trained: Mapping[str, jax.Array], params: Mapping[str, Any], config: CodecConfig, samples: jax.Array
+) -> jax.Array:
+    """Latents [B, T, D] of samples [B, N], N whole frames, by the encoder that is among `trained`."""
+    paths = {path: leaf for path, leaf in trained.items() if path.startswith(_SPECTRAL)}
+    if paths:
+        encoder = SpectralEncoder(config.encoder.transformer.width)
+        params = unflatten_dict(paths, sep="/")[_SPECTRAL.rstrip("/")]
+        return encoder.apply({"params": params}, hear(samples, config))
+    return encode_latents(with_codebooks(trained, params, {})["encoder"], config.encoder, samples)
+
+
+def quantizer_inputs(trained: Mapping[str, jax.Array], latents: jax.Array) -> dict[str, jax.Array]:
+    """What either quantizer is given of latents [B, T, D], [B, T, C]."""
+    return {kind: latents @ trained[f"encoder/quantizer/{kind}/input_projection/weight"].T for kind in KINDS}
+
+
+def say_spectra(
+    trained: Mapping[str, jax.Array], codebooks: Mapping[str, Mapping[str, jax.Array]], params: Mapping[str, Any],
+    config: CodecConfig, latents: jax.Array, keep: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], dict[str, Quantized]]:  # fmt: skip
+    """What the read-out says of latents [B, T, D], shaped as `spectra`, and the quantizers' results; `keep` is that of
+    `codec_step.reconstruct`.
+    """
+    trees = with_codebooks(trained, params, codebooks)
+    results, of_decoder = quantize_latents(trees, codebooks, config, latents, keep)
+    shape = (*latents.shape[:2], config.num_codebooks)
+    decoded = decoder_latents(trees["decoder"], config.decoder, shape, of_decoder)
+    said, bands = decoded @ trained[f"{_READOUT}weight"].T + trained[f"{_READOUT}bias"], _outputs(config)[0]
+    mel, low = said[..., :bands].reshape(len(latents), -1, BANDS), said[..., bands:].reshape(len(latents), -1, BINS)
+    return (mel, low), results
+
+
+def _distances(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """Mean absolute difference of each pair, []."""
+    return [jnp.mean(jnp.abs(one - other)) for one, other in zip(a, b, strict=True)]
+
+
+def _latents_off(
+    trained: Mapping[str, jax.Array], taught: Mapping[str, jax.Array], latents: jax.Array, true: jax.Array
+) -> jax.Array:
+    """Mean squared difference of what the quantizers are given, as a part of its variance, []."""
+    ours, theirs = quantizer_inputs(trained, latents), quantizer_inputs(taught, true)
+    off = [
+        jnp.mean(jnp.square(ours[kind] - theirs[kind])) / (jnp.mean(jnp.var(theirs[kind], axis=(0, 1))) + 1e-6)
+        for kind in KINDS
+    ]
+    return sum(off) / len(off)
+
+
+@partial(jax.jit, static_argnames=("recipe", "alone"), donate_argnames="state")
+def spectral_step(
+    state: SpectralState, params: Mapping[str, Any], samples: jax.Array, key: jax.Array, recipe: SpectralRecipe,
+    taught: Mapping[str, jax.Array] | None = None, targets: jax.Array | None = None, alone: bool = False,
+) -> tuple[SpectralState, dict[str, jax.Array]]:  # fmt: skip
+    """One step of the optimizer and of the codebooks.
+
+    Args:
+        state: given away.
+        params: what `start_spectra` was given.
+        samples: [B, N] in ±1 at the codec's rate, N whole frames.
+        key: of all that is drawn.
+        recipe: static.
+        taught: `trained` of the encoder of spectra, for an encoder of samples.
+        targets: a teacher's features [B, T, D] of each frame, where the recipe has a teacher.
+        alone: static; whether only the encoder of samples learns, from what that of spectra gives the quantizers.
+
+    Returns:
+        The next state, and loss and its parts, mel and low in nats, gradient_norm, learning_rate, finite [] and
+        perplexity [Q] of the step. Where loss or gradient are not finite the state is the old one.
+    """
+    config = recipe.codec
+    drop_key, *kind_keys = jax.random.split(key, 3)
+    keep = dropped_codebooks(
+        drop_key, len(samples), config.num_codebooks, config.encoder.num_semantic_codebooks, recipe.dropout
+    )
+
+    def value(trained: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple]:
+        latents = listen(trained, params, config, samples)
+        said, results = say_spectra(trained, state.codebooks, params, config, latents, keep)
+        losses = dict(zip(("mel", "low"), _distances(said, spectra(samples, config)), strict=True))
+        losses["commitment"] = sum(result.commitment for result in results.values())
+        total = losses["mel"] + recipe.low * losses["low"] + recipe.commitment * losses["commitment"]
+        if recipe.teacher is not None:
+            vectors, head = results["semantic"].vectors, trained[codec_teacher.HEAD]
+            losses["teacher"] = codec_teacher.distance(vectors, head, targets)
+            total += recipe.teacher.weight * losses["teacher"]
+        if taught is not None:
+            losses["latents"] = _latents_off(trained, taught, latents, listen(taught, params, config, samples))
+            total = recipe.latents * losses["latents"] + (0.0 if alone else total)
+        return total, (losses, results)
+
+    (total, (losses, results)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
+    updates, optimizer = _optimizer(recipe.optimizer).update(gradient, state.optimizer, state.trained)
+    if alone:
+        updates = {path: each if _of_encoder(path) else jnp.zeros_like(each) for path, each in updates.items()}
+    trained, codebooks = optax.apply_updates(state.trained, updates), state.codebooks
+    size = config.encoder.codebook_size
+    if not alone:
+        dead_below = recipe.dead_below * samples.size / config.frame_samples / size
+        codebooks = {
+            kind: learn_codebooks(codebooks[kind], results[kind], one, recipe.decay, dead_below)
+            for kind, one in zip(KINDS, kind_keys, strict=True)
+        }
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    rate = recipe.optimizer.schedule()(state.step)
+    metrics = {"loss": total, **losses, "gradient_norm": norm, "learning_rate": rate, "finite": finite}
+    metrics["perplexity"] = perplexity(jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1), size)
+    new = SpectralState(state.step + 1, trained, codebooks, optimizer)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state), metrics
+
+
+@partial(jax.jit, static_argnames="recipe")
+def judge_spectra(
+    state: SpectralState, params: Mapping[str, Any], samples: jax.Array, recipe: SpectralRecipe, count: jax.Array
+) -> dict[str, jax.Array]:
+    """Distances in nats, mel [B] and low [B], and codes int32 [B, T, Q] of samples [B, N], from `count` codebooks."""
+    latents, keep = listen(state.trained, params, recipe.codec, samples), jnp.full(len(samples), count)
+    said, results = say_spectra(state.trained, state.codebooks, params, recipe.codec, latents, keep)
+    mel, low = jax.vmap(_distances)(said, spectra(samples, recipe.codec))
+    codes = jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1)
+    return {"mel": mel, "low": low, "codes": codes}
