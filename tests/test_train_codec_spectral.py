@@ -388,9 +388,9 @@ def test_refused_recipes_and_data(tmp_path):
         SpectralRecipe(SHAPE, dropout=2)
     with pytest.raises(ConfigError, match="shares its codebooks: codebook_dim is 6 and 7"):
         SpectralRecipe(replace(SHAPE, decoder=replace(SHAPE.decoder, codebook_dim=7)))
-    # Latents 50 ms apart have no even number of spectra of whole samples at most 15 ms apart.
+    # Of 106 samples the even parts are 53 ms long, or 1.
     with pytest.raises(ConfigError, match="hold no whole spectra"):
-        spectra_per_frame(replace(SHAPE, sample_rate=1000, decoder=replace(SHAPE.decoder, upsample_rates=(5, 11))))
+        spectra_per_frame(replace(SHAPE, sample_rate=1000, decoder=replace(SHAPE.decoder, upsample_rates=(53,))))
     recipe = CodecRecipe(SHAPE, decoder_only=True)
     with pytest.raises(ConfigError, match="the decoder alone of the same codec"):
         CodecTraining(CodecRecipe(SHAPE), spectral=(HEARS, SPEAKS))
