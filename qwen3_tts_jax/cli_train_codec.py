@@ -182,8 +182,8 @@ def _reporter(quiet: bool) -> Callable[[dict[str, Any]], None] | None:
     def show(numbers: dict[str, Any]) -> None:
         where = f"{numbers['phase']}, step" if "phase" in numbers else "step"
         if "validation_half_mel" in numbers:
-            off = f"{numbers['validation_mel']:.4f} nats, with half of the codebooks {numbers['validation_half_mel']:.4f}"
-            line = f"validation mel bands off by {off}"
+            off, half = numbers["validation_mel"], numbers["validation_half_mel"]
+            line = f"validation mel bands off by {off:.4f} nats, with half of the codebooks {half:.4f}"
         elif "validation_mel" in numbers:
             used = ", ".join(f"{value:.0f}" for value in numbers["validation_perplexity"])
             line = f"validation mel distance {numbers['validation_mel']:.4f}, codes in use {used}"
