@@ -5,8 +5,9 @@
 A codec that learns from samples spends most of its work on convolutions near the sample rate. What a frame's codes
 must tell is in its spectra, so here an encoder that is given them, the codec's own quantizers and the codec's decoder
 up to its first convolution learn to say the spectra again, in minutes on one core. Codebook 0 also learns which
-phonemes are said, which a talker finds easier to predict. The waveform part of the decoder is learnt after
-that, from the codes: `qwen3-tts-jax train codec --decoder-only`.
+phonemes are said, which a talker finds easier to predict. The last codebook is not learnt: it tells pitch and phase,
+see `pitch`. The waveform part of the decoder is learnt after that, from the codes: `qwen3-tts-jax train codec
+--decoder-only`.
 
 Reads WORK/speech/*.jsonl and writes WORK/codes: codes.npz (int16 [T, Q] per clip) and recordings-*.jsonl for
 `train codec`; said.npz, the same behind a little silence, and texts-*.jsonl for `train talker`, with a phoneme per
@@ -40,14 +41,17 @@ from qwen3_tts_jax.durations import UNIT
 from qwen3_tts_jax.phonemes import STRESSES, UNITS
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.codec_job import write_codec
+from qwen3_tts_jax.train.codec_quantizer import share_codebooks
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
+from recipes.mini import pitch
 from recipes.mini.durations import AHEAD, fitted, text_of
 from recipes.mini.spectral import PHONEMES, SAID, WAVEFORM, State, encode, finished, start, step
 
 _FRAMES = (32, 44, 58, 76, 102, 140, 200)
 """Batches come in so many frames; longer clips are cut."""
 _BATCH_FRAMES = 500
-CODEBOOKS = 4
+SPECTRAL = 4
+"""Codebooks that learn; one more tells the pitch."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +131,32 @@ def batches(clips: list[Clip], steps: range, config: CodecConfig) -> Iterator[di
         yield batch_of([by_bucket[size][i] for i in chosen], size, rows, config)
 
 
-def codec_of_mini() -> CodecConfig:
-    """20 frames a second of 4 codes of 512: 720 bits a second."""
+def codec_of_mini(codebooks: int = SPECTRAL + 1) -> CodecConfig:
+    """20 frames a second of 5 codes of 512: 900 bits a second."""
     shape = codec_shape("medium")
-    encoder = replace(shape.encoder, strides=(4, 5, 6, 5), num_codebooks=CODEBOOKS)
-    decoder = replace(shape.decoder, upsample_rates=(5, 5, 4, 3), num_codebooks=CODEBOOKS)
-    return replace(shape, num_codebooks=CODEBOOKS, encoder=encoder, decoder=decoder)
+    encoder = replace(shape.encoder, strides=(4, 5, 6, 5), num_codebooks=codebooks)
+    decoder = replace(shape.decoder, upsample_rates=(5, 5, 4, 3), num_codebooks=codebooks)
+    return replace(shape, num_codebooks=codebooks, encoder=encoder, decoder=decoder)
+
+
+def with_pitch(params: Mapping[str, Any], codes: np.ndarray) -> dict[str, Any]:
+    """A codec's trees encoder and decoder with one more codebook, whose entries are `pitch.features`.
+
+    They lie where the sums of other entries hardly vary: those of `codes` int16 [T, `SPECTRAL`] have six directions.
+    """
+    quantizer = params["encoder"]["quantizer"]
+    acoustic = quantizer["acoustic"]
+    entries = np.asarray(acoustic["embedding_sum"] / np.maximum(acoustic["cluster_usage"], 1e-5)[..., None])
+    sums = sum(table[codes[:, 1 + number]] for number, table in enumerate(entries))
+    directions = np.linalg.eigh(np.cov(sums.T))[1]  # those that vary least come first
+    features = pitch.features(entries.shape[1])
+    table = features @ directions[:, : features.shape[1]].T
+    more = {"embedding_sum": table, "cluster_usage": np.ones(len(table)), "initialized": np.ones(1)}
+    acoustic = acoustic | {
+        name: np.concatenate([acoustic[name], leaf[None].astype(np.float32)]) for name, leaf in more.items()
+    }
+    encoder = {**params["encoder"], "quantizer": {**quantizer, "acoustic": acoustic}}
+    return share_codebooks({**params, "encoder": encoder}, SPECTRAL + 1)
 
 
 def with_waveform_of(decoder: Mapping[str, Any], codec: Path) -> dict[str, Any]:
@@ -176,8 +200,10 @@ def train(work: Path, clips: list[Clip], config: CodecConfig, params: Mapping[st
     return state
 
 
-def write_codes(work: Path, clips: list[Clip], state: State, params: Mapping[str, Any], config: CodecConfig) -> None:
-    """Codes of all clips, and the lines that name them."""
+def write_codes(
+    work: Path, clips: list[Clip], state: State, params: Mapping[str, Any], config: CodecConfig
+) -> np.ndarray:
+    """Codes of all clips, and the lines that name them; returns the codes, int16 [all frames, `SPECTRAL` + 1]."""
     folder = work / "codes"
     codes, order = {}, sorted(range(len(clips)), key=lambda i: len(clips[i].samples))
     by_bucket: dict[int, list[Clip]] = {}
@@ -192,7 +218,8 @@ def write_codes(work: Path, clips: list[Clip], state: State, params: Mapping[str
             result = jax.device_get(encode(state, params, batch["samples"], config))
             for row, clip in enumerate(part):
                 frames = batch["frames"][row]
-                codes[clip.name] = result["codes"][row, :frames].astype(np.int16)
+                own = result["codes"][row, :frames], np.array(clip.row["pitch"])[:frames, None]
+                codes[clip.name] = np.concatenate(own, axis=1).astype(np.int16)
                 right = result["labels"][row, :frames] == batch["labels"][row, :frames]
                 off[clip.held_out].append((float(result["mel"][row, :frames].mean()), float(right[:, 0].mean())))
     np.savez(folder / "codes.npz", **codes)
@@ -209,15 +236,12 @@ def write_codes(work: Path, clips: list[Clip], state: State, params: Mapping[str
             (folder / f"{kind}-{name}.jsonl").write_text("".join(rows), encoding="utf-8")
         mel, right = np.mean(off[held_out], axis=0)
         print(f"{name}: {len(some)} clips, mel bands off by {mel:.3f} nats, code 0 tells {right:.1%} of phonemes")
-    used = np.stack(
-        [
-            np.bincount(np.concatenate(list(codes.values()))[:, q], minlength=config.encoder.codebook_size)
-            for q in range(config.num_codebooks)
-        ]
-    )
+    together = np.concatenate(list(codes.values()))
+    used = np.stack([np.bincount(book, minlength=config.encoder.codebook_size) for book in together.T])
     shares = used / used.sum(axis=1, keepdims=True)
     entropies = -np.sum(np.where(shares > 0, shares * np.log(np.maximum(shares, 1e-12)), 0), axis=1)
     print("perplexities", np.exp(entropies).round(1).tolist())
+    return together
 
 
 def main() -> None:
@@ -227,7 +251,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=100, help="one clip in so many")
     parser.add_argument("--waveform", type=Path, help="a codec's folder whose waveform part is a start")
     arguments = parser.parse_args()
-    work, config = arguments.work, codec_of_mini()
+    work, config = arguments.work, codec_of_mini(SPECTRAL)
     (work / "codes").mkdir(exist_ok=True)
     clips, params = read_clips(work, arguments.held_out), random_codec(config)
     if arguments.waveform is not None:
@@ -239,8 +263,9 @@ def main() -> None:
     durations = asdict(fitted(clip.row for clip in clips if not clip.held_out))
     (tokenizer / "durations.json").write_text(json.dumps(durations, ensure_ascii=False, indent=1), encoding="utf-8")
     state = train(work, clips, config, params, arguments.steps)
-    write_codes(work, clips, state, params, config)
-    write_codec(work / "codes" / "codec", finished(state, params, config), config)
+    codes = write_codes(work, clips, state, params, config)
+    trees = with_pitch(finished(state, params, config), codes[:, :SPECTRAL])
+    write_codec(work / "codes" / "codec", trees, codec_of_mini())
 
 
 if __name__ == "__main__":

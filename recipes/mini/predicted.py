@@ -5,8 +5,9 @@
 RUN is the folder of `train talker`. Its talker says clips anew, with their own codes before each frame, and then once
 more with the codes that it said: nearly what it says by itself, in two passes over all frames at once, and as long as
 the recordings, for its texts tell durations. A decoder that learns from such codes what the recordings were learns to
-put right what the talker does, and to leave out what it cannot foretell. Writes WORK/codes/predicted.npz and
-recordings-predicted.jsonl, in which all these clips come with such codes and every fourth with its own too.
+put right what the talker does, and to leave out what it cannot foretell. Pitch and phases stay those of the recording.
+Writes WORK/codes/predicted.npz and recordings-predicted.jsonl, in which all these clips come with such codes and every
+fourth with its own too.
 """
 
 from __future__ import annotations
@@ -98,7 +99,10 @@ def main() -> None:
             result = np.asarray(result)
             for row, i in enumerate(part):
                 key = texts[i]["key"]
-                predicted[key] = result[row, AHEAD : len(codes[key])].astype(np.int16)
+                said = result[row, AHEAD : len(codes[key])].astype(np.int16)
+                # With other phases the recording would not be what these codes say.
+                said[:, -1] = codes[key][AHEAD:, -1]
+                predicted[key] = said
                 rows.append({**recordings[i], "codes": "predicted.npz"})
                 if len(predicted) % 4 == 0:
                     rows.append(recordings[i])

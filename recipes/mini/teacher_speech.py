@@ -7,11 +7,12 @@ The teacher is hibari (PyPI hibari-tts, Apache-2.0), one American woman's voice 
 given the phonemes that `mini` reads, so that text and speech never disagree, and how long each of them lasts: frames
 of 50 ms, of which two short phonemes may share one. A frame then says one phoneme or a pair, not any part of two or
 three, and codes of frames are few and easy to predict. hibari's network tells the spectra of the harmonics and of the
-noise and the pitch, of which its own signal processing makes the waveform; henry is the same with another pitch and
-another vocal tract.
+noise and the pitch, of which signal processing makes the waveform; the pitch is moved a little, see `pitch`. henry is
+that with another pitch and another vocal tract.
 
-Writes FLAC files, and WORK/speech/VOICE.jsonl: audio, text (phonemes), sentence, speaker, seconds, and durations, the
-frames that each id of the text takes. Files that are there are kept, so that an interrupted run goes on.
+Writes FLAC files, and WORK/speech/VOICE.jsonl: audio, text (phonemes), sentence, speaker, seconds, durations, the
+frames that each id of the text takes, and pitch, a code of `pitch` for each frame. Files that are there are kept, so
+that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from hibari import dsp, tts
 
 from qwen3_tts_jax.durations import UNIT
 from qwen3_tts_jax.phonemes import STRESSES, UnspeakableError, phonemize
+from recipes.mini import overlap_add
 from recipes.mini.durations import LEAD, TAIL, TICKS, on_frames
+from recipes.mini.pitch import Pitch, on_grid, pulses
 
 LONGEST = 140
 """Letters of phonemes; a sentence with more is left out."""
@@ -46,7 +49,7 @@ class Voice:
     Attributes:
         gain: of the samples.
         pitch: factor of the fundamental frequency.
-        formants: factor of the frequencies of the spectral envelopes.
+        formants: factor of the frequencies of the resonances.
     """
 
     gain: float
@@ -54,7 +57,7 @@ class Voice:
     formants: float = 1.0
 
 
-VOICES = {"heart": Voice(1.5), "henry": Voice(0.5, pitch=0.5, formants=0.88)}
+VOICES = {"heart": Voice(1.5), "henry": Voice(1.2, pitch=0.5, formants=0.88)}
 
 
 class Teacher:
@@ -65,8 +68,8 @@ class Teacher:
         self._durations = _session({"speed"}, _DURATIONS)
         self._spectra = _session({_ROUNDED}, "lh", "theta", "ln", "lr", "phi", "f0")
 
-    def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, list[int]]:
-        """Phonemes of `phonemize` → samples at 24 kHz, and how many frames each id of the text takes.
+    def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, list[int], list[int]]:
+        """Phonemes of `phonemize` → samples at 24 kHz, how many frames each id of the text takes, and codes of pitch.
 
         The frames of what is silent at both ends are counted to the first and the last id.
         """
@@ -81,11 +84,26 @@ class Teacher:
         frames[0] += LEAD
         frames[-1] += TAIL
         outputs = self._spectra.run(None, {"ids": ids, _ROUNDED: ticks})
-        harmonics, phase, noise, rest, rest_phase, pitch = (output[0] for output in outputs)
-        harmonics, phase, noise, rest = (_warped(x, voice.formants) for x in (harmonics, phase, noise, rest))
-        pitch = (pitch * voice.pitch).astype(np.float32)
-        samples = dsp.synth(harmonics, phase, noise, rest, rest_phase, pitch, np.random.default_rng(0))
-        return np.clip(samples * voice.gain, -1, 1), frames
+        *parts, hertz = (output[0] for output in outputs)
+        pitch = on_grid(hertz)
+        samples = _waveform(pitch, *parts)
+        if voice.pitch != 1:
+            other = on_grid(hertz, voice.pitch)
+            samples, pitch = overlap_add.changed(samples, pitch, other, voice.formants), other
+        return np.clip(samples * voice.gain, -1, 1), frames, pitch.codes.tolist()
+
+
+def _waveform(
+    pitch: Pitch, harmonics: np.ndarray, turns: np.ndarray, noise: np.ndarray, rest: np.ndarray, phases: np.ndarray
+) -> np.ndarray:
+    """The parts [601, 4 T] of the spectra that the network tells → samples, as `hibari.dsp.synth` makes them: log
+    magnitudes of harmonics and what their phases are turned by, of noise, and of what has phases of its own.
+    """
+    drawn = np.random.default_rng(0).standard_normal((2, *noise.shape), np.float32)
+    spectra = dsp.stft(pulses(pitch), noise.shape[1]) * np.exp(np.minimum(harmonics, 7) + 1j * np.pi * np.tanh(turns))
+    spectra += np.exp(np.minimum(noise, 7)) * (drawn[0] + 1j * drawn[1])
+    spectra += np.exp(np.minimum(rest, 7) + 1j * phases)
+    return dsp.ola(spectra.astype(np.complex64))
 
 
 def _session(inputs: set[str], *outputs: str) -> onnxruntime.InferenceSession:
@@ -123,16 +141,6 @@ def _spelled(unit: str) -> str:
     return stress + _SPELLINGS.get(plain, plain)
 
 
-def _warped(envelope: np.ndarray, factor: float) -> np.ndarray:
-    """Spectral envelopes [bins, F] with all frequencies times `factor`."""
-    if factor == 1:
-        return envelope
-    source = np.minimum(np.arange(len(envelope)) / factor, len(envelope) - 1)
-    below = np.minimum(source.astype(int), len(envelope) - 2)
-    part = (source - below)[:, None].astype(np.float32)
-    return envelope[below] * (1 - part) + envelope[below + 1] * part
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -162,10 +170,10 @@ def main() -> None:
                 continue
             if len(text) > LONGEST:
                 continue
-            samples, frames = teacher.speak(text, VOICES[name])
+            samples, frames, pitch = teacher.speak(text, VOICES[name])
             soundfile.write(work / "speech" / audio, samples, dsp.SR, subtype="PCM_16")
             row = {"audio": audio, "text": text, "sentence": sentence, "speaker": name}
-            row |= {"seconds": round(len(samples) / dsp.SR, 3), "durations": frames}
+            row |= {"seconds": round(len(samples) / dsp.SR, 3), "durations": frames, "pitch": pitch}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             if number % 500 == 0:
                 file.flush()

@@ -1,0 +1,307 @@
+"""The decoder learns what codes say, phases included: WORK/codes → OUT/codec.
+
+    python -m recipes.mini.decoder WORK OUT --start CODEC [--data recordings-predicted.jsonl]
+
+Where codes tell phases, waveforms can be compared as they are, and harmonics become clear that magnitudes alone leave
+rough. But a decoder that has never been told phases ignores them for long: what it says is off by as much as before
+whichever way it turns, and its way out leads through silence. So first its front learns, without the waveform part and
+in a few minutes, to say the waveform below 950 Hz, as linear read-outs of what it gives the waveform part, and to keep
+what it gave before. Then all of it learns with the losses of `train codec`, complex spectra below 3.5 kHz, and
+read-outs of its first stages.
+
+Both parts write checkpoints to OUT and go on where they were interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from scipy.signal import fftconvolve, firwin, lfilter
+
+from qwen3_tts_jax import hf_config
+from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
+from qwen3_tts_jax.config import CodecConfig
+from qwen3_tts_jax.convert import load_codec
+from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes, read_recording_codes, with_codes
+from qwen3_tts_jax.train.codec_data import Clips, check_headers, decode_recordings, find_recordings
+from qwen3_tts_jax.train.codec_job import write_codec
+from qwen3_tts_jax.train.codec_loss import mel_loss, spectra, spectral_loss
+from qwen3_tts_jax.train.codec_quantizer import entries
+from qwen3_tts_jax.train.codec_step import reconstruct_given
+from qwen3_tts_jax.train.soft_codes import decoder_latents
+
+_BANDS, _BAND_WEIGHTS = ((50, 500), (500, 1000), (1000, 2000), (2000, 3500)), (4.0, 4.0, 2.0, 1.0)
+_MEL, _SPECTRAL, _READ_OUTS, _KEPT = 15.0, 1.0, 4.0, 0.5
+_RATES = {"low": 2_000, "high": 8_000}
+"""Sample rates of what is read out."""
+_STAGES = {"upsample_0": "low", "upsample_1": "high", "upsample_2": "high"}
+_FRONT_ROWS, _FRONT_FRAMES = 24, 56
+_ROWS, _FRAMES, _CONTEXT = 6, 32, 32
+_SAVE, _LOG = 200, 50
+
+Leaves = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class State:
+    """What a step changes: leaves of the decoder and of read-outs, their moving averages, the optimizer's state."""
+
+    step: jax.Array
+    trained: Leaves
+    average: Leaves
+    optimizer: optax.OptState
+
+
+def complex_distances(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
+    """Of samples [B, N]: distance of complex spectra in bands, as a part of the true one's norm, [bands]."""
+    total = jnp.zeros(len(_BANDS))
+    for size in (512, 1024):
+        x, y = spectra(made, size) / size**0.5, spectra(true, size) / size**0.5
+        frequencies, found = np.arange(size // 2 + 1) * rate / size, []
+        for low, high in _BANDS:
+            bins = slice(*np.searchsorted(frequencies, (low, high)))
+            off, energy = jnp.abs(x[..., bins] - y[..., bins] + 1e-6) ** 2, jnp.abs(y[..., bins]) ** 2
+            found.append(jnp.sqrt(jnp.sum(off) / (jnp.sum(energy) + 1e-5 * off.size)))
+        total += jnp.stack(found) / 2
+    return total
+
+
+def read_out_targets(samples: np.ndarray, rate: int) -> dict[str, np.ndarray]:
+    """Samples [B, N] below 950 Hz at 2 kHz, and below 3.6 kHz at 8 kHz, where high frequencies are raised."""
+    low, high = (
+        fftconvolve(samples, firwin(taps, cut, fs=rate)[None], mode="same", axes=1)
+        for taps, cut in ((241, 950), (121, 3600))
+    )
+    low, high = (x[:, rate // new // 2 :: rate // new] for x, new in ((low, _RATES["low"]), (high, _RATES["high"])))
+    return {"low": low.astype(np.float32), "high": (2 * lfilter([1, -0.9], 1, high)).astype(np.float32)}
+
+
+def unexplained(said: jax.Array, true: jax.Array) -> jax.Array:
+    """The norm of the difference as a part of that of `true`."""
+    return jnp.sqrt(jnp.sum((said - true) ** 2) / (jnp.sum(true**2) + 1e-3))
+
+
+def steps_of(config: CodecConfig, stage: str) -> int:
+    """Vectors per frame that a stage of the waveform part gives."""
+    decoder, number = config.decoder, int(stage.removeprefix("upsample_"))
+    return prod(decoder.latent_upsample_rates) * prod(decoder.upsample_rates[: number + 1])
+
+
+def start(config: CodecConfig, decoder: Mapping[str, Any]) -> Leaves:
+    """What is trained, before the first step: all of the decoder but its codebooks, and random read-outs."""
+    rng = np.random.default_rng(0)
+    trained = {
+        path: jnp.array(leaf)
+        for path, leaf in flatten_dict(decoder, sep="/").items()
+        if path.rsplit("/", 1)[-1] not in ("embedding_sum", "cluster_usage")
+    }
+    per_latent = _RATES["low"] // (round(config.frame_rate) * prod(config.decoder.latent_upsample_rates))
+    widths = {"latents": (config.decoder.latent_width, per_latent)}
+    for number, (stage, target) in enumerate(_STAGES.items()):
+        per_step = _RATES[target] // (round(config.frame_rate) * steps_of(config, stage))
+        widths[stage] = (config.decoder.decoder_channels // 2 ** (number + 1), per_step)
+    for name, shape in widths.items():
+        trained[f"read_out/{name}"] = jnp.asarray(0.02 * rng.standard_normal(shape, np.float32))
+    trained["kept"] = jnp.eye(config.decoder.latent_width)
+    return trained
+
+
+def decoder_of(leaves: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder's tree."""
+    own = {path: leaf for path, leaf in leaves.items() if path != "kept" and not path.startswith("read_out/")}
+    return unflatten_dict({**fixed, **own}, sep="/")
+
+
+def decode_crops_in_stages(
+    decoder: Mapping[str, Any], codebooks: Mapping[str, Any], config: CodecConfig, given: GivenCodes, frames: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Samples of crops, see `reconstruct_given`, and what stages of the waveform part, and the front, gave for them."""
+    kept: dict[str, jax.Array] = {}
+
+    def catch(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        result = call(*args, **kwargs)
+        if context.module.name in _STAGES:
+            kept[context.module.name] = result[0]
+        return result
+
+    keep = jnp.full(len(given.codes), config.num_codebooks)
+    with nn.intercept_methods(catch):
+        samples = reconstruct_given({"decoder": decoder}, codebooks, config, given, frames, keep)
+    crops = {}
+    for stage, x in kept.items():
+        count = frames * steps_of(config, stage)
+        # The waveform part is given a little of what comes before a crop, the more the later it begins.
+        before = x.shape[1] // steps_of(config, stage) - frames
+        first = jnp.minimum(given.before, before) * steps_of(config, stage)
+        crops[stage] = jax.vmap(lambda row, at, count=count: jax.lax.dynamic_slice_in_dim(row, at, count))(x, first)
+    return samples, crops
+
+
+def latents_of(
+    decoder: Mapping[str, Any], codebooks: Mapping[str, Any], config: CodecConfig, codes: jax.Array
+) -> jax.Array:
+    """What the front gives the waveform part for codes [B, T, Q], [B, T·rates, `latent_width`]."""
+    tables = [table for kind in ("semantic", "acoustic") for table in entries(codebooks[kind])]
+    split = config.decoder.num_semantic_codebooks
+
+    def of_decoder(module: SplitResidualQuantizer) -> jax.Array:
+        vectors = [table[codes[..., number]] for number, table in enumerate(tables)]
+        first = module.semantic.output_projection(sum(vectors[:split]))
+        return first + module.acoustic.output_projection(sum(vectors[split:]))
+
+    return decoder_latents(decoder, config.decoder, codes.shape, of_decoder)
+
+
+def front_losses(
+    trained: Leaves, before: Leaves, rest: Mapping[str, Any], config: CodecConfig, batch: Mapping[str, Any]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The front's loss [] and its parts; `batch` is codes [B, T, Q], frames that there are [B, T], and the targets."""
+    codes, there = batch["codes"], batch["there"]
+    latents = latents_of(decoder_of(trained, rest["fixed"]), rest["codebooks"], config, codes)
+    old = latents_of(decoder_of(before, rest["fixed"]), rest["codebooks"], config, codes)
+    scale = jnp.std(old, axis=(0, 1)) + 1e-3
+    said = (latents @ trained["read_out/latents"]).reshape(len(codes), -1)
+    heard = jnp.repeat(there, said.shape[1] // there.shape[1], axis=1)
+    off = ((latents @ trained["kept"] - old) / scale) ** 2 * jnp.repeat(there, old.shape[1] // there.shape[1], 1)[
+        ..., None
+    ]
+    losses = {"read_outs": unexplained(said * heard, batch["low"] * heard), "kept": jnp.mean(off)}
+    return losses["read_outs"] + _KEPT * losses["kept"], losses
+
+
+def all_losses(
+    trained: Leaves, before: Leaves, rest: Mapping[str, Any], config: CodecConfig, batch: Mapping[str, Any]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The decoder's loss [] and its parts; `batch` is samples [B, N], their given codes, and the targets."""
+    samples, rate = batch["samples"], config.sample_rate
+    frames = samples.shape[1] // config.frame_samples
+    decoder = decoder_of(trained, rest["fixed"])
+    made, stages = decode_crops_in_stages(decoder, rest["codebooks"], config, batch["given"], frames)
+    said = {stage: (x @ trained[f"read_out/{stage}"]).reshape(len(samples), -1) for stage, x in stages.items()}
+    losses = {
+        "mel": mel_loss(made, samples, rate),
+        "spectral": spectral_loss(made, samples),
+        "complex": complex_distances(made, samples, rate),
+        "read_outs": jnp.stack([unexplained(said[stage], batch[target]) for stage, target in _STAGES.items()]),
+    }
+    total = _MEL * losses["mel"] + _SPECTRAL * losses["spectral"] + _READ_OUTS * jnp.sum(losses["read_outs"])
+    return total + jnp.sum(jnp.array(_BAND_WEIGHTS) * losses["complex"]), losses
+
+
+@partial(jax.jit, static_argnames=("losses_of", "config", "optimizer", "decay"), donate_argnames="state")
+def step(
+    state: State, before: Leaves, rest: Mapping[str, Any], batch: Mapping[str, Any], losses_of: Callable,
+    config: CodecConfig, optimizer: optax.GradientTransformation, decay: float,
+) -> tuple[State, dict[str, jax.Array]]:  # fmt: skip
+    """One step; `losses_of` is `front_losses` or `all_losses`."""
+    (_, losses), gradient = jax.value_and_grad(losses_of, has_aux=True)(state.trained, before, rest, config, batch)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    # At first the average follows faster, lest it remember where it started.
+    decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, trained)
+    return State(state.step + 1, trained, average, optimizer_state), losses
+
+
+@cache
+def optimizer_of(front: bool, steps: int, rate: float) -> optax.GradientTransformation:
+    """The same for the same arguments, so that `step` is compiled once."""
+    schedule = optax.warmup_cosine_decay_schedule(0, rate, min(50, steps // 2), steps, rate / 10)
+    clip = optax.clip_by_global_norm(1.0 if front else 1000.0)
+    return optax.chain(clip, optax.adamw(schedule, 0.8, 0.99, weight_decay=1e-3))
+
+
+def batch_of(clips: Clips, number: int, front: bool, config: CodecConfig) -> dict[str, Any]:
+    """The batch of a step, from its number alone."""
+    rows, frames, starts = (_FRONT_ROWS, _FRONT_FRAMES, 0.3) if front else (_ROWS, _FRAMES, 0.1)
+    length = frames * config.frame_samples
+    places = clips.places(number, rows, length, int(front), starts)
+    given, samples = cut_codes(clips, places, frames, 0 if front else _CONTEXT), clips.cut(places, length)
+    targets = read_out_targets(samples, config.sample_rate)
+    if front:
+        there = (np.arange(frames) < given.ends[:, None]).astype(np.float32)
+        return {"low": targets["low"], "codes": given.codes, "there": there}
+    return {**targets, "samples": samples, "given": given}
+
+
+def train(
+    before: Leaves, rest: Mapping[str, Any], clips: Clips, config: CodecConfig, part: str, steps: int, rate: float,
+    output: Path,
+) -> State:  # fmt: skip
+    """Trains a part, "front" or "all", to `steps`, from its last checkpoint if there is one."""
+    front = part == "front"
+    optimizer = optimizer_of(front, steps, rate)
+    # Copies, for steps give their state away.
+    state = jax.tree.map(jnp.copy, State(jnp.zeros((), jnp.int32), before, before, optimizer.init(before)))
+    checkpoint, tree = output / f"{part}.npz", jax.tree.structure(state)
+    if checkpoint.exists():
+        with np.load(checkpoint) as file:
+            state = jax.tree.unflatten(tree, [jnp.asarray(file[f"{i}"]) for i in range(tree.num_leaves)])
+    began, sums = time.perf_counter(), []
+    for number in range(int(state.step), steps):
+        batch = batch_of(clips, number, front, config)
+        losses_of, decay = (front_losses, 0.0) if front else (all_losses, 0.998)
+        state, losses = step(state, before, rest, batch, losses_of, config, optimizer, decay)
+        sums.append(jax.device_get(losses))
+        if (number + 1) % _LOG == 0 or number + 1 == steps:
+            means = jax.tree.map(lambda *values: np.round(np.mean(values, axis=0), 4).tolist(), *sums)
+            seconds = round(time.perf_counter() - began, 1)
+            print(json.dumps({"part": part, "step": number + 1, **means, "seconds": seconds}), flush=True)
+            sums = []
+        if (number + 1) % _SAVE == 0 or number + 1 == steps:
+            temporary = checkpoint.with_suffix(".tmp.npz")
+            np.savez(temporary, **{f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
+            temporary.replace(checkpoint)
+    return state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--start", type=Path, required=True, help="a codec's folder")
+    parser.add_argument("--data", default="recordings-lines.jsonl", help="in WORK/codes")
+    parser.add_argument("--front-steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    arguments = parser.parse_args()
+    config, output = hf_config.read_codec(arguments.start), arguments.output
+    params = load_codec(arguments.start, config)
+    output.mkdir(parents=True, exist_ok=True)
+    recordings = find_recordings(arguments.work / "codes" / arguments.data)
+    codes = read_recording_codes(recordings, check_headers(recordings), config)
+    clips = with_codes(decode_recordings(recordings, output / "cache", config.sample_rate), codes, config.frame_samples)
+    quantizer = params["decoder"]["quantizer"]
+    names = ("embedding_sum", "cluster_usage")
+    rest = {
+        "codebooks": {
+            kind: {name: jnp.asarray(quantizer[kind][name]) for name in names} for kind in ("semantic", "acoustic")
+        },
+        "fixed": {
+            path: jnp.asarray(leaf)
+            for path, leaf in flatten_dict(params["decoder"], sep="/").items()
+            if path.rsplit("/", 1)[-1] in names
+        },
+    }
+    front = train(start(config, params["decoder"]), rest, clips, config, "front", arguments.front_steps, 1.5e-3, output)
+    state = train(front.trained, rest, clips, config, "all", arguments.steps, arguments.learning_rate, output)
+    decoder = jax.device_get(decoder_of(state.average, rest["fixed"]))
+    write_codec(output / "codec", {**params, "decoder": decoder}, config)
+
+
+if __name__ == "__main__":
+    main()

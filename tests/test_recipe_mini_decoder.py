@@ -1,0 +1,165 @@
+"""The recipe's decoder: what is compared, what stages give for crops, and a run that was interrupted."""
+
+import json
+import sys
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+from qwen3_tts_jax.codec.decoder import decode
+from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
+from qwen3_tts_jax.train.codec_codes import cut_codes
+from qwen3_tts_jax.train.codec_data import Clips
+from qwen3_tts_jax.train.codec_job import write_codec
+from qwen3_tts_jax.train.codec_start import random_codec
+from recipes.mini import decoder as recipe
+from recipes.mini import pitch
+from recipes.mini.codes import codec_of_mini, with_pitch
+from tests.train_model import quick_compiles  # noqa: F401
+
+RATE, FRAME = 24_000, 1_200
+
+
+def small(codebooks=5):
+    shape = codec_of_mini(codebooks)
+    narrow = {"num_layers": 1, "width": 16, "mlp_width": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16}
+    encoder = replace(shape.encoder, transformer=replace(shape.encoder.transformer, **narrow), filters=2)
+    decoder = replace(shape.decoder, transformer=replace(shape.decoder.transformer, **narrow))
+    decoder = replace(decoder, latent_width=16, decoder_channels=32)
+    return replace(shape, encoder=encoder, decoder=decoder)
+
+
+def tone(hertz, count=RATE):
+    return np.sin(2 * np.pi * hertz * np.arange(count) / RATE)[None].astype(np.float32) * 0.1
+
+
+def codec():
+    rng = np.random.default_rng(0)
+    params = random_codec(small(4))
+    for quantizer in (params["encoder"]["quantizer"], params["decoder"]["quantizer"]):
+        for kind in quantizer.values():
+            kind["embedding_sum"] = rng.standard_normal(kind["embedding_sum"].shape).astype(np.float32)
+    codes = np.stack([rng.integers(0, 512, 200) for _ in range(4)], axis=1)
+    return with_pitch(params, codes)
+
+
+@pytest.mark.parametrize(("hertz", "band"), [(300, 0), (700, 1), (1500, 2), (3000, 3)])
+def test_complex_distances(hertz, band):
+    true = tone(hertz)
+    np.testing.assert_allclose(recipe.complex_distances(true, true, RATE), 0, atol=0.05)
+    silent = np.asarray(recipe.complex_distances(np.zeros_like(true), true, RATE))
+    assert silent[band] == pytest.approx(1, abs=0.05)
+    # Off by half a period, it is worse than nothing.
+    assert recipe.complex_distances(-true, true, RATE)[band] == pytest.approx(2, abs=0.1)
+
+
+def test_targets_of_read_outs():
+    low = recipe.read_out_targets(tone(400), RATE)
+    assert {name: x.shape for name, x in low.items()} == {"low": (1, 2_000), "high": (1, 8_000)}
+    times = (np.arange(2_000) * 12 + 6) / RATE
+    np.testing.assert_allclose(low["low"][0, 50:-50], 0.1 * np.sin(2 * np.pi * 400 * times)[50:-50], atol=2e-3)
+    high = recipe.read_out_targets(tone(3_000), RATE)
+    assert np.abs(high["low"][:, 50:-50]).max() < 2e-3
+    assert np.abs(high["high"]).max() > 0.3
+
+
+def test_the_codebook_of_pitch_adds_its_features():
+    params = codec()
+    acoustic = params["decoder"]["quantizer"]["acoustic"]
+    table = acoustic["embedding_sum"][-1] / acoustic["cluster_usage"][-1][:, None]
+    assert acoustic["embedding_sum"].shape == (4, 512, 96)
+    # Directions are at right angles, so that lengths and angles are those of the features.
+    features = pitch.features(512)
+    np.testing.assert_allclose(table @ table.T, features @ features.T, atol=1e-3)
+
+
+def test_stages_of_crops_are_pieces_of_the_whole():
+    config, params = small(), codec()
+    rng = np.random.default_rng(1)
+    codes = rng.integers(0, 512, (1, 90, 5)).astype(np.int32)
+    clips = Clips((), (np.zeros(90 * FRAME, np.int16),), RATE, codes=(codes[0],), frame_samples=FRAME)
+    whole = {}
+
+    def catch(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.module.name in recipe._STAGES:
+            whole[context.module.name] = result[0]
+        return result
+
+    with nn.intercept_methods(catch):
+        samples = decode(params["decoder"], config.decoder, jnp.asarray(codes))
+    names = ("embedding_sum", "cluster_usage")
+    books = {kind: {n: params["decoder"]["quantizer"][kind][n] for n in names} for kind in ("semantic", "acoustic")}
+    places = [(0, 0), (0, 5 * FRAME), (0, 60 * FRAME)]
+    given = cut_codes(clips, places, 8, 60)
+    made, stages = recipe.decode_crops_in_stages(params["decoder"], books, config, given, 8)
+    for row, (_, sample) in enumerate(places):
+        first = sample // FRAME
+        np.testing.assert_allclose(made[row], samples[0, sample:][: 8 * FRAME], atol=1e-5)
+        for stage, x in stages.items():
+            steps = recipe.steps_of(config, stage)
+            assert steps == {"upsample_0": 20, "upsample_1": 100, "upsample_2": 400}[stage]
+            np.testing.assert_allclose(x[row], whole[stage][0, first * steps :][: 8 * steps], atol=1e-4)
+
+
+@pytest.fixture
+def work(tmp_path):
+    folder, rng = tmp_path / "codes", np.random.default_rng(2)
+    folder.mkdir()
+    lines, codes = [], {}
+    for number in range(6):
+        own = pitch.on_grid(np.full(40 * 4, 120 + 20 * number, np.float32))
+        soundfile.write(folder / f"{number}.flac", 0.01 * pitch.pulses(own, 3_000), RATE)
+        codes[f"{number}"] = np.concatenate([rng.integers(0, 512, (40, 4)), own.codes[:, None]], 1).astype(np.int16)
+        lines.append({"audio": f"{number}.flac", "codes": "codes.npz", "key": f"{number}", "speaker": "heart"})
+    np.savez(folder / "codes.npz", **codes)
+    (folder / "recordings-lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_codec(tmp_path / "start", codec(), small())
+    return tmp_path
+
+
+def run(work, output, monkeypatch, front, steps):
+    options = ["--front-steps", f"{front}", "--steps", f"{steps}"]
+    monkeypatch.setattr(sys, "argv", ["decoder", f"{work}", f"{output}", "--start", f"{work / 'start'}", *options])
+    recipe.main()
+
+
+def test_a_run_learns_and_goes_on_where_it_was_interrupted(work, monkeypatch, capsys):
+    monkeypatch.setattr(recipe, "_FRONT_FRAMES", 24)
+    monkeypatch.setattr(recipe, "_FRAMES", 8)
+    monkeypatch.setattr(recipe, "_SAVE", 2)
+    monkeypatch.setattr(recipe, "_LOG", 1)
+    run(work, work / "whole", monkeypatch, 30, 3)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    front = [line for line in lines if line["part"] == "front"]
+    assert front[-1]["read_outs"] < 0.9 * front[0]["read_outs"]
+    assert [len(line["complex"]) for line in lines if line["part"] == "all"] == [4] * 3
+
+    stopped = recipe.np.savez
+
+    def stop(file, **leaves):
+        stopped(file, **leaves)
+        if "all" in str(file):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(recipe.np, "savez", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(work, work / "again", monkeypatch, 30, 3)
+    (work / "again" / "all.tmp.npz").rename(work / "again" / "all.npz")
+    run(work, work / "again", monkeypatch, 30, 3)
+    first, second = (SpeechTokenizer.from_pretrained(work / name / "codec") for name in ("whole", "again"))
+    jax.tree.map(np.testing.assert_array_equal, first.params["decoder"], second.params["decoder"])
+    start = SpeechTokenizer.from_pretrained(work / "start")
+    np.testing.assert_array_equal(
+        first.params["decoder"]["quantizer"]["acoustic"]["embedding_sum"],
+        start.params["decoder"]["quantizer"]["acoustic"]["embedding_sum"],
+    )
+    assert (
+        np.abs(first.params["decoder"]["conv_out"]["kernel"] - start.params["decoder"]["conv_out"]["kernel"]).max() > 0
+    )
