@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -79,25 +78,32 @@ def test_the_codebook_of_pitch_adds_its_features():
 
 
 def test_stages_of_crops_are_pieces_of_the_whole():
-    config, params = small(), codec()
+    config, params = small(), jax.tree.map(jax.numpy.asarray, codec())
     rng = np.random.default_rng(1)
     codes = rng.integers(0, 512, (1, 90, 5)).astype(np.int32)
     clips = Clips((), (np.zeros(90 * FRAME, np.int16),), RATE, codes=(codes[0],), frame_samples=FRAME)
-    whole = {}
 
-    def catch(call, args, kwargs, context):
-        result = call(*args, **kwargs)
-        if context.module.name in recipe._STAGES:
-            whole[context.module.name] = result[0]
-        return result
+    @jax.jit
+    def decoded(codes):
+        kept = {}
 
-    with nn.intercept_methods(catch):
-        samples = decode(params["decoder"], config.decoder, jnp.asarray(codes))
+        def catch(call, args, kwargs, context):
+            result = call(*args, **kwargs)
+            if context.module.name in recipe._STAGES:
+                kept[context.module.name] = result[0]
+            return result
+
+        with nn.intercept_methods(catch):
+            return decode(params["decoder"], config.decoder, codes), kept
+
+    samples, whole = decoded(codes)
     names = ("embedding_sum", "cluster_usage")
     books = {kind: {n: params["decoder"]["quantizer"][kind][n] for n in names} for kind in ("semantic", "acoustic")}
     places = [(0, 0), (0, 5 * FRAME), (0, 60 * FRAME)]
     given = cut_codes(clips, places, 8, 60)
-    made, stages = recipe.decode_crops_in_stages(params["decoder"], books, config, given, 8)
+    made, stages = jax.jit(lambda given: recipe.decode_crops_in_stages(params["decoder"], books, config, given, 8))(
+        given
+    )
     for row, (_, sample) in enumerate(places):
         first = sample // FRAME
         np.testing.assert_allclose(made[row], samples[0, sample:][: 8 * FRAME], atol=1e-5)
