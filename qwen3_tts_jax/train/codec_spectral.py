@@ -318,11 +318,6 @@ def _optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip), muon)
 
 
-def _distances(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> list[jax.Array]:
-    """Mean absolute difference of each pair, []."""
-    return [jnp.mean(jnp.abs(one - other)) for one, other in zip(a, b, strict=True)]
-
-
 def listen(
     trained: Mapping[str, jax.Array], params: Mapping[str, Any], config: CodecConfig, samples: jax.Array
 ) -> jax.Array:

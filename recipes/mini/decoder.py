@@ -36,6 +36,7 @@ from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.convert import load_codec
+from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes, read_recording_codes, with_codes
 from qwen3_tts_jax.train.codec_data import Clips, check_headers, decode_recordings, find_recordings
 from qwen3_tts_jax.train.codec_job import write_codec
@@ -80,14 +81,13 @@ def complex_distances(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
     return total
 
 
-def read_out_targets(samples: np.ndarray, rate: int) -> dict[str, np.ndarray]:
-    """Samples [B, N] below 950 Hz at 2 kHz, and below 3.6 kHz at 8 kHz, where high frequencies are raised."""
-    low, high = (
-        fftconvolve(samples, firwin(taps, cut, fs=rate)[None], mode="same", axes=1)
-        for taps, cut in ((241, 950), (121, 3600))
-    )
-    low, high = (x[:, rate // new // 2 :: rate // new] for x, new in ((low, _RATES["low"]), (high, _RATES["high"])))
-    return {"low": low.astype(np.float32), "high": (2 * lfilter([1, -0.9], 1, high)).astype(np.float32)}
+def read_out_target(samples: np.ndarray, rate: int, target: str) -> np.ndarray:
+    """Samples [B, N] → "low": below 950 Hz at 2 kHz; "high": below 3.6 kHz at 8 kHz, high frequencies raised."""
+    taps, cut = {"low": (241, 950), "high": (121, 3600)}[target]
+    passed = fftconvolve(samples, firwin(taps, cut, fs=rate)[None], mode="same", axes=1)
+    every = rate // _RATES[target]
+    passed = passed[:, every // 2 :: every]
+    return (passed if target == "low" else 2 * lfilter([1, -0.9], 1, passed)).astype(np.float32)
 
 
 def unexplained(said: jax.Array, true: jax.Array) -> jax.Array:
@@ -231,26 +231,27 @@ def batch_of(clips: Clips, number: int, front: bool, config: CodecConfig) -> dic
     length = frames * config.frame_samples
     places = clips.places(number, rows, length, int(front), starts)
     given, samples = cut_codes(clips, places, frames, 0 if front else _CONTEXT), clips.cut(places, length)
-    targets = read_out_targets(samples, config.sample_rate)
+    names = ("low",) if front else tuple(_RATES)
+    targets = {name: read_out_target(samples, config.sample_rate, name) for name in names}
     if front:
         there = (np.arange(frames) < given.ends[:, None]).astype(np.float32)
-        return {"low": targets["low"], "codes": given.codes, "there": there}
+        return {**targets, "codes": given.codes, "there": there}
     return {**targets, "samples": samples, "given": given}
 
 
 def train(
     before: Leaves, rest: Mapping[str, Any], clips: Clips, config: CodecConfig, part: str, steps: int, rate: float,
-    output: Path,
+    output: Path, settings: Mapping[str, Any],
 ) -> State:  # fmt: skip
-    """Trains a part, "front" or "all", to `steps`, from its last checkpoint if there is one."""
+    """Trains a part, "front" or "all", to `steps`, from its last checkpoint, which agrees in `settings`, if there is
+    one.
+    """
     front = part == "front"
     optimizer = optimizer_of(front, steps, rate)
     # Copies, for steps give their state away.
     state = jax.tree.map(jnp.copy, State(jnp.zeros((), jnp.int32), before, before, optimizer.init(before)))
-    checkpoint, tree = output / f"{part}.npz", jax.tree.structure(state)
-    if checkpoint.exists():
-        with np.load(checkpoint) as file:
-            state = jax.tree.unflatten(tree, [jnp.asarray(file[f"{i}"]) for i in range(tree.num_leaves)])
+    checkpoints = Checkpoints(output / part, {**settings, "steps": steps, "learning_rate": rate})
+    state = checkpoints.resume(state)
     began, sums = time.perf_counter(), []
     for number in range(int(state.step), steps):
         batch = batch_of(clips, number, front, config)
@@ -263,9 +264,7 @@ def train(
             print(json.dumps({"part": part, "step": number + 1, **means, "seconds": seconds}), flush=True)
             sums = []
         if (number + 1) % _SAVE == 0 or number + 1 == steps:
-            temporary = checkpoint.with_suffix(".tmp.npz")
-            np.savez(temporary, **{f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
-            temporary.replace(checkpoint)
+            checkpoints.save(state, number + 1)
     return state
 
 
@@ -297,8 +296,11 @@ def main() -> None:
             if path.rsplit("/", 1)[-1] in names
         },
     }
-    front = train(start(config, params["decoder"]), rest, clips, config, "front", arguments.front_steps, 1.5e-3, output)
-    state = train(front.trained, rest, clips, config, "all", arguments.steps, arguments.learning_rate, output)
+    settings = {"start": str(arguments.start.resolve()), "data": arguments.data, "front_steps": arguments.front_steps}
+    parts = rest, clips, config
+    first = start(config, params["decoder"])
+    front = train(first, *parts, "front", arguments.front_steps, 1.5e-3, output, settings)
+    state = train(front.trained, *parts, "all", arguments.steps, arguments.learning_rate, output, settings)
     decoder = jax.device_get(decoder_of(state.average, rest["fixed"]))
     write_codec(output / "codec", {**params, "decoder": decoder}, config)
 
