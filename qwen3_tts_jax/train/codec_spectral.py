@@ -57,7 +57,6 @@ from qwen3_tts_jax.train.soft_codes import decoder_latents
 BANDS, BINS = 80, 160
 """Mel bands of each short spectrum, and low bins, which show the pitch, of each that is twice as long."""
 _ATTACKS = 40  # mel bands of spectra half as long, which only the encoder is given
-_WIDTH, _LAYERS = 256, 2  # of the encoder that is given spectra
 _WAVEFORM = ("decoder/conv_in", "decoder/upsample_", "decoder/snake_out", "decoder/conv_out")
 _SPECTRAL, _READOUT = "spectral/", "readout/"
 _SHORTEST_HOP, _LONGEST_HOP = 0.004, 0.015  # seconds
@@ -128,16 +127,18 @@ class SpectralEncoder(nn.Module):
     """What `hear` gives, [B, T, D] → latents [B, T, `features`]; sees the present and the past."""
 
     features: int
+    width: int = 256
+    layers: int = 2
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Dense(_WIDTH)(x)
-        for _ in range(_LAYERS):
+        x = nn.Dense(self.width)(x)
+        for _ in range(self.layers):
             y = nn.LayerNorm()(x)
             before = jnp.pad(y, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-            x = x + 0.5 * nn.gelu(nn.Dense(_WIDTH)(jnp.concatenate([before, y], axis=-1)))
-            y = nn.gelu(nn.Dense(2 * _WIDTH)(nn.LayerNorm()(x)))
-            x = x + 0.3 * nn.Dense(_WIDTH)(y)
+            x = x + 0.5 * nn.gelu(nn.Dense(self.width)(jnp.concatenate([before, y], axis=-1)))
+            y = nn.gelu(nn.Dense(2 * self.width)(nn.LayerNorm()(x)))
+            x = x + 0.3 * nn.Dense(self.width)(y)
         return nn.Dense(self.features)(nn.LayerNorm()(x))
 
 

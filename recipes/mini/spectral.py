@@ -10,7 +10,6 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from qwen3_tts_jax.train.codec_quantizer import (
     quantize_residuals,
     share_codebooks,
 )
+from qwen3_tts_jax.train.codec_spectral import SpectralEncoder
 from qwen3_tts_jax.train.soft_codes import decoder_latents
 
 KINDS = ("semantic", "acoustic")
@@ -41,25 +41,12 @@ SAID = 2
 """So many of them may share a frame."""
 WAVEFORM = ("conv_in", "upsample_", "snake_out", "conv_out")
 """What the paths of the decoder's waveform part begin with."""
-_WIDTH, _LAYERS = 384, 3
 _LABELS = 0.4
 
 
-class SpectralEncoder(nn.Module):
-    """Spectra [B, T, 640] of frames → latents [B, T, `features`]; sees the present and the past."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Dense(_WIDTH)(x)
-        for _ in range(_LAYERS):
-            y = nn.LayerNorm()(x)
-            before = jnp.pad(y, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-            x = x + 0.5 * nn.gelu(nn.Dense(_WIDTH)(jnp.concatenate([before, y], axis=-1)))
-            y = nn.gelu(nn.Dense(2 * _WIDTH)(nn.LayerNorm()(x)))
-            x = x + 0.3 * nn.Dense(_WIDTH)(y)
-        return nn.Dense(self.features)(nn.LayerNorm()(x))
+def spectral_encoder(config: CodecConfig) -> SpectralEncoder:
+    """Spectra [B, T, 640] of frames → latents."""
+    return SpectralEncoder(config.encoder.transformer.width, width=384, layers=3)
 
 
 @flax.struct.dataclass
@@ -101,7 +88,7 @@ def forward(
     mel, low = spectra(samples, config)
     batch, frames = len(samples), samples.shape[1] // config.frame_samples
     heard = jnp.concatenate([(each + 2.5).reshape(batch, frames, -1) * 0.5 for each in (mel, low)], axis=-1)
-    latents = SpectralEncoder(config.encoder.transformer.width).apply({"params": trees["spectral"]}, heard)
+    latents = spectral_encoder(config).apply({"params": trees["spectral"]}, heard)
     split = config.encoder.num_semantic_codebooks
     kept = {"semantic": jnp.minimum(keep, split), "acoustic": keep - split}
     results = {
@@ -136,7 +123,7 @@ def start(config: CodecConfig, params: Mapping[str, Any], optimizer: optax.Gradi
         for path, leaf in leaves.items()
         if not path.removeprefix("decoder/").startswith(WAVEFORM) and path.rsplit("/", 1)[-1] not in codebook_leaves
     }
-    spectral = SpectralEncoder(config.encoder.transformer.width).init(fresh, jnp.zeros((1, 4, 4 * BANDS + 2 * BINS)))
+    spectral = spectral_encoder(config).init(fresh, jnp.zeros((1, 4, 4 * BANDS + 2 * BINS)))
     trained |= flatten_dict({"spectral": spectral["params"]}, sep="/")
     for kind in KINDS:
         trained[f"input_projection/{kind}"] = jnp.array(
