@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -48,13 +49,20 @@ def codec():
 
 
 @pytest.mark.parametrize(("hertz", "band"), [(300, 0), (700, 1), (1500, 2), (3000, 3)])
-def test_complex_distances(hertz, band):
-    true = tone(hertz)
-    np.testing.assert_allclose(recipe.complex_distances(true, true, RATE), 0, atol=0.05)
-    silent = np.asarray(recipe.complex_distances(np.zeros_like(true), true, RATE))
-    assert silent[band] == pytest.approx(1, abs=0.05)
-    # Off by half a period, it is worse than nothing.
-    assert recipe.complex_distances(-true, true, RATE)[band] == pytest.approx(2, abs=0.1)
+def test_phase_distances(hertz, band):
+    true, silence = tone(hertz), np.zeros((1, RATE), np.float32)
+    distances = partial(recipe.phase_distances, true=true, rate=RATE)
+    np.testing.assert_allclose(distances(true), 0, atol=0.05)
+    for loud in (0.5, 3.0):
+        np.testing.assert_allclose(distances(loud * true), 0, atol=0.05)
+    assert distances(-true)[band] == pytest.approx(2, abs=0.1)
+    assert distances(silence)[band] == pytest.approx(2**0.5, abs=0.05)
+    # A quarter of a period late.
+    late = np.roll(true, RATE // hertz // 4, axis=1)
+    assert distances(late)[band] == pytest.approx(2**0.5, abs=0.1)
+    # It says nothing about magnitudes: neither louder nor quieter is better.
+    slope = jax.grad(lambda gain: distances(gain * late)[band])(1.0)
+    assert abs(slope) < 1e-3
 
 
 def test_targets_of_read_outs():
@@ -145,7 +153,7 @@ def test_a_run_learns_and_goes_on_where_it_was_interrupted(work, monkeypatch, ca
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     front = [line for line in lines if line["part"] == "front"]
     assert front[-1]["read_outs"] < 0.9 * front[0]["read_outs"]
-    assert [len(line["complex"]) for line in lines if line["part"] == "all"] == [4] * 3
+    assert [len(line["phases"]) for line in lines if line["part"] == "all"] == [4] * 3
 
     save = recipe.Checkpoints.save
 

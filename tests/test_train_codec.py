@@ -105,6 +105,16 @@ def test_losses_are_zero_for_equals_and_grow_with_noise():
         assert np.isfinite(both(jnp.zeros_like(a))[1]).all()
 
 
+def test_mel_bands_between_two_frequencies():
+    times = np.arange(8_000) / 24_000
+    silence, low, high = (0.1 * np.sin(2 * np.pi * hertz * times)[None].astype(np.float32) for hertz in (0, 300, 3_000))
+    scales = ((512, 80), (1024, 120))
+    of_low, of_high = (mel_loss(x, silence, 24_000, scales, (1_000, 4_500)) for x in (low, high))
+    assert of_low < 0.02 * of_high
+    # All bands that differ are among a third of all.
+    assert of_high > 2 * mel_loss(high, silence, 24_000, scales)
+
+
 def test_what_is_far_weaker_than_speech_does_not_count():
     rng = np.random.default_rng(5)
     speech, hiss = (scale * rng.normal(size=(2, 8000)).astype(np.float32) for scale in (0.1, 1e-6))

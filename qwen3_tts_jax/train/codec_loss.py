@@ -52,6 +52,7 @@ def mel_loss(
     b: jax.Array,
     sample_rate: int,
     scales: tuple[tuple[int, int], ...] = ((128, 20), (256, 40), (512, 80), (1024, 120), (2048, 160)),
+    between: tuple[float, float] | None = None,
 ) -> jax.Array:
     """Mean distance of log₁₀ mel bands over scales of (window, bands), [] (Kumar et al. 2023, arXiv:2306.06546).
 
@@ -60,10 +61,14 @@ def mel_loss(
         b: what it should be.
         sample_rate: of both.
         scales: windows in samples and their bands.
+        between: frequencies in Hz; only bands whose centre is between them count. None: all.
     """
     total = jnp.zeros(())
     for size, bands in scales:
         filters, floor = mel_filterbank(sample_rate, size, bands), _MEL_FLOOR * (size / 1024) ** 0.5
+        if between is not None:
+            centres = filters @ np.fft.rfftfreq(size, 1 / sample_rate) / filters.sum(axis=1)
+            filters = filters[(between[0] < centres) & (centres < between[1])]
         x, y = (
             jnp.log10(
                 jnp.maximum(jnp.einsum("btf,mf->btm", magnitudes(one, size), filters, precision=PRECISION), floor)

@@ -6,8 +6,9 @@ Where codes tell phases, waveforms can be compared as they are, and harmonics be
 rough. But a decoder that has never been told phases ignores them for long: what it says is off by as much as before
 whichever way it turns, and its way out leads through silence. So first its front learns, without the waveform part and
 in a few minutes, to say the waveform below 950 Hz, as linear read-outs of what it gives the waveform part, and to keep
-what it gave before. Then all of it learns with the losses of `train codec`, complex spectra below 3.5 kHz, and
-read-outs of its first stages.
+what it gave before. Then all of it learns with the losses of `train codec`, phases below 3.5 kHz, read-outs of its
+first stages, and mel bands from 0.8 to 4.5 kHz once more, where the judges of quality listen most. Only phases are
+compared, not complex spectra: those are least off where what cannot be foretold is left out, and made the voice dull.
 
 Both parts write checkpoints to OUT and go on where they were interrupted.
 """
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from optax.contrib import MuonDimensionNumbers
 from scipy.signal import fftconvolve, firwin, lfilter
 
 from qwen3_tts_jax import hf_config
@@ -46,12 +48,13 @@ from qwen3_tts_jax.train.codec_step import reconstruct_given
 from qwen3_tts_jax.train.soft_codes import decoder_latents
 
 _BANDS, _BAND_WEIGHTS = ((50, 500), (500, 1000), (1000, 2000), (2000, 3500)), (4.0, 4.0, 2.0, 1.0)
-_MEL, _SPECTRAL, _READ_OUTS, _KEPT = 15.0, 1.0, 4.0, 0.5
+_MEL, _MIDDLE, _SPECTRAL, _READ_OUTS, _KEPT = 15.0, 15.0, 1.0, 4.0, 0.5
+_MIDDLE_BANDS, _MIDDLE_SCALES = (800.0, 4500.0), ((256, 40), (512, 80), (1024, 120))
 _RATES = {"low": 2_000, "high": 8_000}
 """Sample rates of what is read out."""
 _STAGES = {"upsample_0": "low", "upsample_1": "high", "upsample_2": "high"}
 _FRONT_ROWS, _FRONT_FRAMES = 24, 56
-_ROWS, _FRAMES, _CONTEXT = 6, 32, 32
+_ROWS, _FRAMES, _CONTEXT = 12, 16, 32
 _SAVE, _LOG = 200, 50
 
 Leaves = dict[str, jax.Array]
@@ -67,16 +70,22 @@ class State:
     optimizer: optax.OptState
 
 
-def complex_distances(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
-    """Of samples [B, N]: distance of complex spectra in bands, as a part of the true one's norm, [bands]."""
+def phase_distances(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
+    """Of samples [B, N]: how far complex spectra in bands were off, as a part of the true one's norm, if only phases
+    were: 0 … 2, [bands]. The gradient turns phases and changes no magnitude.
+    """
     total = jnp.zeros(len(_BANDS))
     for size in (512, 1024):
         x, y = spectra(made, size) / size**0.5, spectra(true, size) / size**0.5
         frequencies, found = np.arange(size // 2 + 1) * rate / size, []
         for low, high in _BANDS:
             bins = slice(*np.searchsorted(frequencies, (low, high)))
-            off, energy = jnp.abs(x[..., bins] - y[..., bins] + 1e-6) ** 2, jnp.abs(y[..., bins]) ** 2
-            found.append(jnp.sqrt(jnp.sum(off) / (jnp.sum(energy) + 1e-5 * off.size)))
+            a, b = x[..., bins], y[..., bins]
+            loud, energy = jnp.sqrt(a.real**2 + a.imag**2 + 1e-12), b.real**2 + b.imag**2
+            # What is 20 dB too quiet has hardly a phase yet.
+            along = (a.real * b.real + a.imag * b.imag) / jnp.maximum(loud, 0.1 * jnp.sqrt(energy) + 1e-4)
+            off = 2 * jnp.sum(energy - jnp.sqrt(energy) * along)
+            found.append(jnp.sqrt(off / (jnp.sum(energy) + 1e-5 * energy.size) + 1e-6))
         total += jnp.stack(found) / 2
     return total
 
@@ -194,12 +203,14 @@ def all_losses(
     said = {stage: (x @ trained[f"read_out/{stage}"]).reshape(len(samples), -1) for stage, x in stages.items()}
     losses = {
         "mel": mel_loss(made, samples, rate),
+        "middle": mel_loss(made, samples, rate, _MIDDLE_SCALES, _MIDDLE_BANDS),
         "spectral": spectral_loss(made, samples),
-        "complex": complex_distances(made, samples, rate),
+        "phases": phase_distances(made, samples, rate),
         "read_outs": jnp.stack([unexplained(said[stage], batch[target]) for stage, target in _STAGES.items()]),
     }
-    total = _MEL * losses["mel"] + _SPECTRAL * losses["spectral"] + _READ_OUTS * jnp.sum(losses["read_outs"])
-    return total + jnp.sum(jnp.array(_BAND_WEIGHTS) * losses["complex"]), losses
+    total = _MEL * losses["mel"] + _MIDDLE * losses["middle"] + _SPECTRAL * losses["spectral"]
+    total += _READ_OUTS * jnp.sum(losses["read_outs"])
+    return total + jnp.sum(jnp.array(_BAND_WEIGHTS) * losses["phases"]), losses
 
 
 @partial(jax.jit, static_argnames=("losses_of", "config", "optimizer", "decay"), donate_argnames="state")
@@ -219,10 +230,21 @@ def step(
 
 @cache
 def optimizer_of(front: bool, steps: int, rate: float) -> optax.GradientTransformation:
-    """The same for the same arguments, so that `step` is compiled once."""
+    """The same for the same arguments, so that `step` is compiled once; Muon for matrices and kernels of "all"."""
     schedule = optax.warmup_cosine_decay_schedule(0, rate, min(50, steps // 2), steps, rate / 10)
-    clip = optax.clip_by_global_norm(1.0 if front else 1000.0)
-    return optax.chain(clip, optax.adamw(schedule, 0.8, 0.99, weight_decay=1e-3))
+    if front:
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.8, 0.99, weight_decay=1e-3))
+
+    def matrix(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+        if leaf.ndim < 2 or path[-1].key.startswith("read_out/") or min(prod(leaf.shape[:-1]), leaf.shape[-1]) == 1:
+            return None
+        return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+
+    muon = optax.contrib.muon(
+        schedule, weight_decay=1e-3, adam_b1=0.8, adam_b2=0.99, adam_weight_decay=1e-3, consistent_rms=0.2,
+        muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, matrix),
+    )  # fmt: skip
+    return optax.chain(optax.clip_by_global_norm(1000.0), muon)
 
 
 def batch_of(clips: Clips, number: int, front: bool, config: CodecConfig) -> dict[str, Any]:
@@ -275,7 +297,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, required=True, help="a codec's folder")
     parser.add_argument("--data", default="recordings-lines.jsonl", help="in WORK/codes")
     parser.add_argument("--front-steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     arguments = parser.parse_args()
     config, output = hf_config.read_codec(arguments.start), arguments.output

@@ -63,7 +63,7 @@ def let_teacher_say(clips: list[dict[str, str]], folder: Path) -> None:
     teacher = Teacher()
     (folder / "teacher").mkdir(exist_ok=True)
     for clip in clips:
-        samples, _ = teacher.speak(phonemize(clip["text"]), VOICES[clip["speaker"]])
+        samples, *_ = teacher.speak(phonemize(clip["text"]), VOICES[clip["speaker"]])
         soundfile.write(folder / clip["audio"], samples, dsp.SR)
 
 
