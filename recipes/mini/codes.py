@@ -6,8 +6,7 @@ A codec that learns from samples spends most of its work on convolutions near th
 must tell is in its spectra, so here an encoder that is given them, the codec's own quantizers and the codec's decoder
 up to its first convolution learn to say the spectra again, in minutes on one core. Codebook 0 also learns which
 phonemes are said, which a talker finds easier to predict. The last codebook is not learnt: it tells pitch and phase,
-see `pitch`. The waveform part of the decoder is learnt after that, from the codes: `qwen3-tts-jax train codec
---decoder-only`.
+see `pitch`. The waveform part of the decoder is learnt after that, from the codes, see `decoder`.
 
 Reads WORK/speech/*.jsonl and writes WORK/codes: codes.npz (int16 [T, Q] per clip) and recordings-*.jsonl for
 `train codec`; said.npz, the same behind a little silence, and texts-*.jsonl for `train talker`, with a phoneme per
