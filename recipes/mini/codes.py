@@ -40,7 +40,7 @@ from qwen3_tts_jax.durations import UNIT
 from qwen3_tts_jax.phonemes import STRESSES, UNITS
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.codec_job import write_codec
-from qwen3_tts_jax.train.codec_quantizer import share_codebooks
+from qwen3_tts_jax.train.codec_quantizer import entries, share_codebooks
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from recipes.mini import pitch
 from recipes.mini.durations import AHEAD, fitted, text_of
@@ -145,10 +145,10 @@ def with_pitch(params: Mapping[str, Any], codes: np.ndarray) -> dict[str, Any]:
     """
     quantizer = params["encoder"]["quantizer"]
     acoustic = quantizer["acoustic"]
-    entries = np.asarray(acoustic["embedding_sum"] / np.maximum(acoustic["cluster_usage"], 1e-5)[..., None])
-    sums = sum(table[codes[:, 1 + number]] for number, table in enumerate(entries))
+    tables = np.asarray(entries(acoustic))
+    sums = sum(table[codes[:, 1 + number]] for number, table in enumerate(tables))
     directions = np.linalg.eigh(np.cov(sums.T))[1]  # those that vary least come first
-    features = pitch.features(entries.shape[1])
+    features = pitch.features(tables.shape[1])
     table = features @ directions[:, : features.shape[1]].T
     more = {"embedding_sum": table, "cluster_usage": np.ones(len(table)), "initialized": np.ones(1)}
     acoustic = acoustic | {
