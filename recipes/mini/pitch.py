@@ -3,8 +3,8 @@
 Codes that tell magnitudes alone leave the phases of harmonics to the decoder, which must then sum pitch over time to go
 on from frame to frame, and what it says is rough. So the teacher's pitch is moved a little, by 1 Hz in the mean, such
 that each frame ends at one of six phases, and a codebook of its own tells this phase and how many sixths the frame
-took. The next phase follows from the one before and the pitch, which a talker finds easy, and a decoder knows both ends
-of a frame; and what lies between them, for the pitch goes from that of the last frame to its own in the same way.
+took. A decoder so knows both ends of a frame, and what lies between them, for the pitch goes from that of the last
+frame to its own in the same way. The next phase is the one before and the frame's sixths, modulo six.
 """
 
 from __future__ import annotations
