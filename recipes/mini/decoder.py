@@ -58,7 +58,7 @@ _STAGES = {"upsample_0": "low", "upsample_1": "high", "upsample_2": "high"}
 _FRONT_ROWS, _FRONT_FRAMES = 24, 56
 _ROWS, _FRAMES, _CONTEXT = 12, 16, 32
 _SHARPEN, _MARGIN = 1.6, 0.1
-"""By how much formants are made clearer than they are, and seconds about a crop that are sharpened with it."""
+"""By how much formants are made clearer, more than learning blurs them, and seconds about a crop sharpened with it."""
 _SAVE, _LOG = 200, 50
 
 Leaves = dict[str, jax.Array]
@@ -267,8 +267,8 @@ def batch_of(clips: Clips, number: int, front: bool, config: CodecConfig) -> dic
     rows, frames, starts = (_FRONT_ROWS, _FRONT_FRAMES, 0.3) if front else (_ROWS, _FRAMES, 0.1)
     length = frames * config.frame_samples
     places = clips.places(number, rows, length, int(front), starts)
-    given, cut = cut_codes(clips, places, frames, 0 if front else _CONTEXT), Clips.cut if front else cut_sharpened
-    samples = cut(clips, places, length)
+    given = cut_codes(clips, places, frames, 0 if front else _CONTEXT)
+    samples = clips.cut(places, length) if front else cut_sharpened(clips, places, length)
     names = ("low",) if front else tuple(_RATES)
     targets = {name: read_out_target(samples, config.sample_rate, name) for name in names}
     if front:

@@ -1,8 +1,8 @@
 """Formants made clearer than they are, in what a decoder learns to say.
 
 What several recordings could have said for the same codes is learnt as their mean, and spectra in the mean have lower
-peaks and shallower valleys than each of them. Where recordings are sharpened by as much as learning blurs, what is
-learnt is clear again: the post-filter of speech coders (Chen and Gersho, "Adaptive postfiltering for quality
+peaks and shallower valleys than each of them. Where recordings are sharpened first, what is learnt is clear again, and
+noise in its valleys is weaker: the post-filter of speech coders (Chen and Gersho, "Adaptive postfiltering for quality
 enhancement of coded speech", 1995), with spectra from the signal in place of linear prediction, and learnt.
 """
 
