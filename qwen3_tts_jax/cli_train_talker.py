@@ -37,6 +37,9 @@ def talker(
         Path | None, typer.Option(help="Folder of a text tokenizer; one of bytes is made by default.")
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="More such lines, to judge by: the best is kept.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Model of these sizes and speakers to start from; from nothing by default.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 10_000,
     batch_seconds: Annotated[float, typer.Option(help="Of speech in a batch, padding included.")] = 120.0,
     buckets: Annotated[int, typer.Option(help="Shapes of batches, by length; each compiles once.")] = 6,
@@ -95,7 +98,7 @@ def talker(
     offline: option.Offline = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Train a talker from nothing; OUTPUT/model then is a custom-voice model.
+    """Train a talker, by default from nothing; OUTPUT/model then is a custom-voice model.
 
     The config has "talker" and "code_predictor", each with "num_layers", "width", "mlp_width", "num_heads" and
     "head_dim" and, if wanted, "num_kv_heads", "rope_theta" and "norm_eps"; and, if wanted, "text_width",
@@ -162,7 +165,14 @@ def talker(
                 export_dtype=export_dtype,
             )
             job = prepare_talker(
-                data, config, codec_folder, output, training, tokenizer=tokenizer, validation=validation
+                data,
+                config,
+                codec_folder,
+                output,
+                training,
+                tokenizer=tokenizer,
+                validation=validation,
+                start=start,
             )
         except ConfigError as error:
             refuse(error)

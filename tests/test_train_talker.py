@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
@@ -92,6 +93,25 @@ def test_a_model_from_nothing_speaks(data, codec, tmp_path):
     assert speech.codes.shape[1] == 5
     assert np.isfinite(speech.samples).all()
     assert_refused(run(data, "-o", output, *options, *SHORT), "model is there already")
+
+
+def test_a_run_starts_from_another_s_weights(data, codec, tmp_path):
+    options = ("--config", write_sizes(tmp_path), "--codec", codec, "--learning-rate", 1e-9, *SHORT)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(data, "-o", first, *options, "--seed", 1).exit_code == 0
+    result = run(data, "-o", second, *options, "--start", first / "model")
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    # At such a rate nothing is learnt.
+    theirs, ours = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
+    assert theirs.keys() == ours.keys()
+    for name, weight in theirs.items():
+        np.testing.assert_allclose(ours[name], weight, atol=1e-7, rtol=0, err_msg=name)
+    other = ("-o", tmp_path / "other", *options, "--start")
+    more = write_lines(tmp_path / "more.jsonl", {"text": "Hi.", "speaker": "cy", "codes": "one.npy"})
+    assert_refused(run(more, *other, first / "model"), "cannot start from", "prompt.speakers.cy is None there")
+    assert_refused(run(data, *other, tmp_path / "none"), "none")
+    write_sizes(tmp_path, talker=SIZES["talker"] | {"mlp_width": 44})
+    assert_refused(run(data, *other, first / "model"), "talker.transformer.mlp_width is 40 there and 44 here")
 
 
 @pytest.mark.parametrize(

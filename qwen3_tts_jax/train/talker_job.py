@@ -1,17 +1,18 @@
-"""Training from nothing: JSON lines of texts with codes or audio, a few numbers and a codec to a model's folder."""
+"""Training a talker: JSON lines of texts with codes or audio, a few numbers and a codec to a model's folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig
-from qwen3_tts_jax.convert import load_codec
+from qwen3_tts_jax.convert import load_checkpoint, load_codec
 from qwen3_tts_jax.convert.check import CODEC_FOLDER
 from qwen3_tts_jax.prompt import TextMode
 from qwen3_tts_jax.text import TextTokenizer
@@ -30,7 +31,7 @@ from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
 from qwen3_tts_jax.train.sft import CACHE, MODEL, SAMPLES, digest_of, sampler
-from qwen3_tts_jax.train.step import Recipe
+from qwen3_tts_jax.train.step import PARTS, Recipe
 
 TOKENIZER = "tokenizer"
 _HELD_OUT_BUCKETS = 2  # What is looked at seldom is not worth many programs.
@@ -38,7 +39,7 @@ _HELD_OUT_BUCKETS = 2  # What is looked at seldom is not worth many programs.
 
 @dataclass(frozen=True)
 class TalkerTraining:
-    """A run from nothing.
+    """A run, from nothing or from another's weights.
 
     Attributes:
         optimizer: see there.
@@ -88,6 +89,7 @@ class TalkerJob:
 
     tokenizer_folder: Path
     codec_folder: Path
+    start: Path | None
     output: Path
     config: TalkerTraining
     tokenizer: TextTokenizer
@@ -106,6 +108,7 @@ def prepare_talker(
     *,
     tokenizer: str | Path | None = None,
     validation: str | Path | None = None,
+    start: str | Path | None = None,
 ) -> TalkerJob:
     """Checks all that can be checked before any work.
 
@@ -117,10 +120,11 @@ def prepare_talker(
         config: of the run.
         tokenizer: the text tokenizer's folder; None writes one of bytes into `output`/tokenizer.
         validation: more JSON lines, to judge by.
+        start: folder of a model of these sizes and speakers, whose weights come first; None draws them.
 
     Raises:
         lines.DataError: see `read_lines`, `code_files.read_codes` and `check_lengths`.
-        ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`.
+        ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`; or `start` is another kind of model.
         FileExistsError: `output` holds a finished model.
         state_files.RunError: `output` holds a run with other settings or other data.
         OSError: a file that cannot be read.
@@ -131,10 +135,12 @@ def prepare_talker(
     codec_folder = codec / CODEC_FOLDER if (codec / CODEC_FOLDER).is_dir() else codec
     codec_config = hf_config.read_codec(codec_folder)
     tokenizer_folder = write_byte_tokenizer(output / TOKENIZER) if tokenizer is None else Path(tokenizer)
-    start = read_new_config(model, tokenizer_folder, codec_config).with_dtypes(config.dtype)
-    lines = read_lines(data, start)
-    held_out = [] if validation is None else read_lines(validation, start)
-    full = with_speakers_of(start, [*lines, *held_out])
+    new = read_new_config(model, tokenizer_folder, codec_config).with_dtypes(config.dtype)
+    lines = read_lines(data, new)
+    held_out = [] if validation is None else read_lines(validation, new)
+    full = with_speakers_of(new, [*lines, *held_out])
+    if start is not None:
+        _check_same(Path(start), full, config.dtype)
     text_tokenizer = TextTokenizer.from_folder(tokenizer_folder)
     check_lengths([*lines, *held_out], text_tokenizer, full)
     recipe = Recipe(
@@ -149,7 +155,18 @@ def prepare_talker(
     )
     settings = {"data": digest_of([*lines, *held_out])}
     Checkpoints(output, describe(recipe) | settings).check()
-    return TalkerJob(tokenizer_folder, codec_folder, output, config, text_tokenizer, lines, held_out, recipe, settings)
+    return TalkerJob(
+        tokenizer_folder,
+        codec_folder,
+        None if start is None else Path(start),
+        output,
+        config,
+        text_tokenizer,
+        lines,
+        held_out,
+        recipe,
+        settings,
+    )
 
 
 def run_talker(
@@ -172,8 +189,13 @@ def run_talker(
     Raises:
         lines.DataError: a recording that cannot be learnt from.
         progress.DivergedError: loss or gradient are not finite.
+        convert.CheckpointError: the weights that it starts from do not fit their config.
     """
     config, model = job.config, job.recipe.model
+    if job.start is None:
+        params = new_params(model, config.seed)
+    else:
+        params = load_checkpoint(job.start, hf_config.read_folder(job.start).with_dtypes("float32"), PARTS)
     lines = [*job.lines, *job.validation]
     codec: dict[str, Any] = {}
     if any(line.codes is None for line in lines) or config.schedule.sample:
@@ -189,7 +211,7 @@ def run_talker(
     describe_run(job.output, job.recipe, source=None, tokenizer=job.tokenizer_folder, codec=job.codec_folder)
     devices = 1 if mesh is None else mesh.shape["data"]
     result = fit(
-        new_params(model, config.seed),
+        params,
         job.recipe,
         _batches(job, learnt, devices, config.buckets),
         job.output,
@@ -212,6 +234,17 @@ def write_model(
     if not list(codec.glob("*.safetensors")):
         params = {**params, "codec": load_codec(codec, model.codec)}
     export_model(folder, params, model, tokenizer, dtype, codec=codec)
+
+
+def _check_same(start: Path, model: ModelConfig, dtype: str) -> None:
+    there = hf_config.read_folder(start).with_dtypes(dtype)
+    for part in (*PARTS, "prompt"):
+        theirs, ours = (flatten_dict(asdict(getattr(config, part)), sep=".") for config in (there, model))
+        for name in (*ours, *theirs):
+            if theirs.get(name) != ours.get(name):
+                raise ConfigError(
+                    f"cannot start from {start}: {part}.{name} is {theirs.get(name)} there and {ours.get(name)} here"
+                )
 
 
 def _batches(job: TalkerJob, examples: list[Example], devices: int, buckets: int) -> BucketedBatches:
