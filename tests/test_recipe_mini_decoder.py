@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from functools import partial
 
 import flax.linen as nn
@@ -16,36 +15,16 @@ from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train.codec_codes import cut_codes
 from qwen3_tts_jax.train.codec_data import Clips
 from qwen3_tts_jax.train.codec_job import write_codec
-from qwen3_tts_jax.train.codec_start import random_codec
 from recipes.mini import decoder as recipe
 from recipes.mini import pitch
-from recipes.mini.codes import codec_of_mini, with_pitch
+from tests.small_mini import codec, small
 from tests.train_model import quick_compiles  # noqa: F401
 
 RATE, FRAME = 24_000, 1_200
 
 
-def small(codebooks=5):
-    shape = codec_of_mini(codebooks)
-    narrow = {"num_layers": 1, "width": 16, "mlp_width": 16, "num_heads": 1, "num_kv_heads": 1, "head_dim": 16}
-    encoder = replace(shape.encoder, transformer=replace(shape.encoder.transformer, **narrow), filters=2)
-    decoder = replace(shape.decoder, transformer=replace(shape.decoder.transformer, **narrow))
-    decoder = replace(decoder, latent_width=16, decoder_channels=32)
-    return replace(shape, encoder=encoder, decoder=decoder)
-
-
 def tone(hertz, count=RATE):
     return np.sin(2 * np.pi * hertz * np.arange(count) / RATE)[None].astype(np.float32) * 0.1
-
-
-def codec():
-    rng = np.random.default_rng(0)
-    params = random_codec(small(4))
-    for quantizer in (params["encoder"]["quantizer"], params["decoder"]["quantizer"]):
-        for kind in quantizer.values():
-            kind["embedding_sum"] = rng.standard_normal(kind["embedding_sum"].shape).astype(np.float32)
-    codes = np.stack([rng.integers(0, 512, 200) for _ in range(4)], axis=1)
-    return with_pitch(params, codes)
 
 
 @pytest.mark.parametrize(("hertz", "band"), [(300, 0), (700, 1), (1500, 2), (3000, 3)])

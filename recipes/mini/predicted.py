@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -57,6 +58,33 @@ def predict(
     return jnp.where(codes >= 0, drawn, -1)
 
 
+def batches(
+    chosen: Sequence[int],
+    texts: Sequence[Mapping[str, Any]],
+    codes: Mapping[str, np.ndarray],
+    tokenizer: TextTokenizer,
+    config: ModelConfig,
+) -> Iterator[tuple[list[int], PromptBatch, np.ndarray]]:
+    """The chosen lines in batches of a few shapes: their numbers, B prompts, and codes int32 [B, T, Q].
+
+    Codes are -1 where a row has no frame, which is all of it behind the last of the numbers.
+    """
+    for shorter, frames in pairwise((0, *_FRAMES)):
+        some = [i for i in chosen if shorter < len(codes[texts[i]["key"]]) <= frames]
+        size = _BATCH_FRAMES // frames
+        for first in range(0, len(some), size):
+            part = some[first : first + size]
+            batch = np.full((size, frames, config.talker.num_codebooks), -1, np.int32)
+            plans = []
+            for row, i in enumerate(part):
+                request = Request(texts[i]["text"], "english", texts[i]["speaker"], text_mode="as_it_comes")
+                plans.append(plan_prompt(request, tokenizer, config))
+                own = codes[texts[i]["key"]]
+                batch[row, : len(own)] = own
+            plans += [plans[0]] * (size - len(plans))
+            yield part, batch_plans(plans, tts_pad=config.prompt.tts_pad, length=_PROMPT, trailing_length=frames), batch
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -77,36 +105,23 @@ def main() -> None:
     codes = np.load(folder / "said.npz")
     chosen = np.random.default_rng(0).permutation(len(texts))[: arguments.count]
     predicted, rows = {}, []
-    for shorter, frames in pairwise((0, *_FRAMES)):
-        some = []
-        for i in chosen:
-            if shorter < len(codes[texts[i]["key"]]) <= frames:
-                request = Request(texts[i]["text"], "english", texts[i]["speaker"], text_mode="as_it_comes")
-                some.append((i, plan_prompt(request, tokenizer, config)))
-        size = _BATCH_FRAMES // frames
-        for first in range(0, len(some), size):
-            part, plans = zip(*some[first : first + size], strict=True)
-            batch = np.full((size, frames, config.talker.num_codebooks), -1, np.int32)
-            for row, i in enumerate(part):
-                own = codes[texts[i]["key"]]
-                batch[row, : len(own)] = own
-            padded = [*plans, *[plans[0]] * (size - len(plans))]
-            prompts = batch_plans(padded, tts_pad=config.prompt.tts_pad, length=_PROMPT, trailing_length=frames)
-            result = jnp.asarray(batch)
-            for number in range(_PASSES):
-                lot = jax.random.fold_in(jax.random.key(first), number)
-                result = predict(params, config, prompts, result, lot, arguments.temperature)
-            result = np.asarray(result)
-            for row, i in enumerate(part):
-                key = texts[i]["key"]
-                said = result[row, AHEAD : len(codes[key])].astype(np.int16)
-                # With other phases the recording would not be what these codes say.
-                said[:, -1] = codes[key][AHEAD:, -1]
-                predicted[key] = said
-                rows.append({**recordings[i], "codes": "predicted.npz"})
-                if len(predicted) % 4 == 0:
-                    rows.append(recordings[i])
-        print(f"{len(predicted)} clips", flush=True)
+    for first, (part, prompts, batch) in enumerate(batches(chosen, texts, codes, tokenizer, config)):
+        result = jnp.asarray(batch)
+        for number in range(_PASSES):
+            lot = jax.random.fold_in(jax.random.key(first), number)
+            result = predict(params, config, prompts, result, lot, arguments.temperature)
+        result = np.asarray(result)
+        for row, i in enumerate(part):
+            key = texts[i]["key"]
+            said = result[row, AHEAD : len(codes[key])].astype(np.int16)
+            # With other phases the recording would not be what these codes say.
+            said[:, -1] = codes[key][AHEAD:, -1]
+            predicted[key] = said
+            rows.append({**recordings[i], "codes": "predicted.npz"})
+            if len(predicted) % 4 == 0:
+                rows.append(recordings[i])
+        if first % 20 == 0:
+            print(f"{len(predicted)} clips", flush=True)
     np.savez(folder / "predicted.npz", **predicted)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (folder / "recordings-predicted.jsonl").write_text("".join(lines), encoding="utf-8")
