@@ -17,6 +17,7 @@ from qwen3_tts_jax.train.codec_data import Clips
 from qwen3_tts_jax.train.codec_job import write_codec
 from recipes.mini import decoder as recipe
 from recipes.mini import pitch
+from recipes.mini.durations import AHEAD
 from tests.small_mini import codec, small
 from tests.train_model import quick_compiles  # noqa: F401
 
@@ -101,6 +102,34 @@ def test_stages_of_crops_are_pieces_of_the_whole():
             np.testing.assert_allclose(x[row], whole[stage][0, first * steps :][: 8 * steps], atol=1e-4)
 
 
+def test_speech_begins_behind_silence(monkeypatch):
+    monkeypatch.setattr(recipe, "sharpen", lambda samples, *_: samples)
+    rng = np.random.default_rng(4)
+    codes, silence = rng.integers(0, 512, (60, 5)), np.full((AHEAD, 5), 7)
+    samples = rng.integers(1, 99, 60 * FRAME).astype(np.int16)
+    clips = Clips((), (samples,), RATE, codes=(codes,), frame_samples=FRAME)
+    clips = recipe.behind_silence(clips, silence)
+    config, length, silent = small(), recipe._FRAMES * FRAME, AHEAD * FRAME
+    for front in (False, True):
+        batch = recipe.batch_of(clips, 0, front, config)
+        rows = batch["codes"] if front else batch["given"].codes
+        frames = recipe._FRONT_FRAMES if front else recipe._FRAMES
+        first = (rows[:, :AHEAD] == 7).all(axis=(1, 2))
+        assert first.any()
+        assert not first.all()
+        for row in np.nonzero(first)[0]:
+            np.testing.assert_array_equal(rows[row, AHEAD:frames], codes[: frames - AHEAD])
+        if not front:
+            made, before = batch["samples"], batch["given"].before
+            for row in np.nonzero(before == 0)[0]:
+                assert (made[row, :silent] == 0).all()
+                np.testing.assert_allclose(made[row, silent:] * 32_767, samples[: length - silent], rtol=1e-4)
+            for row in np.nonzero((before > 0) & (before < recipe._CONTEXT))[0]:
+                begin = (before[row] - AHEAD) * FRAME
+                np.testing.assert_array_equal(rows[row, :AHEAD], silence)
+                np.testing.assert_allclose(made[row] * 32_767, samples[begin:][:length], rtol=1e-4)
+
+
 @pytest.fixture
 def work(tmp_path):
     folder, rng = tmp_path / "codes", np.random.default_rng(2)
@@ -112,6 +141,7 @@ def work(tmp_path):
         codes[f"{number}"] = np.concatenate([rng.integers(0, 512, (40, 4)), own.codes[:, None]], 1).astype(np.int16)
         lines.append({"audio": f"{number}.flac", "codes": "codes.npz", "key": f"{number}", "speaker": "heart"})
     np.savez(folder / "codes.npz", **codes)
+    np.savez(folder / "said.npz", **{key: np.concatenate([own[:AHEAD], own]) for key, own in codes.items()})
     (folder / "recordings-lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_codec(tmp_path / "start", codec(), small())
     return tmp_path

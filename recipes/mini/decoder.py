@@ -19,7 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from math import prod
 from pathlib import Path
@@ -47,6 +48,7 @@ from qwen3_tts_jax.train.codec_loss import mel_loss, spectra, spectral_loss
 from qwen3_tts_jax.train.codec_quantizer import entries
 from qwen3_tts_jax.train.codec_step import reconstruct_given
 from qwen3_tts_jax.train.soft_codes import decoder_latents
+from recipes.mini.durations import AHEAD
 from recipes.mini.formants import sharpen
 
 _BANDS, _BAND_WEIGHTS = ((50, 500), (500, 1000), (1000, 2000), (2000, 3500)), (4.0, 4.0, 2.0, 1.0)
@@ -251,11 +253,29 @@ def optimizer_of(front: bool, steps: int, rate: float) -> optax.GradientTransfor
     return optax.chain(optax.clip_by_global_norm(1000.0), muon)
 
 
-def cut_sharpened(clips: Clips, places: list[tuple[int, int]], length: int) -> np.ndarray:
-    """Crops as those of `clips.cut`, with clearer formants, float32 [B, length]."""
+def behind_silence(clips: Clips, silence: np.ndarray) -> Clips:
+    """The clips with codes of silence [`AHEAD`, Q] before their own, as the talker begins; samples stay.
+
+    Else a decoder has never heard what a speech's first word comes after.
+    """
+    return replace(clips, codes=tuple(np.concatenate([silence, codes]) for codes in clips.codes))
+
+
+def cut_behind_silence(clips: Clips, places: Sequence[tuple[int, int]], length: int) -> np.ndarray:
+    """Crops as those of `clips.cut`, float32 [B, length], at places that count from the silence before a recording."""
+    silent = AHEAD * clips.frame_samples
+    crops = clips.cut([(which, max(first - silent, 0)) for which, first in places], length)
+    for row, (_, first) in enumerate(places):
+        late = min(max(silent - first, 0), length)
+        crops[row] = np.pad(crops[row, : length - late], (late, 0))
+    return crops
+
+
+def cut_sharpened(clips: Clips, places: Sequence[tuple[int, int]], length: int) -> np.ndarray:
+    """The same with clearer formants."""
     margin = round(_MARGIN * clips.sample_rate)
     begins = [(which, max(first - margin, 0)) for which, first in places]
-    wide = clips.cut(begins, length + 2 * margin)
+    wide = cut_behind_silence(clips, begins, length + 2 * margin)
     crops = np.empty((len(places), length), np.float32)
     for row, ((_, first), (_, begin)) in enumerate(zip(places, begins, strict=True)):
         crops[row] = sharpen(wide[row], clips.sample_rate, _SHARPEN)[first - begin :][:length]
@@ -263,12 +283,13 @@ def cut_sharpened(clips: Clips, places: list[tuple[int, int]], length: int) -> n
 
 
 def batch_of(clips: Clips, number: int, front: bool, config: CodecConfig) -> dict[str, Any]:
-    """The batch of a step, from its number alone."""
-    rows, frames, starts = (_FRONT_ROWS, _FRONT_FRAMES, 0.3) if front else (_ROWS, _FRAMES, 0.1)
-    length = frames * config.frame_samples
+    """The batch of a step, from its number alone; `clips` are those of `behind_silence`."""
+    rows, frames, starts = (_FRONT_ROWS, _FRONT_FRAMES, 0.3) if front else (_ROWS, _FRAMES, 0.25)
+    length, silent = frames * config.frame_samples, AHEAD * config.frame_samples
     places = clips.places(number, rows, length, int(front), starts)
+    places = [(which, first and first + silent) for which, first in places]
     given = cut_codes(clips, places, frames, 0 if front else _CONTEXT)
-    samples = clips.cut(places, length) if front else cut_sharpened(clips, places, length)
+    samples = (cut_behind_silence if front else cut_sharpened)(clips, places, length)
     names = ("low",) if front else tuple(_RATES)
     targets = {name: read_out_target(samples, config.sample_rate, name) for name in names}
     if front:
@@ -322,6 +343,8 @@ def main() -> None:
     recordings = find_recordings(arguments.work / "codes" / arguments.data)
     codes = read_recording_codes(recordings, check_headers(recordings), config)
     clips = with_codes(decode_recordings(recordings, output / "cache", config.sample_rate), codes, config.frame_samples)
+    said = np.load(arguments.work / "codes" / "said.npz")
+    clips = behind_silence(clips, said[said.files[0]][:AHEAD])
     quantizer = params["decoder"]["quantizer"]
     names = ("embedding_sum", "cluster_usage")
     rest = {
