@@ -45,6 +45,22 @@ def test_phase_distances(hertz, band):
     assert abs(slope) < 1e-3
 
 
+def test_distance_at_changes():
+    steady, burst = tone(500), np.zeros((1, RATE), np.float32)
+    burst[:, 12_000:12_240] = np.random.default_rng(5).normal(size=240) * 0.1
+    distance = partial(recipe.distance_at_changes, rate=RATE)
+    assert distance(steady + burst, steady + burst) == 0
+    # A steady sound does not count, though it is there for a second.
+    assert distance(2 * steady, steady) == 0
+    without = distance(steady, steady + burst)
+    assert without > 0.5
+    # Nor what is wrong a tenth of a second from a change.
+    late = np.roll(burst, 2_400, axis=1)
+    assert distance(steady + burst + late, steady + burst) < 0.05 * without
+    # Right before and after it, all counts.
+    assert distance(steady + np.roll(burst, 200, axis=1), steady + burst) > 0.3 * without
+
+
 def test_targets_of_read_outs():
     low, high = (
         {name: recipe.read_out_target(tone(hertz), RATE, name) for name in ("low", "high")} for hertz in (400, 3_000)

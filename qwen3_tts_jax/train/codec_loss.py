@@ -65,15 +65,18 @@ def mel_loss(
     """
     total = jnp.zeros(())
     for size, bands in scales:
-        filters, floor = mel_filterbank(sample_rate, size, bands), _MEL_FLOOR * (size / 1024) ** 0.5
-        if between is not None:
-            centres = filters @ np.fft.rfftfreq(size, 1 / sample_rate) / filters.sum(axis=1)
-            filters = filters[(between[0] < centres) & (centres < between[1])]
-        x, y = (
-            jnp.log10(
-                jnp.maximum(jnp.einsum("btf,mf->btm", magnitudes(one, size), filters, precision=PRECISION), floor)
-            )
-            for one in (a, b)
-        )
+        x, y = (log_mel(one, sample_rate, size, bands, between) for one in (a, b))
         total += jnp.mean(jnp.abs(x - y))
     return total / len(scales)
+
+
+def log_mel(
+    samples: jax.Array, sample_rate: int, fft_size: int, bands: int, between: tuple[float, float] | None = None
+) -> jax.Array:
+    """Log₁₀ mel bands [B, T, M] of `spectra`, with a floor; see `mel_loss`."""
+    filters, floor = mel_filterbank(sample_rate, fft_size, bands), _MEL_FLOOR * (fft_size / 1024) ** 0.5
+    if between is not None:
+        centres = filters @ np.fft.rfftfreq(fft_size, 1 / sample_rate) / filters.sum(axis=1)
+        filters = filters[(between[0] < centres) & (centres < between[1])]
+    mel = jnp.einsum("btf,mf->btm", magnitudes(samples, fft_size), filters, precision=PRECISION)
+    return jnp.log10(jnp.maximum(mel, floor))

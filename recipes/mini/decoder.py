@@ -7,9 +7,10 @@ rough. But a decoder that has never been told phases ignores them for long: what
 whichever way it turns, and its way out leads through silence. So first its front learns, without the waveform part and
 in a few minutes, to say the waveform below 950 Hz, as linear read-outs of what it gives the waveform part, and to keep
 what it gave before. Then all of it learns with the losses of `train codec`, phases below 3.5 kHz, read-outs of its
-first stages, and mel bands from 0.8 to 4.5 kHz once more, where the judges of quality listen most. Only phases are
-compared, not complex spectra: those are least off where what cannot be foretold is left out, and made the voice dull.
-Recordings are sharpened (`formants.py`), for what is learnt is blurred.
+first stages, and mel bands once more from 0.8 to 4.5 kHz, where the judges of quality listen most, and where they
+change, as words differ. Only phases are compared, not complex spectra: those are least off where what cannot be
+foretold is left out, and made the voice dull. Recordings are sharpened (`formants.py`), for what is learnt is blurred,
+and begin behind the silence that the talker begins with.
 
 Both parts write checkpoints to OUT and go on where they were interrupted.
 """
@@ -44,16 +45,17 @@ from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes, read_recording_codes, with_codes
 from qwen3_tts_jax.train.codec_data import Clips, check_headers, decode_recordings, find_recordings
 from qwen3_tts_jax.train.codec_job import write_codec
-from qwen3_tts_jax.train.codec_loss import mel_loss, spectra, spectral_loss
+from qwen3_tts_jax.train.codec_loss import log_mel, mel_loss, spectra, spectral_loss
 from qwen3_tts_jax.train.codec_quantizer import entries
 from qwen3_tts_jax.train.codec_step import reconstruct_given
 from qwen3_tts_jax.train.soft_codes import decoder_latents
 from recipes.mini.durations import AHEAD
 from recipes.mini.formants import sharpen
 
-_BANDS, _BAND_WEIGHTS = ((50, 500), (500, 1000), (1000, 2000), (2000, 3500)), (4.0, 4.0, 2.0, 1.0)
-_MEL, _MIDDLE, _SPECTRAL, _READ_OUTS, _KEPT = 15.0, 15.0, 1.0, 4.0, 0.5
+_BANDS, _BAND_WEIGHTS = ((50, 500), (500, 1000), (1000, 2000), (2000, 3500)), (2.0, 2.0, 1.0, 0.5)
+_MEL, _MIDDLE, _CHANGES, _SPECTRAL, _READ_OUTS, _KEPT = 15.0, 10.0, 15.0, 1.0, 2.0, 0.5
 _MIDDLE_BANDS, _MIDDLE_SCALES = (800.0, 4500.0), ((256, 40), (512, 80), (1024, 120))
+_CHANGE_SCALES, _CHANGE_SPAN, _STEADY = ((128, 20), (256, 40), (512, 80)), 0.01, 0.1
 _RATES = {"low": 2_000, "high": 8_000}
 """Sample rates of what is read out."""
 _STAGES = {"upsample_0": "low", "upsample_1": "high", "upsample_2": "high"}
@@ -94,6 +96,21 @@ def phase_distances(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
             found.append(jnp.sqrt(off / (jnp.sum(energy) + 1e-5 * energy.size) + 1e-6))
         total += jnp.stack(found) / 2
     return total
+
+
+def distance_at_changes(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
+    """Of samples [B, N]: the mean distance of log₁₀ mel bands, [], weighted by how much the true ones change within
+    10 ms before or after, more than a steady sound's do: bursts and onsets are few, and words differ by them.
+    """
+    total = jnp.zeros(())
+    for size, bands in _CHANGE_SCALES:
+        x, y = (log_mel(samples, rate, size, bands) for samples in (made, true))
+        apart = max(1, round(_CHANGE_SPAN * rate / (size // 4)))
+        change = jnp.mean(jnp.abs(y[:, apart:] - y[:, :-apart]), axis=-1)
+        change = jnp.maximum(jnp.pad(change, ((0, 0), (apart, 0))), jnp.pad(change, ((0, 0), (0, apart))))
+        weights = jnp.maximum(change - _STEADY, 0)
+        total += jnp.sum(weights * jnp.mean(jnp.abs(x - y), axis=-1)) / (jnp.sum(weights) + 1e-3)
+    return total / len(_CHANGE_SCALES)
 
 
 def read_out_target(samples: np.ndarray, rate: int, target: str) -> np.ndarray:
@@ -210,12 +227,13 @@ def all_losses(
     losses = {
         "mel": mel_loss(made, samples, rate),
         "middle": mel_loss(made, samples, rate, _MIDDLE_SCALES, _MIDDLE_BANDS),
+        "changes": distance_at_changes(made, samples, rate),
         "spectral": spectral_loss(made, samples),
         "phases": phase_distances(made, samples, rate),
         "read_outs": jnp.stack([unexplained(said[stage], batch[target]) for stage, target in _STAGES.items()]),
     }
     total = _MEL * losses["mel"] + _MIDDLE * losses["middle"] + _SPECTRAL * losses["spectral"]
-    total += _READ_OUTS * jnp.sum(losses["read_outs"])
+    total += _CHANGES * losses["changes"] + _READ_OUTS * jnp.sum(losses["read_outs"])
     return total + jnp.sum(jnp.array(_BAND_WEIGHTS) * losses["phases"]), losses
 
 
