@@ -15,8 +15,8 @@ from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train.codec_codes import cut_codes
 from qwen3_tts_jax.train.codec_data import Clips
 from qwen3_tts_jax.train.codec_job import write_codec
+from recipes.mini import crops, distances, pitch
 from recipes.mini import decoder as recipe
-from recipes.mini import pitch
 from recipes.mini.durations import AHEAD
 from tests.small_mini import codec, small
 from tests.train_model import quick_compiles  # noqa: F401
@@ -31,24 +31,24 @@ def tone(hertz, count=RATE):
 @pytest.mark.parametrize(("hertz", "band"), [(300, 0), (700, 1), (1500, 2), (3000, 3)])
 def test_phase_distances(hertz, band):
     true, silence = tone(hertz), np.zeros((1, RATE), np.float32)
-    distances = partial(recipe.phase_distances, true=true, rate=RATE)
-    np.testing.assert_allclose(distances(true), 0, atol=0.05)
+    off = partial(distances.phase_distances, true=true, rate=RATE)
+    np.testing.assert_allclose(off(true), 0, atol=0.05)
     for loud in (0.5, 3.0):
-        np.testing.assert_allclose(distances(loud * true), 0, atol=0.05)
-    assert distances(-true)[band] == pytest.approx(2, abs=0.1)
-    assert distances(silence)[band] == pytest.approx(2**0.5, abs=0.05)
+        np.testing.assert_allclose(off(loud * true), 0, atol=0.05)
+    assert off(-true)[band] == pytest.approx(2, abs=0.1)
+    assert off(silence)[band] == pytest.approx(2**0.5, abs=0.05)
     # A quarter of a period late.
     late = np.roll(true, RATE // hertz // 4, axis=1)
-    assert distances(late)[band] == pytest.approx(2**0.5, abs=0.1)
+    assert off(late)[band] == pytest.approx(2**0.5, abs=0.1)
     # It says nothing about magnitudes: neither louder nor quieter is better.
-    slope = jax.grad(lambda gain: distances(gain * late)[band])(1.0)
+    slope = jax.grad(lambda gain: off(gain * late)[band])(1.0)
     assert abs(slope) < 1e-3
 
 
 def test_distance_at_changes():
     steady, burst = tone(500), np.zeros((1, RATE), np.float32)
     burst[:, 12_000:12_240] = np.random.default_rng(5).normal(size=240) * 0.1
-    distance = partial(recipe.distance_at_changes, rate=RATE)
+    distance = partial(distances.distance_at_changes, rate=RATE)
     assert distance(steady + burst, steady + burst) == 0
     # A steady sound does not count, though it is there for a second.
     assert distance(2 * steady, steady) == 0
@@ -63,7 +63,7 @@ def test_distance_at_changes():
 
 def test_targets_of_read_outs():
     low, high = (
-        {name: recipe.read_out_target(tone(hertz), RATE, name) for name in ("low", "high")} for hertz in (400, 3_000)
+        {name: distances.read_out_target(tone(hertz), RATE, name) for name in ("low", "high")} for hertz in (400, 3_000)
     )
     assert {name: x.shape for name, x in low.items()} == {"low": (1, 2_000), "high": (1, 8_000)}
     times = (np.arange(2_000) * 12 + 6) / RATE
@@ -119,12 +119,12 @@ def test_stages_of_crops_are_pieces_of_the_whole():
 
 
 def test_speech_begins_behind_silence(monkeypatch):
-    monkeypatch.setattr(recipe, "sharpen", lambda samples, *_: samples)
+    monkeypatch.setattr(crops, "sharpen", lambda samples, *_: samples)
     rng = np.random.default_rng(4)
     codes, silence = rng.integers(0, 512, (60, 5)), np.full((AHEAD, 5), 7)
     samples = rng.integers(1, 99, 60 * FRAME).astype(np.int16)
     clips = Clips((), (samples,), RATE, codes=(codes,), frame_samples=FRAME)
-    clips = recipe.behind_silence(clips, silence)
+    clips = crops.behind_silence(clips, silence)
     config, length, silent = small(), recipe._FRAMES * FRAME, AHEAD * FRAME
     for front in (False, True):
         batch = recipe.batch_of(clips, 0, front, config)

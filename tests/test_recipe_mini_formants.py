@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import firwin, lfilter, stft, welch
 
 from qwen3_tts_jax.train.codec_data import Clips
-from recipes.mini import decoder
+from recipes.mini import crops
 from recipes.mini.formants import sharpen
 
 RATE = 24_000
@@ -51,10 +51,10 @@ def test_phases_and_power_stay():
 
 @pytest.mark.parametrize("first", [0, 6_000, 18_000])
 def test_crops_are_cut_from_what_is_sharpened(first):
-    whole = sharpen(vowel(), RATE, decoder._SHARPEN)
+    whole = sharpen(vowel(), RATE, crops._SHARPEN)
     clips = Clips((), ((vowel() * 32_767).astype(np.int16),), RATE, frame_samples=1_200)
     # Places count from the silence before a recording.
-    crop = decoder.cut_sharpened(clips, [(0, decoder.AHEAD * 1_200 + first)], 6_000)
+    crop = crops.cut_sharpened(clips, [(0, crops.AHEAD * 1_200 + first)], 6_000)
     assert crop.shape == (1, 6_000)
     # Windows begin elsewhere.
     assert np.linalg.norm(crop[0] - whole[first : first + 6_000]) < 0.2 * np.linalg.norm(crop)

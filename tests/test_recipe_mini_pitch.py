@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recipes.mini import overlap_add
-from recipes.mini.pitch import FRAME, LEVELS, LOWEST, SAMPLE_RATE, features, on_grid, periods, pulses
+from recipes.mini.pitch import FRAME, LEVELS, LOWEST, SAMPLE_RATE, features, on_grid, parts_of, periods, pulses
 
 
 def glide(frames=40, low=110.0, high=290.0, silent=(0, 1, 20, 21, 39)):
@@ -12,10 +12,6 @@ def glide(frames=40, low=110.0, high=290.0, silent=(0, 1, 20, 21, 39)):
     for frame in silent:
         hertz[frame * 4 : frame * 4 + 4] = 0
     return hertz.astype(np.float32)
-
-
-def parts_of(codes):
-    return LOWEST + (codes - 1) // LEVELS, (codes - 1) % LEVELS
 
 
 def test_each_frame_takes_whole_sixths_and_ends_where_its_code_says():

@@ -21,13 +21,11 @@ from qwen3_tts_jax.train.checkpoints import CHECKPOINTS
 from qwen3_tts_jax.train.codec_data import Clips, Recording
 from qwen3_tts_jax.train.codec_job import PHASES, CodecTraining, prepare_codec, run_codec
 from qwen3_tts_jax.train.codec_run import CodecResult, Crops
+from qwen3_tts_jax.train.codec_spectra import hear, spectra, spectra_per_frame
 from qwen3_tts_jax.train.codec_spectral import (
     SpectralRecipe,
     finish_spectra,
-    hear,
     judge_spectra,
-    spectra,
-    spectra_per_frame,
     spectral_optimizer,
     spectral_recipes,
     spectral_step,

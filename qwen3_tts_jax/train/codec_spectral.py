@@ -20,27 +20,31 @@ from functools import partial
 from math import prod
 from typing import Any, Literal
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from optax.contrib import MuonDimensionNumbers
 
 from qwen3_tts_jax.codec.encoder import encode_latents
 from qwen3_tts_jax.config import CodecConfig, ConfigError
-from qwen3_tts_jax.layers import PRECISION
-from qwen3_tts_jax.mel import mel_filterbank
 from qwen3_tts_jax.train import codec_teacher
-from qwen3_tts_jax.train.codec_loss import magnitudes
 from qwen3_tts_jax.train.codec_quantizer import (
     Quantized,
     dropped_codebooks,
     learn_codebooks,
     perplexity,
     share_codebooks,
+)
+from qwen3_tts_jax.train.codec_spectra import (
+    BANDS,
+    BINS,
+    SpectralEncoder,
+    hear,
+    outputs_per_latent,
+    spectra,
+    spectra_per_frame,
 )
 from qwen3_tts_jax.train.codec_step import (
     CODEBOOK_LEAVES,
@@ -54,24 +58,17 @@ from qwen3_tts_jax.train.codec_teacher import Teacher
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.soft_codes import decoder_latents
 
-BANDS, BINS = 80, 160
-"""Mel bands of each short spectrum, and low bins, which show the pitch, of each that is twice as long."""
-_ATTACKS = 40  # mel bands of spectra half as long, which only the encoder is given
 _WAVEFORM = ("decoder/conv_in", "decoder/upsample_", "decoder/snake_out", "decoder/conv_out")
 _SPECTRAL, _READOUT = "spectral/", "readout/"
-_SHORTEST_HOP, _LONGEST_HOP = 0.004, 0.015  # seconds
-# What is quieter is not worth codes: upper bands of what was recorded at a lower rate are as quiet as that.
-_MEL_FLOOR, _LOW_FLOOR = 2e-3, 1e-2
-_LOW_SCALE = 30.0  # brings magnitudes of long windows to those of mel bands
-_RMS = 0.2  # of Muon's steps; AdamW's are about that
 _BEFORE = 0.1  # of the scale of kernels of inputs before the present one
 
 
 def spectral_optimizer(steps: int, learning_rate: float = 3e-3, clip: float = 1.0) -> OptimizerConfig:
     """What spectra are learnt with."""
     return OptimizerConfig(
-        learning_rate, steps, min(50, steps // 10), final_rate=0.03, weight_decay=1e-3, betas=(0.8, 0.99), clip=clip
-    )
+        learning_rate, steps, min(50, steps // 10), final_rate=0.03, weight_decay=1e-3, betas=(0.8, 0.99), clip=clip,
+        kind="muon",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class SpectralRecipe:
         codec: see `CodecRecipe`.
         hears: what the encoder is given. "spectra": that is one of training alone; "samples": the codec's own, which
             learns from the other.
-        optimizer: learning rates by step and clipping; `kind` is not read.
+        optimizer: its Muon learns kernels too.
         alone: so many steps the encoder of samples learns alone.
         low, latents, commitment: weights of the losses, that of the mel bands being 1.
         decay, dead_below, dropout, teacher: see `CodecRecipe`.
@@ -123,25 +120,6 @@ def spectral_recipes(
     )
 
 
-class SpectralEncoder(nn.Module):
-    """What `hear` gives, [B, T, D] → latents [B, T, `features`]; sees the present and the past."""
-
-    features: int
-    width: int = 256
-    layers: int = 2
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Dense(self.width)(x)
-        for _ in range(self.layers):
-            y = nn.LayerNorm()(x)
-            before = jnp.pad(y, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-            x = x + 0.5 * nn.gelu(nn.Dense(self.width)(jnp.concatenate([before, y], axis=-1)))
-            y = nn.gelu(nn.Dense(2 * self.width)(nn.LayerNorm()(x)))
-            x = x + 0.3 * nn.Dense(self.width)(y)
-        return nn.Dense(self.features)(nn.LayerNorm()(x))
-
-
 @flax.struct.dataclass
 class SpectralState:
     """What a step changes.
@@ -158,68 +136,6 @@ class SpectralState:
     trained: dict[str, jax.Array]
     codebooks: dict[str, dict[str, jax.Array]]
     optimizer: optax.OptState
-
-
-def spectra_per_frame(config: CodecConfig) -> int:
-    """Mel spectra in a frame: the fewest that are at most 15 ms apart; an even number, and a multiple of the latents.
-
-    Raises:
-        ConfigError: no such number divides a frame's samples, or those spectra are less than 4 ms apart.
-    """
-    latents, samples = prod(config.decoder.latent_upsample_rates), config.frame_samples
-    longest, shortest = _LONGEST_HOP * config.sample_rate, _SHORTEST_HOP * config.sample_rate
-    for count in range(latents, samples + 1, latents):
-        if count % 2 == 0 and samples % count == 0 and samples / count <= longest:
-            if samples / count >= shortest:
-                return count
-            break
-    raise ConfigError(
-        f"frames of {samples} samples at {config.sample_rate} Hz with {latents} latents (latent_upsample_rates "
-        f"{config.decoder.latent_upsample_rates}) hold no whole spectra, an even number of them 4 to 15 ms apart: such "
-        "a codec learns without them (--spectral-steps 0)"
-    )
-
-
-def spectra(samples: jax.Array, config: CodecConfig) -> tuple[jax.Array, jax.Array]:
-    """Log-mel bands [B, T·n, 80] and log magnitudes of low bins [B, T·n/2, 160] of samples [B, T·frame_samples].
-
-    n is `spectra_per_frame`. Windows span four hops, and a window's middle is the middle of its hop.
-    """
-    hop = config.frame_samples // spectra_per_frame(config)
-
-    def around(size: int) -> jax.Array:
-        return jnp.pad(samples, ((0, 0), (size * 3 // 8, size * 3 // 8)))
-
-    return _mel(around(4 * hop), config, 4 * hop, BANDS), _low(around(8 * hop), 8 * hop)
-
-
-def hear(samples: jax.Array, config: CodecConfig) -> jax.Array:
-    """What `SpectralEncoder` is given, [B, T, D]: such spectra, and short ones, of windows that end with their hop.
-
-    So it knows of each frame what an encoder of samples can know.
-    """
-    hop = config.frame_samples // spectra_per_frame(config)
-
-    def before(size: int) -> jax.Array:
-        return jnp.pad(samples, ((0, 0), (size * 3 // 4, 0)))
-
-    heard = [
-        _mel(before(4 * hop), config, 4 * hop, BANDS),
-        _low(before(8 * hop), 8 * hop),
-        _mel(before(2 * hop), config, 2 * hop, _ATTACKS),
-    ]
-    frames = samples.shape[1] // config.frame_samples
-    # About the mean and the spread of speech.
-    return jnp.concatenate([(each + 2.5).reshape(len(samples), frames, -1) * 0.5 for each in heard], axis=-1)
-
-
-def _mel(samples: jax.Array, config: CodecConfig, size: int, bands: int) -> jax.Array:
-    filters = mel_filterbank(config.sample_rate, size, bands)
-    return jnp.log(jnp.einsum("btf,mf->btm", magnitudes(samples, size), filters, precision=PRECISION) + _MEL_FLOOR)
-
-
-def _low(samples: jax.Array, size: int) -> jax.Array:
-    return jnp.log(magnitudes(samples, size)[..., 1 : BINS + 1] / _LOW_SCALE + _LOW_FLOOR)
 
 
 def start_spectra(
@@ -250,7 +166,7 @@ def start_spectra(
         heard = jax.eval_shape(partial(hear, config=config), jnp.zeros((1, config.frame_samples)))
         spectral = SpectralEncoder(config.encoder.transformer.width).init(jax.random.key(seed), jnp.zeros(heard.shape))
         trained |= flatten_dict({_SPECTRAL.rstrip("/"): spectral["params"]}, sep="/")
-        outputs, width = sum(_outputs(config)), config.decoder.latent_width
+        outputs, width = sum(outputs_per_latent(config)), config.decoder.latent_width
         trained[f"{_READOUT}weight"] = 0.05 * rng.standard_normal((outputs, width), np.float32)
         trained[f"{_READOUT}bias"] = np.full(outputs, -2.0, np.float32)
         if recipe.teacher is not None:
@@ -258,7 +174,8 @@ def start_spectra(
             trained[codec_teacher.HEAD] = codec_teacher.start_head(recipe.teacher, width, seed)
         codebooks = start_codebooks(params, config)
     trained, codebooks = jax.tree.map(jnp.array, (trained, codebooks))
-    return SpectralState(jnp.zeros((), jnp.int32), trained, codebooks, _optimizer(recipe.optimizer).init(trained))
+    optimizer = recipe.optimizer.optimizer(_is_matrix)
+    return SpectralState(jnp.zeros((), jnp.int32), trained, codebooks, optimizer.init(trained))
 
 
 def finish_spectra(state: SpectralState, params: Mapping[str, Any], recipe: SpectralRecipe) -> dict[str, Any]:
@@ -269,12 +186,6 @@ def finish_spectra(state: SpectralState, params: Mapping[str, Any], recipe: Spec
 def _of_encoder(path: str) -> bool:
     """Whether it belongs to the encoder of samples: what comes before the quantizers."""
     return path.startswith("encoder/") and not path.startswith("encoder/quantizer/")
-
-
-def _outputs(config: CodecConfig) -> tuple[int, int]:
-    """Of what each latent says: numbers of mel bands and of low bins."""
-    per_latent = spectra_per_frame(config) // prod(config.decoder.latent_upsample_rates)
-    return per_latent * BANDS, per_latent * BINS // 2
 
 
 def _isometric(path: str, leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -301,22 +212,9 @@ def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray
     return np.float32(basis if rows >= columns else basis.T)
 
 
-def _optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Muon for all matrices and kernels, AdamW for the rest."""
-
-    def matrix(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
-        name = path[-1].key
-        if leaf.ndim < 2 or (name.endswith("/kernel") and leaf.shape[-2] == 1):
-            return None
-        if name.endswith("/kernel"):
-            return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
-        return MuonDimensionNumbers((leaf.ndim - 1,), tuple(range(leaf.ndim - 1)))
-
-    muon = optax.contrib.muon(
-        config.schedule(), weight_decay=config.weight_decay, adam_b1=config.betas[0], adam_b2=config.betas[1],
-        consistent_rms=_RMS, muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, matrix),
-    )  # fmt: skip
-    return optax.chain(optax.clip_by_global_norm(config.clip), muon)
+def _is_matrix(path: str, leaf: jax.Array) -> bool:
+    """All matrices and kernels, but those of one channel each."""
+    return leaf.ndim >= 2 and not (path.endswith("/kernel") and leaf.shape[-2] == 1)
 
 
 def listen(
@@ -347,7 +245,7 @@ def say_spectra(
     results, of_decoder = quantize_latents(trees, codebooks, config, latents, keep)
     shape = (*latents.shape[:2], config.num_codebooks)
     decoded = decoder_latents(trees["decoder"], config.decoder, shape, of_decoder)
-    said, bands = decoded @ trained[f"{_READOUT}weight"].T + trained[f"{_READOUT}bias"], _outputs(config)[0]
+    said, bands = decoded @ trained[f"{_READOUT}weight"].T + trained[f"{_READOUT}bias"], outputs_per_latent(config)[0]
     mel, low = said[..., :bands].reshape(len(latents), -1, BANDS), said[..., bands:].reshape(len(latents), -1, BINS)
     return (mel, low), results
 
@@ -412,7 +310,7 @@ def spectral_step(
         return total, (losses, results)
 
     (total, (losses, results)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
-    updates, optimizer = _optimizer(recipe.optimizer).update(gradient, state.optimizer, state.trained)
+    updates, optimizer = recipe.optimizer.optimizer(_is_matrix).update(gradient, state.optimizer, state.trained)
     if alone:
         updates = {path: each if _of_encoder(path) else jnp.zeros_like(each) for path, each in updates.items()}
     trained, codebooks = optax.apply_updates(state.trained, updates), state.codebooks

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -15,12 +17,21 @@ from qwen3_tts_jax.config import ConfigError
 _RMS = 0.2  # of Muon's steps; AdamW's are about that
 
 
+IsMatrix = Callable[[str, jax.Array], bool]
+"""Of a leaf's path and the leaf: whether Muon learns it."""
+
+
+def of_transformer(path: str, leaf: jax.Array) -> bool:
+    """Matrices of a transformer's layers, [*outputs, in]."""
+    return "/transformer/layers_" in path and path.endswith("/weight")
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a linear warm-up and a cosine to the end.
 
-    Or Muon (Jordan et al. 2024) for the matrices of transformers, scaled to AdamW's steps so that one learning rate
-    serves both (Liu et al. 2025, arXiv:2502.16982), and AdamW with Nesterov momentum for all else.
+    Or Muon (Jordan et al. 2024) for matrices, scaled to AdamW's steps so that one learning rate serves both (Liu et al.
+    2025, arXiv:2502.16982), and AdamW with Nesterov momentum for all else.
 
     Attributes:
         learning_rate: the highest, after the warm-up.
@@ -63,14 +74,19 @@ class OptimizerConfig:
         warm = optax.linear_schedule(rate / self.warmup_steps, rate, self.warmup_steps - 1 or 1)
         return optax.join_schedules([warm, cosine], [self.warmup_steps])
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """Clipping and AdamW or Muon, with moments in float32."""
+    def optimizer(self, is_matrix: IsMatrix = of_transformer) -> optax.GradientTransformation:
+        """Clipping and AdamW or Muon, with moments in float32.
+
+        Args:
+            is_matrix: which leaves Muon takes, as matrices of all their axes but the last, and the last; of no more
+                than one row or column it has nothing to make orthogonal.
+        """
         decay, moments = self.weight_decay, jnp.float32
         if self.kind == "muon":
             steps = optax.contrib.muon(
                 self.schedule(), weight_decay=decay, weight_decay_mask=_decayed, mu_dtype=moments,
                 adam_b1=self.betas[0], adam_b2=self.betas[1], adam_weight_decay=decay, consistent_rms=_RMS,
-                muon_weight_dimension_numbers=_matrices,
+                muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, partial(_axes, is_matrix)),
             )  # fmt: skip
         else:
             steps = optax.adamw(self.schedule(), *self.betas, weight_decay=decay, mask=_decayed, mu_dtype=moments)
@@ -87,13 +103,8 @@ def _decayed(tree: Any) -> Any:
     )
 
 
-def _matrices(tree: Any) -> Any:
-    """Which leaves are matrices of a transformer's layers, [*outputs, in]; None for the others."""
-
-    def of_path(path: tuple, leaf: Any) -> MuonDimensionNumbers | None:
-        name = _leaf_name(path)
-        if "/transformer/layers_" not in name or not name.endswith("/weight"):
-            return None
-        return MuonDimensionNumbers(reduction_axis=(leaf.ndim - 1,), output_axis=tuple(range(leaf.ndim - 1)))
-
-    return jax.tree_util.tree_map_with_path(of_path, tree)
+def _axes(is_matrix: IsMatrix, path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
+    if not is_matrix(_leaf_name(path), leaf):
+        return None
+    # Which side is summed over does not matter: neither orthogonality nor the scale of steps tells them apart.
+    return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from math import prod
@@ -34,8 +34,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from optax.contrib import MuonDimensionNumbers
-from scipy.signal import fftconvolve, firwin, lfilter
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
@@ -45,24 +43,21 @@ from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes, read_recording_codes, with_codes
 from qwen3_tts_jax.train.codec_data import Clips, check_headers, decode_recordings, find_recordings
 from qwen3_tts_jax.train.codec_job import write_codec
-from qwen3_tts_jax.train.codec_loss import log_mel, mel_loss, spectra, spectral_loss
+from qwen3_tts_jax.train.codec_loss import mel_loss, spectral_loss
 from qwen3_tts_jax.train.codec_quantizer import entries
 from qwen3_tts_jax.train.codec_step import reconstruct_given
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.soft_codes import decoder_latents
+from recipes.mini.crops import behind_silence, cut_behind_silence, cut_sharpened
+from recipes.mini.distances import RATES, distance_at_changes, phase_distances, read_out_target, unexplained
 from recipes.mini.durations import AHEAD
-from recipes.mini.formants import sharpen
 
-_BANDS, _BAND_WEIGHTS = ((50, 500), (500, 1000), (1000, 2000), (2000, 3500)), (2.0, 2.0, 1.0, 0.5)
+_BAND_WEIGHTS = (2.0, 2.0, 1.0, 0.5)
 _MEL, _MIDDLE, _CHANGES, _SPECTRAL, _READ_OUTS, _KEPT = 15.0, 10.0, 15.0, 1.0, 2.0, 0.5
 _MIDDLE_BANDS, _MIDDLE_SCALES = (800.0, 4500.0), ((256, 40), (512, 80), (1024, 120))
-_CHANGE_SCALES, _CHANGE_SPAN, _STEADY = ((128, 20), (256, 40), (512, 80)), 0.01, 0.1
-_RATES = {"low": 2_000, "high": 8_000}
-"""Sample rates of what is read out."""
 _STAGES = {"upsample_0": "low", "upsample_1": "high", "upsample_2": "high"}
 _FRONT_ROWS, _FRONT_FRAMES = 24, 56
 _ROWS, _FRAMES, _CONTEXT = 12, 16, 32
-_SHARPEN, _MARGIN = 1.6, 0.1
-"""By how much formants are made clearer, more than learning blurs them, and seconds about a crop sharpened with it."""
 _SAVE, _LOG = 200, 50
 
 Leaves = dict[str, jax.Array]
@@ -76,55 +71,6 @@ class State:
     trained: Leaves
     average: Leaves
     optimizer: optax.OptState
-
-
-def phase_distances(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
-    """Of samples [B, N]: how far complex spectra in bands were off, as a part of the true one's norm, if only phases
-    were: 0 … 2, [bands]. The gradient turns phases and changes no magnitude.
-    """
-    total = jnp.zeros(len(_BANDS))
-    for size in (512, 1024):
-        x, y = spectra(made, size) / size**0.5, spectra(true, size) / size**0.5
-        frequencies, found = np.arange(size // 2 + 1) * rate / size, []
-        for low, high in _BANDS:
-            bins = slice(*np.searchsorted(frequencies, (low, high)))
-            a, b = x[..., bins], y[..., bins]
-            loud, energy = jnp.sqrt(a.real**2 + a.imag**2 + 1e-12), b.real**2 + b.imag**2
-            # What is 20 dB too quiet has hardly a phase yet.
-            along = (a.real * b.real + a.imag * b.imag) / jnp.maximum(loud, 0.1 * jnp.sqrt(energy) + 1e-4)
-            off = 2 * jnp.sum(energy - jnp.sqrt(energy) * along)
-            found.append(jnp.sqrt(off / (jnp.sum(energy) + 1e-5 * energy.size) + 1e-6))
-        total += jnp.stack(found) / 2
-    return total
-
-
-def distance_at_changes(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
-    """Of samples [B, N]: the mean distance of log₁₀ mel bands, [], weighted by how much the true ones change within
-    10 ms before or after, more than a steady sound's do: bursts and onsets are few, and words differ by them.
-    """
-    total = jnp.zeros(())
-    for size, bands in _CHANGE_SCALES:
-        x, y = (log_mel(samples, rate, size, bands) for samples in (made, true))
-        apart = max(1, round(_CHANGE_SPAN * rate / (size // 4)))
-        change = jnp.mean(jnp.abs(y[:, apart:] - y[:, :-apart]), axis=-1)
-        change = jnp.maximum(jnp.pad(change, ((0, 0), (apart, 0))), jnp.pad(change, ((0, 0), (0, apart))))
-        weights = jnp.maximum(change - _STEADY, 0)
-        total += jnp.sum(weights * jnp.mean(jnp.abs(x - y), axis=-1)) / (jnp.sum(weights) + 1e-3)
-    return total / len(_CHANGE_SCALES)
-
-
-def read_out_target(samples: np.ndarray, rate: int, target: str) -> np.ndarray:
-    """Samples [B, N] → "low": below 950 Hz at 2 kHz; "high": below 3.6 kHz at 8 kHz, high frequencies raised."""
-    taps, cut = {"low": (241, 950), "high": (121, 3600)}[target]
-    passed = fftconvolve(samples, firwin(taps, cut, fs=rate)[None], mode="same", axes=1)
-    every = rate // _RATES[target]
-    passed = passed[:, every // 2 :: every]
-    return (passed if target == "low" else 2 * lfilter([1, -0.9], 1, passed)).astype(np.float32)
-
-
-def unexplained(said: jax.Array, true: jax.Array) -> jax.Array:
-    """The norm of the difference as a part of that of `true`."""
-    return jnp.sqrt(jnp.sum((said - true) ** 2) / (jnp.sum(true**2) + 1e-3))
 
 
 def steps_of(config: CodecConfig, stage: str) -> int:
@@ -141,10 +87,10 @@ def start(config: CodecConfig, decoder: Mapping[str, Any]) -> Leaves:
         for path, leaf in flatten_dict(decoder, sep="/").items()
         if path.rsplit("/", 1)[-1] not in ("embedding_sum", "cluster_usage")
     }
-    per_latent = _RATES["low"] // (round(config.frame_rate) * prod(config.decoder.latent_upsample_rates))
+    per_latent = RATES["low"] // (round(config.frame_rate) * prod(config.decoder.latent_upsample_rates))
     widths = {"latents": (config.decoder.latent_width, per_latent)}
     for number, (stage, target) in enumerate(_STAGES.items()):
-        per_step = _RATES[target] // (round(config.frame_rate) * steps_of(config, stage))
+        per_step = RATES[target] // (round(config.frame_rate) * steps_of(config, stage))
         widths[stage] = (config.decoder.decoder_channels // 2 ** (number + 1), per_step)
     for name, shape in widths.items():
         trained[f"read_out/{name}"] = jnp.asarray(0.02 * rng.standard_normal(shape, np.float32))
@@ -255,49 +201,12 @@ def step(
 @cache
 def optimizer_of(front: bool, steps: int, rate: float) -> optax.GradientTransformation:
     """The same for the same arguments, so that `step` is compiled once; Muon for matrices and kernels of "all"."""
-    schedule = optax.warmup_cosine_decay_schedule(0, rate, min(50, steps // 2), steps, rate / 10)
-    if front:
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.8, 0.99, weight_decay=1e-3))
-
-    def matrix(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
-        if leaf.ndim < 2 or path[-1].key.startswith("read_out/") or min(prod(leaf.shape[:-1]), leaf.shape[-1]) == 1:
-            return None
-        return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
-
-    muon = optax.contrib.muon(
-        schedule, weight_decay=1e-3, adam_b1=0.8, adam_b2=0.99, adam_weight_decay=1e-3, consistent_rms=0.2,
-        muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, matrix),
-    )  # fmt: skip
-    return optax.chain(optax.clip_by_global_norm(1000.0), muon)
+    config = OptimizerConfig(rate, steps, min(50, steps // 2), 0.1, 1e-3, (0.8, 0.99), clip=1.0 if front else 1000.0)
+    return (config if front else replace(config, kind="muon")).optimizer(_is_matrix)
 
 
-def behind_silence(clips: Clips, silence: np.ndarray) -> Clips:
-    """The clips with codes of silence [`AHEAD`, Q] before their own, as the talker begins; samples stay.
-
-    Else a decoder has never heard what a speech's first word comes after.
-    """
-    return replace(clips, codes=tuple(np.concatenate([silence, codes]) for codes in clips.codes))
-
-
-def cut_behind_silence(clips: Clips, places: Sequence[tuple[int, int]], length: int) -> np.ndarray:
-    """Crops as those of `clips.cut`, float32 [B, length], at places that count from the silence before a recording."""
-    silent = AHEAD * clips.frame_samples
-    crops = clips.cut([(which, max(first - silent, 0)) for which, first in places], length)
-    for row, (_, first) in enumerate(places):
-        late = min(max(silent - first, 0), length)
-        crops[row] = np.pad(crops[row, : length - late], (late, 0))
-    return crops
-
-
-def cut_sharpened(clips: Clips, places: Sequence[tuple[int, int]], length: int) -> np.ndarray:
-    """The same with clearer formants."""
-    margin = round(_MARGIN * clips.sample_rate)
-    begins = [(which, max(first - margin, 0)) for which, first in places]
-    wide = cut_behind_silence(clips, begins, length + 2 * margin)
-    crops = np.empty((len(places), length), np.float32)
-    for row, ((_, first), (_, begin)) in enumerate(zip(places, begins, strict=True)):
-        crops[row] = sharpen(wide[row], clips.sample_rate, _SHARPEN)[first - begin :][:length]
-    return crops
+def _is_matrix(path: str, leaf: jax.Array) -> bool:
+    return leaf.ndim > 1 and not path.startswith("read_out/") and min(prod(leaf.shape[:-1]), leaf.shape[-1]) > 1
 
 
 def batch_of(clips: Clips, number: int, front: bool, config: CodecConfig) -> dict[str, Any]:
@@ -308,7 +217,7 @@ def batch_of(clips: Clips, number: int, front: bool, config: CodecConfig) -> dic
     places = [(which, first and first + silent) for which, first in places]
     given = cut_codes(clips, places, frames, 0 if front else _CONTEXT)
     samples = (cut_behind_silence if front else cut_sharpened)(clips, places, length)
-    names = ("low",) if front else tuple(_RATES)
+    names = ("low",) if front else tuple(RATES)
     targets = {name: read_out_target(samples, config.sample_rate, name) for name in names}
     if front:
         there = (np.arange(frames) < given.ends[:, None]).astype(np.float32)

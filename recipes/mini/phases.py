@@ -14,7 +14,6 @@ the phases at its codes' ends apart.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +32,7 @@ from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.score import teacher_force
 from qwen3_tts_jax.train.step import PARTS
-from recipes.mini.pitch import HIGHEST, LEVELS, LOWEST
+from recipes.mini.pitch import LEVELS, VOICED, parts_of
 from recipes.mini.predicted import batches
 
 Observe = Callable[[Params], tuple[np.ndarray, np.ndarray]]
@@ -45,12 +44,6 @@ _LOUDER = {0: (2.6, 1.8), 1: (1.4, 1.2)}
 """Of the first layers' norms, before attention and MLP: their inputs got larger by what says the phase."""
 
 
-def parts_of(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes above 0 of `pitch.on_grid` → the phases that they follow, and those at their ends."""
-    sixths, ends = LOWEST + (codes - 1) // LEVELS, (codes - 1) % LEVELS
-    return (ends - sixths) % LEVELS, ends
-
-
 def with_phases(params: Params, observe: Observe, seed: int = 0) -> Params:
     """The same talker with a start for phases.
 
@@ -59,16 +52,16 @@ def with_phases(params: Params, observe: Observe, seed: int = 0) -> Params:
         observe: see there.
         seed: of directions in the predictor.
     """
-    params = jax.tree.map(partial(np.array, dtype=np.float32), copy.copy(params))
+    params = jax.tree.map(partial(np.array, dtype=np.float32), params)
     stack, predictor = params["talker"]["transformer"], params["code_predictor"]
-    voiced = np.arange(1, LEVELS * (HIGHEST - LOWEST + 1) + 1)
-    before, ends = parts_of(voiced)
+    sixths, ends = parts_of(VOICED)
+    before = (ends - sixths) % LEVELS
 
     states, _ = observe(params)
     # Eigenvectors come with the smallest variance first; the last norm's scale is none of the residual stream's.
     directions = np.linalg.eigh(np.cov((states / stack["norm"]["scale"]).T))[1][:, : LEVELS + 1].T.astype(np.float32)
     embeddings = predictor["codec_embeddings"]["embedding"][-1]
-    embeddings[voiced] += _STRENGTH * directions[ends]
+    embeddings[VOICED] += _STRENGTH * directions[ends]
     embeddings[0] += _STRENGTH * directions[LEVELS]
     for number in range(sum(name.startswith("layers_") for name in stack)):
         layer = stack[f"layers_{number}"]
@@ -92,7 +85,7 @@ def with_phases(params: Params, observe: Observe, seed: int = 0) -> Params:
     handed = _HANDED * asked[:LEVELS].T @ probe.T
     predictor["projection"]["weight"] += handed
     predictor["projection"]["bias"] -= handed @ mean
-    predictor["codec_heads"]["weight"][-1, voiced] += _ASKED * (asked[before] + asked[LEVELS + ends])
+    predictor["codec_heads"]["weight"][-1, VOICED] += _ASKED * (asked[before] + asked[LEVELS + ends])
     return params
 
 

@@ -19,6 +19,8 @@ LEVELS = 6
 """Phases at the end of a frame."""
 LOWEST, HIGHEST = 18, 102
 """Of a period's sixths in a frame: 60 to 340 Hz."""
+VOICED = np.arange(1, LEVELS * (HIGHEST - LOWEST + 1) + 1)
+"""The codes of frames with a voice."""
 _TIMES = (np.arange(FRAME) + 0.5) / FRAME
 _APPROACH = (1 - _TIMES) * (1 - 3 * _TIMES)  # from 1 to 0, and 0 in the mean
 _UNVOICED = 40.0  # Hz; the teacher's pitch is lower where there is none
@@ -67,6 +69,11 @@ def on_grid(pitch: np.ndarray, factor: float = 1.0) -> Pitch:
     return Pitch(phase.ravel(), frequency.ravel(), voiced, codes)
 
 
+def parts_of(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes above 0 → the sixths of their frames, and the phases at their ends."""
+    return LOWEST + (codes - 1) // LEVELS, (codes - 1) % LEVELS
+
+
 def pulses(pitch: Pitch, highest: float = 11_000.0) -> np.ndarray:
     """Float32 [N]: all harmonics up to `highest` Hz with amplitude 1, in phase; 0 where there is no voice."""
     # The sum of cos(h t) for h = 1 … H is sin((H + ½) t) / (2 sin(t / 2)) − ½.
@@ -89,8 +96,7 @@ def features(size: int) -> np.ndarray:
 
     So a decoder need not learn to multiply time by pitch, and to forget whole periods.
     """
-    codes = np.arange(1, LEVELS * (HIGHEST - LOWEST + 1) + 1)
-    sixths, ends = LOWEST + (codes - 1) // LEVELS, (codes - 1) % LEVELS
+    sixths, ends = parts_of(VOICED)
 
     def phases(times: np.ndarray) -> np.ndarray:
         return 2 * np.pi * (ends[:, None] - sixths[:, None] * (1 - times)) / LEVELS
@@ -100,9 +106,9 @@ def features(size: int) -> np.ndarray:
     height = np.log2(sixths / LOWEST)
     table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
     table = np.concatenate(
-        [table, np.stack([np.ones(len(codes)), height / 2.5 - 0.5, np.sin(2 * np.pi * height)], 1)], 1
+        [table, np.stack([np.ones(len(VOICED)), height / 2.5 - 0.5, np.sin(2 * np.pi * height)], 1)], 1
     )
     result = np.zeros((size, table.shape[1]), np.float32)
     result[0, -3] = -1
-    result[codes] = table
+    result[VOICED] = table
     return result

@@ -122,6 +122,7 @@ def main() -> None:
                 rows.append(recordings[i])
         if first % 20 == 0:
             print(f"{len(predicted)} clips", flush=True)
+    print(f"{len(predicted)} clips, {len(chosen) - len(predicted)} longer than {_FRAMES[-1]} frames", flush=True)
     np.savez(folder / "predicted.npz", **predicted)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (folder / "recordings-predicted.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -29,7 +29,7 @@ from qwen3_tts_jax.train.codec_quantizer import (
     quantize_residuals,
     share_codebooks,
 )
-from qwen3_tts_jax.train.codec_spectral import SpectralEncoder
+from qwen3_tts_jax.train.codec_spectra import SpectralEncoder
 from qwen3_tts_jax.train.soft_codes import decoder_latents
 
 KINDS = ("semantic", "acoustic")
