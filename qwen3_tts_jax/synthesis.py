@@ -41,8 +41,6 @@ PROMPT_BUCKET = 32
 UTTERANCE_BUCKET = 256
 _BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
 """Speech hardly ever takes longer than 2 s, and 0.64 s per token of its text."""
-CODEC_ROWS = 8
-"""The most utterances that are decoded together."""
 _CODEC_CHUNK_FRAMES = 16
 
 codec_start = jax.jit(decoder.initial_state, static_argnames=("config", "batch"))
@@ -80,6 +78,15 @@ def shape_step(tokenizer: Tokenizer) -> int:
     would take them longer than to compute in some empty places.
     """
     return UTTERANCE_BUCKET if tokenizer.phonemes else PROMPT_BUCKET
+
+
+def codec_rows() -> int:
+    """The most utterances that are decoded together.
+
+    One on CPUs: that is as fast, nobody is padded to the longest, and an utterance's samples are the same in whatever
+    company. In products of XLA's CPU backend a row may round differently in another place.
+    """
+    return 1 if jax.default_backend() == "cpu" else 8
 
 
 def bucket(size: int, smallest: int) -> int:
@@ -141,7 +148,7 @@ def synthesize_each(
     spoken = joined(spoken, counts, [request.max_frames for request in requests])
 
     def each() -> Iterator[tuple[int, Speech]]:
-        decoded, together = 0, min(rows, CODEC_ROWS)
+        decoded, together = 0, min(rows, codec_rows())
         while group := list(islice(spoken, together)):
             samples = decode_codes(
                 params["codec"]["decoder"],
@@ -312,7 +319,7 @@ def decode_codes(
         config: of the codec.
         codes: of each utterance.
         references: codes [R, Q] that come before each utterance's; their samples are cut off.
-        rows: of the compiled program; by default the next bucket up to 8. `official` has one row.
+        rows: of the compiled program; by default the next bucket up to `codec_rows`. `official` has one row.
         official: decode in chunks without carried state, and cut references off in proportion, as the
             official package does.
         progress: told of utterances decoded.
@@ -324,7 +331,7 @@ def decode_codes(
     if official:
         samples += [np.asarray(codec_chunked(params, config.decoder, row[None])[0], np.float32) for row in whole]
     else:
-        together = rows or CODEC_ROWS
+        together = rows or codec_rows()
         for first in range(0, len(whole), together):
             part = whole[first : first + together]
             samples += _decode_exactly(params, config, part, rows or bucket(len(part), 1))

@@ -26,10 +26,10 @@ from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, pla
 from qwen3_tts_jax.sharding import whole_rows
 from qwen3_tts_jax.stream import CHUNK_FRAMES, cache_capacity, decode_chunk, prime_decoder
 from qwen3_tts_jax.synthesis import (
-    CODEC_ROWS,
     FRAMES_PER_TOKEN,
     PROMPT_BUCKET,
     bucket,
+    codec_rows,
     decode_codes,
     expected_frames,
     expected_frames_of,
@@ -186,7 +186,7 @@ def _speak(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows
 
     with suppress(_EnoughError):
         next(model.synthesize_each([request] * rows, generation, batch_size=rows, fill=fill, progress=stop))
-    together = min(whole_rows(model.params, rows), CODEC_ROWS)
+    together = min(whole_rows(model.params, rows), codec_rows())
     silence = [np.zeros((1, model.config.talker.num_codebooks), np.int32)] * together
     decode_codes(model.params["codec"]["decoder"], model.config.codec, silence, rows=together)
 

@@ -13,4 +13,5 @@ def test_golden_files_are_current(golden, checkpoint):
     with np.load(golden.path) as stored:
         assert set(stored) == set(expected)
         for name, array in expected.items():
-            np.testing.assert_allclose(stored[name], array, atol=1e-5 if name.startswith("samples") else 0)
+            # On another kind of CPU the official package's own samples were 1.3e-5 off.
+            np.testing.assert_allclose(stored[name], array, atol=3e-5 if name.startswith("samples") else 0)
