@@ -119,8 +119,8 @@ def _layer(torch: str, flax: str, config: TransformerConfig) -> Iterator[Rule]:
     yield Rule(joined, f"{attention_flax}/qkv/weight", groups=config.num_kv_heads)
     yield from linear(f"{attention}.o_proj", f"{attention_flax}/o", queries, width)
     if config.qk_norm:
-        yield from norm(f"{attention}.q_norm", f"{attention_flax}/q_norm", config.head_dim)
-        yield from norm(f"{attention}.k_norm", f"{attention_flax}/k_norm", config.head_dim)
+        yield from norm(f"{attention}.q_norm", f"{attention_flax}/qk_norm/queries", config.head_dim)
+        yield from norm(f"{attention}.k_norm", f"{attention_flax}/qk_norm/key", config.head_dim)
     if config.layer_scale:
         yield tensor(f"{torch}.self_attn_layer_scale.scale", f"{flax}/attention_layer_scale/scale", width)
     yield from norm(f"{torch}.post_attention_layernorm", f"{flax}/mlp_norm", width, has_bias)

@@ -70,8 +70,8 @@ class KVCache:
             new = new.astype(buffer.dtype)
             if new.shape == buffer.shape:
                 return new
-            if self.length.ndim == 0:
-                return jax.lax.dynamic_update_slice_in_dim(buffer, new, self.length, axis)
+            if self.length.size == 1:
+                return jax.lax.dynamic_update_slice_in_dim(buffer, new, self.length.reshape(()), axis)
             return jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(buffer, new, self.length, axis - 1)
 
         all_keys = write(self.keys[layer], keys.transpose(0, 2, 3, 1), axis=3)

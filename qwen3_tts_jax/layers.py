@@ -96,17 +96,48 @@ class Embedding(nn.Module):
         return table[ids]
 
 
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Over the last axis x / rms(x) · scale, in float32 (Zhang & Sennrich 2019)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Scale(nn.Module):
+    """A norm's learnt scale, [`width`]."""
+
+    width: int
+    dtype: jax.typing.DTypeLike
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("scale", nn.initializers.ones, (self.width,), self.dtype)
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) · scale over the last axis, in float32 (Zhang & Sennrich 2019)."""
+    """`rms_norm` with a learnt scale."""
 
     eps: float
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), x.dtype)
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * scale.astype(jnp.float32)).astype(x.dtype)
+        return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],), x.dtype), self.eps)
+
+
+class QueryKeyNorm(nn.Module):
+    """`rms_norm` of query heads and of the key behind them, [..., G + 1, H]; all queries share a scale.
+
+    Of both at once, because that is one kernel on a GPU.
+    """
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, heads: jax.Array) -> jax.Array:
+        count, width = heads.shape[-2:]
+        of_queries, of_key = (Scale(width, heads.dtype, name=name)() for name in ("queries", "key"))
+        is_query = jnp.arange(count)[:, None] < count - 1
+        return rms_norm(heads, jnp.where(is_query, of_queries, of_key), self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -165,8 +196,8 @@ def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.
 
 
 def apply_rope(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the pairs (x[i], x[i + H/2]) of x [B, T, N, H] in float32; `tables` are [B, T, H/2]."""
-    cos, sin = (table[..., None, :] for table in tables)
+    """Rotates the pairs (x[i], x[i + H/2]) of x [B, T, …, H] in float32; `tables` are [B, T, H/2]."""
+    cos, sin = (jnp.expand_dims(table, range(2, x.ndim - 1)) for table in tables)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

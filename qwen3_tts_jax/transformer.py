@@ -14,6 +14,7 @@ from qwen3_tts_jax.layers import (
     LayerNorm,
     LayerScale,
     Linear,
+    QueryKeyNorm,
     RMSNorm,
     SwiGLU,
     apply_rope,
@@ -44,15 +45,13 @@ class Attention(nn.Module):
         outputs = (config.num_kv_heads, (groups + 2) * config.head_dim)
         heads = JointLinear(outputs, dtype=config.dtype, name="qkv")(x)
         heads = heads.reshape(batch, steps, config.num_kv_heads, groups + 2, config.head_dim)
-        queries = heads[..., :groups, :].reshape(batch, steps, config.num_heads, config.head_dim)
-        keys, values = heads[..., groups, :], heads[..., groups + 1, :]
+        queries_key, values = heads[..., :-1, :], heads[..., -1, :]
         if config.qk_norm:
-            queries = RMSNorm(config.norm_eps, name="q_norm")(queries)
-            keys = RMSNorm(config.norm_eps, name="k_norm")(keys)
+            queries_key = QueryKeyNorm(config.norm_eps, name="qk_norm")(queries_key)
+        queries_key = apply_rope(queries_key, rope)
+        queries, keys = queries_key[..., :-1, :], queries_key[..., -1, :]
         past = cache.past(steps)
-        cache, keys, values = cache.extend(layer, apply_rope(keys, rope), values)
-
-        queries = apply_rope(queries, rope).reshape(batch, steps, config.num_kv_heads, groups, config.head_dim)
+        cache, keys, values = cache.extend(layer, keys, values)
         y = attend(queries, keys, values, mask, past=past, config=config)
         y = y.reshape(batch, steps, config.num_heads * config.head_dim)
         return Linear(width, dtype=config.dtype, name="o")(y), cache

@@ -225,8 +225,10 @@ def test_a_guided_head_pays_for_what_it_attends_to_far_from_its_place():
                 near = [first + i for i in range(count) if abs(i - place) <= 1]
             known.append(-np.log(weights[near].sum() / weights.sum()))
     speech = Batch(some, codes, np.ones(3, bool))
-    np.testing.assert_allclose(guide_loss(CUSTOM_VOICE, speech, queries, keys), np.mean(losses), rtol=1e-4)
-    found = guide_loss(CUSTOM_VOICE, speech._replace(places=places), queries, keys)
+    by_key = queries.reshape(3, slots, stack.num_kv_heads, -1, stack.head_dim)
+    heads = np.concatenate([by_key, keys[..., None, :]], axis=-2)
+    np.testing.assert_allclose(guide_loss(CUSTOM_VOICE, speech, heads), np.mean(losses), rtol=1e-4)
+    found = guide_loss(CUSTOM_VOICE, speech._replace(places=places), heads)
     np.testing.assert_allclose(found, np.mean(known), rtol=1e-4)
 
 

@@ -79,8 +79,7 @@ class AlignmentConfig:
 
     def paths(self, model: ModelConfig) -> tuple[str, ...]:
         """Of all activations that the losses need."""
-        attention = f"{self.path(model)}/attention"
-        return (self.path(model), *((f"{attention}/q_norm", f"{attention}/k_norm") if self.guide else ()))
+        return (self.path(model), *((f"{self.path(model)}/attention/qk_norm",) if self.guide else ()))
 
 
 def init_readout(key: jax.Array, model: ModelConfig, config: AlignmentConfig) -> dict[str, jax.Array]:
@@ -109,19 +108,20 @@ def _is_text(model: ModelConfig, prompts: PromptBatch) -> jax.Array:
     return is_text & (ids != model.prompt.tts_eos)
 
 
-def guide_loss(model: ModelConfig, batch: Batch, queries: jax.Array, keys: jax.Array) -> jax.Array:
+def guide_loss(model: ModelConfig, batch: Batch, queries_key: jax.Array) -> jax.Array:
     """Mean of −log of what a head's attention has around a frame's part of the text, in nats, float32 [].
 
     Args:
         model: static under jit.
         batch: with the text all at once.
-        queries: [B, S, N, H] before their rotation, each row's prompt and its frames right behind; head 0 is guided.
-        keys: [B, S, K, H], likewise.
+        queries_key: [B, S, K, G + 1, H], query heads and their key before their rotation, each row's prompt and its
+            frames right behind; head 0 is guided.
     """
     stack, prompts = model.talker.transformer, batch.prompts
-    slots, frames = queries.shape[1], batch.codes.shape[1]
+    slots, frames = queries_key.shape[1], batch.codes.shape[1]
     rope = rope_tables(jnp.arange(slots)[None], stack.head_dim, stack.rope_theta)
-    queries, keys = (apply_rope(x[:, :, :1].astype(jnp.float32), rope)[:, :, 0] for x in (queries, keys))
+    turned = apply_rope(queries_key[:, :, 0].astype(jnp.float32), rope)
+    queries, keys = turned[:, :, 0], turned[:, :, -1]
     lengths = jnp.asarray(prompts.lengths)
     # The state before a frame predicts it.
     positions = jnp.minimum(lengths[:, None] - 1 + jnp.arange(frames), slots - 1)

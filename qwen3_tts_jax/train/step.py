@@ -205,13 +205,13 @@ def _helped_value(
     value, aligned = total(parts, frames, ends, recipe.loss), jnp.zeros(2)
     if recipe.alignment is not None:
         alignment = recipe.alignment
-        states, *queries_keys = (forced.activations[path] for path in alignment.paths(model))
+        states, *queries_key = (forced.activations[path] for path in alignment.paths(model))
 
-        def losses(states: jax.Array, *queries_keys: jax.Array) -> jax.Array:
+        def losses(states: jax.Array, *queries_key: jax.Array) -> jax.Array:
             read = alignment_loss(trained, model, alignment, batch, states)
-            return jnp.stack([read, guide_loss(model, batch, *queries_keys) if queries_keys else jnp.zeros(())])
+            return jnp.stack([read, guide_loss(model, batch, *queries_key) if queries_key else jnp.zeros(())])
 
-        aligned = jax.lax.cond(alignment_weight > 0, losses, lambda *_: jnp.zeros(2), states, *queries_keys)
+        aligned = jax.lax.cond(alignment_weight > 0, losses, lambda *_: jnp.zeros(2), states, *queries_key)
         value = value + alignment_weight * (aligned[0] + alignment.guide / alignment.weight * aligned[1])
     return value, (parts, aligned)
 
