@@ -174,7 +174,7 @@ def test_a_run_learns_and_goes_on_where_it_was_interrupted(work, monkeypatch, ca
     monkeypatch.setattr(recipe, "_FRAMES", 8)
     monkeypatch.setattr(recipe, "_SAVE", 2)
     monkeypatch.setattr(recipe, "_LOG", 1)
-    run(work, work / "whole", monkeypatch, 30, 3)
+    run(work, work / "whole", monkeypatch, 10, 3)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     front = [line for line in lines if line["part"] == "front"]
     assert front[-1]["read_outs"] < 0.9 * front[0]["read_outs"]
@@ -190,8 +190,8 @@ def test_a_run_learns_and_goes_on_where_it_was_interrupted(work, monkeypatch, ca
     with monkeypatch.context() as context:
         context.setattr(recipe.Checkpoints, "save", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(work, work / "again", monkeypatch, 30, 3)
-    run(work, work / "again", monkeypatch, 30, 3)
+            run(work, work / "again", monkeypatch, 10, 3)
+    run(work, work / "again", monkeypatch, 10, 3)
     first, second = (SpeechTokenizer.from_pretrained(work / name / "codec") for name in ("whole", "again"))
     jax.tree.map(np.testing.assert_array_equal, first.params["decoder"], second.params["decoder"])
     start = SpeechTokenizer.from_pretrained(work / "start")
