@@ -100,12 +100,15 @@ def test_the_official_decode_is_the_same_below_300_frames(model):
         np.testing.assert_allclose(a.samples, b.samples, atol=1e-5)
 
 
-def test_progress_counts_every_stage_to_its_end(model):
+@pytest.mark.parametrize("together", [1, 8])
+def test_progress_counts_every_stage_to_its_end(model, monkeypatch, together):
+    monkeypatch.setattr(synthesis, "codec_rows", lambda: together)
     seen = []
     model.synthesize(requests(3), batch_size=2, progress=lambda *event: seen.append(event))
+    decoded = [("decode", 1, 3), ("decode", 2, 3)][0 if together == 1 else 1 :]
     assert seen == [
         ("prefill", 0, 3), ("prefill", 2, 3), ("speak", 8, 21), ("speak", 13, 21), ("prefill", 3, 3),
-        ("decode", 2, 3), ("speak", 17, 21), ("speak", 21, 21), ("decode", 3, 3),
+        *decoded, ("speak", 17, 21), ("speak", 21, 21), ("decode", 3, 3),
     ]  # fmt: skip
 
 
