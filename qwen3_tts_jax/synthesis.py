@@ -83,8 +83,8 @@ def shape_step(tokenizer: Tokenizer) -> int:
 def codec_rows() -> int:
     """The most utterances that are decoded together.
 
-    One on CPUs: that is as fast, nobody is padded to the longest, and an utterance's samples are the same in whatever
-    company. In products of XLA's CPU backend a row may round differently in another place.
+    One on CPUs, where a row of a product may round differently in another place: so an utterance's samples are the same
+    in whatever company. It is about as fast, for nobody is padded to the longest.
     """
     return 1 if jax.default_backend() == "cpu" else 8
 
