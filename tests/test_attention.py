@@ -71,6 +71,19 @@ def assert_equal_the_portable_form(form, make):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=5e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_one_query_equals_the_portable_form(rows):
+    """With a mask of each row, and with one for all."""
+    queries = drawn(rows, 1, 2, 3, 8)
+    keys, values = drawn(rows, 2, 8, 11), drawn(rows, 2, 11, 8)
+    lengths = jnp.asarray([4, 11, 7])[:rows]
+    for mask in (jnp.arange(11) < lengths[:, None, None], jnp.arange(11)[None, None] < 5):
+        portable = attention.portable(queries, keys, values, mask)
+        for form in (attention._once, attention._once_on_cpu):
+            np.testing.assert_allclose(form(queries, keys, values, mask), portable, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(portable, attention._once(queries, keys, values, mask[..., ::-1]), atol=1e-2)
+
+
 @pytest.mark.parametrize("make", [whole, window])
 def test_the_splash_kernel_equals_the_portable_form(make):
     assert_equal_the_portable_form(partial(attention.pallas, interpret=True), make)
