@@ -70,6 +70,7 @@ class KVCache:
             new = new.astype(buffer.dtype)
             if new.shape == buffer.shape:
                 return new
+            # With one length a plain write does; one of each row becomes a scatter, or selects around it.
             if self.length.size == 1:
                 return jax.lax.dynamic_update_slice_in_dim(buffer, new, self.length.reshape(()), axis)
             return jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(buffer, new, self.length, axis - 1)

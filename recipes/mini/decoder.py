@@ -21,7 +21,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cache, partial
 from math import prod
 from pathlib import Path
@@ -201,8 +200,8 @@ def step(
 @cache
 def optimizer_of(front: bool, steps: int, rate: float) -> optax.GradientTransformation:
     """The same for the same arguments, so that `step` is compiled once; Muon for matrices and kernels of "all"."""
-    config = OptimizerConfig(rate, steps, min(50, steps // 2), 0.1, 1e-3, (0.8, 0.99), clip=1.0 if front else 1000.0)
-    return (config if front else replace(config, kind="muon")).optimizer(_is_matrix)
+    kind, clip = ("adamw", 1.0) if front else ("muon", 1000.0)
+    return OptimizerConfig(rate, steps, min(50, steps // 2), 0.1, 1e-3, (0.8, 0.99), clip, kind).optimizer(_is_matrix)
 
 
 def _is_matrix(path: str, leaf: jax.Array) -> bool:
