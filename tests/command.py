@@ -27,6 +27,12 @@ def run(*arguments: object, text: bytes = b"") -> Result:
     return CliRunner().invoke(app, list(map(str, arguments)), input=text)
 
 
+def of_devices(count: int) -> dict[str, str]:
+    """The environment of a process that has so many virtual CPU devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
 # A shell that starts the tests in the background has them ignore interrupts, and so what they start.
 HEAR_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -15,6 +16,14 @@ from tests.tokenizer_files import write_tokenizer_files
 # another version compiled.
 jax.config.update("jax_enable_compilation_cache", False)
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+# XLA's optimizations, and the newer of its two ways to make kernels for CPUs, take longer here than all that they speed
+# up. With XLA_FLAGS in the environment, be it empty, programs are compiled as that says.
+_QUICKLY = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+# A flag that an XLA does not know, be it that of libtpu, ends the process.
+if jax.__version_info__[:2] == (0, 10) and find_spec("libtpu") is None:
+    _QUICKLY.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_QUICKLY))
 
 
 @pytest.fixture(autouse=True, scope="module")

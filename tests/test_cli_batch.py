@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from qwen3_tts_jax import Qwen3TTS, Request, voice_file
 from qwen3_tts_jax.batch import job as batch_job
 from qwen3_tts_jax.batch.job import BatchLine
 from qwen3_tts_jax.batch.speak import utterance_number
-from tests.command import assert_refused, run, start, write_models, write_recording
+from tests.command import assert_refused, of_devices, run, start, write_models, write_recording
 from tests.jobs import contents, index, rows, write
 from tests.stand_in import StandIn
 
@@ -260,8 +259,7 @@ def test_the_line_of_progress(monkeypatch):
 def test_devices_share_each_batch(model):
     write(*rows(5))
     job = ["batch", "m.jsonl", "-m", model, "--save-codes", "--batch-size", "3", "--max-seconds", "0.003"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    process = start(*job, "-o", "two", env=environment)
+    process = start(*job, "-o", "two", env=of_devices(2))
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
     assert stdout.startswith(b"two: 5 of 5 items")

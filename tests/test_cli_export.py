@@ -24,7 +24,7 @@ from qwen3_tts_jax.train.sft import with_speakers
 from qwen3_tts_jax.train.step import PARTS as TRAINED
 from qwen3_tts_jax.train.step import Recipe
 from tests.command import assert_refused, run, write_model
-from tests.train_model import quick_compiles, random_codes  # noqa: F401
+from tests.train_model import random_codes
 
 FILES = ("config.json", "generation_config.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 

@@ -19,7 +19,6 @@ from recipes.mini import crops, distances, pitch
 from recipes.mini import decoder as recipe
 from recipes.mini.durations import AHEAD
 from tests.small_mini import codec, small
-from tests.train_model import quick_compiles  # noqa: F401
 
 RATE, FRAME = 24_000, 1_200
 

@@ -21,7 +21,6 @@ from qwen3_tts_jax.train.talker_job import write_model
 from recipes.mini import phases, pitch, predicted
 from recipes.mini.durations import AHEAD
 from tests.small_mini import codec, small
-from tests.train_model import quick_compiles  # noqa: F401
 
 SIZES = {
     "talker": {"num_layers": 2, "width": 48, "mlp_width": 64, "num_heads": 3, "head_dim": 16},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen3_tts_jax import sharding
+from tests.command import of_devices
 from tests.shapes import SMALL
 from tests.sharded_speech import MESHES
 
@@ -21,11 +21,9 @@ from tests.sharded_speech import MESHES
 @pytest.fixture(scope="module")
 def spoken():
     """What eight virtual devices say: all meshes in one process, for the start and the compiling take a while."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     # Warnings are errors: one says that a donated buffer could not be used, which is a copy of the cache.
     command = [sys.executable, "-W", "error", "-m", "tests.sharded_speech"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=of_devices(8), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -19,7 +19,6 @@ from qwen3_tts_jax.train.codec_start import random_codec
 from qwen3_tts_jax.train.codec_step import CodecRecipe, codec_step, finish_codec, start_codec
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from tests.train_codec import BASE, CODEC, FRAMES, tones
-from tests.train_model import quick_compiles  # noqa: F401
 
 RECIPE = CodecRecipe(CODEC, OptimizerConfig(3e-3, 60, 5, weight_decay=0.0), dead_below=0.05)
 

@@ -17,7 +17,6 @@ from qwen3_tts_jax.train.codec_step import finish_codec, start_codec
 from qwen3_tts_jax.train.state_files import save_state
 from tests.command import assert_refused, run, write_recording
 from tests.train_codec import CODEC
-from tests.train_model import quick_compiles  # noqa: F401
 
 SHORT = ("--spectral-steps", 0, "--steps", 2, "--batch-seconds", 0.2, "--crop-seconds", 0.1, "--log-every", 1)
 

@@ -21,7 +21,6 @@ from qwen3_tts_jax.train.codec_teacher import Features, Teacher, distance, read_
 from qwen3_tts_jax.train.lines import DataError
 from tests.command import write_recording
 from tests.train_codec import CODEC, FRAME, FRAMES, clips, clips_with_codes
-from tests.train_model import quick_compiles  # noqa: F401
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from tests.train_model import (
     Q,
     params,
     prompts,
-    quick_compiles,  # noqa: F401
     random_codes,
 )
 

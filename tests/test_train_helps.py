@@ -27,7 +27,6 @@ from tests.train_model import (
     V,
     params,
     prompts,
-    quick_compiles,  # noqa: F401
     random_codes,
 )
 

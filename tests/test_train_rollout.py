@@ -15,7 +15,6 @@ from tests.train_model import (
     BASE,
     params,
     prompts,
-    quick_compiles,  # noqa: F401
 )
 
 FRAMES, GROUP = 6, 8

@@ -18,11 +18,11 @@ from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.run import fit
 from qwen3_tts_jax.train.state_files import RunError, latest
 from qwen3_tts_jax.train.step import OptimizerConfig, Recipe
+from tests.command import of_devices
 from tests.train_model import (
     CUSTOM_VOICE,
     Letters,
     params,
-    quick_compiles,  # noqa: F401
     random_codes,
 )
 
@@ -69,8 +69,7 @@ def sharded(folder):
 
 def test_four_devices_train_as_one_does(tmp_path):
     script = f"from tests.test_train_run import sharded; sharded({str(tmp_path / 'four')!r})"
-    flags = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    process = subprocess.run([sys.executable, "-c", script], env=os.environ | flags, capture_output=True, check=False)
+    process = subprocess.run([sys.executable, "-c", script], env=of_devices(8), capture_output=True, check=False)
     assert process.returncode == 0, process.stderr.decode()
     recipe = replace(RECIPE, optimizer=replace(RECIPE.optimizer, steps=2))
     one = fit(params(), recipe, replace(data(), batch_size=4), tmp_path / "one")
@@ -87,8 +86,7 @@ def log_of(folder):
 
 def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path):
     script = f"from tests.test_train_run import killed; killed({str(tmp_path / 'killed')!r})"
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert process.returncode == -9, process.stderr.decode()
     assert latest(tmp_path / "killed" / "checkpoints").name == "00000002"
     assert [line["step"] for line in log_of(tmp_path / "killed")] == [1, 2, 3]

@@ -21,7 +21,6 @@ from qwen3_tts_jax.train.lines import DataError, Line, add_speakers, read_lines
 from tests.command import assert_refused, write_model, write_recording
 from tests.command import run as run_command
 from tests.shapes import SMALL
-from tests.train_model import quick_compiles  # noqa: F401
 
 
 def run(*arguments):

@@ -30,7 +30,6 @@ from tests.train_model import (
     Letters,
     Q,
     params,
-    quick_compiles,  # noqa: F401
     random_codes,
 )
 

@@ -15,7 +15,7 @@ from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.new_model import new_params, read_new_config
 from tests.command import assert_refused, write_model, write_recording
-from tests.train_model import quick_compiles, random_codes  # noqa: F401
+from tests.train_model import random_codes
 
 SIZES = {
     "talker": {"num_layers": 2, "width": 24, "mlp_width": 40, "num_heads": 3, "head_dim": 8},

@@ -27,7 +27,6 @@ def environment(tmp_path_factory):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     return inherited | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -11,7 +11,6 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.rules import model_rules
@@ -99,12 +98,3 @@ def prompts(kind: str = "x-vector", text_mode: str = "all_at_once", length: int 
     if batch.x_vectors is None:
         batch = batch._replace(x_vectors=np.zeros((3, BASE.talker.transformer.width), np.float32))
     return batch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """XLA's optimizations take longer here than all that they would speed up."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

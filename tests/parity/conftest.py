@@ -17,6 +17,11 @@ from tests.parity.oracle import OracleMissingError, import_official, load_offici
 from tests.parity.random_checkpoint import write_random_checkpoint
 from tests.shapes import SMALL
 
+# PyTorch's threads wait for each other in loops: where as many processes as cores have one per core, tests take seven
+# times as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @cache
 def _why_missing() -> str | None:
