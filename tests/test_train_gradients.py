@@ -14,13 +14,7 @@ from qwen3_tts_jax.train.loss import Batch, loss
 from qwen3_tts_jax.train.soft_codes import decode_soft, one_hot, straight_through
 from tests.drawn_tree import drawn_tree
 from tests.shapes import SMALL
-from tests.train_model import (
-    BASE,
-    Q,
-    params,
-    prompts,
-    random_codes,
-)
+from tests.train_model import BASE, Q, params, prompts, random_codes
 
 CODEC = SMALL["1.7B-CustomVoice"].codec.decoder
 CODEC = replace(CODEC, upsample_rates=(3,), transformer=replace(CODEC.transformer, num_layers=1))

@@ -19,16 +19,7 @@ from qwen3_tts_jax.train.loss import Batch
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.regularization import Regularization, drop_out, spoil
 from qwen3_tts_jax.train.step import Recipe, start, train_step
-from tests.train_model import (
-    CUSTOM_VOICE,
-    TEXTS,
-    Letters,
-    Q,
-    V,
-    params,
-    prompts,
-    random_codes,
-)
+from tests.train_model import CUSTOM_VOICE, TEXTS, Letters, Q, V, params, prompts, random_codes
 
 LENGTHS = (9, 4, 6)
 CODES = random_codes(LENGTHS, seed=5)

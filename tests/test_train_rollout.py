@@ -11,11 +11,7 @@ from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
 from qwen3_tts_jax.generate import utterance_keys
 from qwen3_tts_jax.train.rollout import group_advantages, policy_loss, roll_out
 from qwen3_tts_jax.train.score import score
-from tests.train_model import (
-    BASE,
-    params,
-    prompts,
-)
+from tests.train_model import BASE, params, prompts
 
 FRAMES, GROUP = 6, 8
 SAMPLED = GenerationConfig(talker=SamplingConfig(temperature=1.0, top_k=30), code_predictor=SamplingConfig())

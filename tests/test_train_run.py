@@ -19,12 +19,7 @@ from qwen3_tts_jax.train.run import fit
 from qwen3_tts_jax.train.state_files import RunError, latest
 from qwen3_tts_jax.train.step import OptimizerConfig, Recipe
 from tests.command import of_devices
-from tests.train_model import (
-    CUSTOM_VOICE,
-    Letters,
-    params,
-    random_codes,
-)
+from tests.train_model import CUSTOM_VOICE, Letters, params, random_codes
 
 STEPS = 6
 RECIPE = Recipe(CUSTOM_VOICE, optimizer=OptimizerConfig(3e-3, STEPS, 1), remat=False)

@@ -13,15 +13,7 @@ from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
 from qwen3_tts_jax.sampling import sample
 from qwen3_tts_jax.talker import Talker
 from qwen3_tts_jax.train.score import empty_cache, entropy, log_probability, score, scores, teacher_force
-from tests.train_model import (
-    BASE,
-    KINDS,
-    Q,
-    V,
-    params,
-    prompts,
-    random_codes,
-)
+from tests.train_model import BASE, KINDS, Q, V, params, prompts, random_codes
 
 SAMPLED = GenerationConfig(
     talker=SamplingConfig(temperature=1.2, top_k=20, repetition_penalty=1.3),

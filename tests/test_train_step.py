@@ -25,13 +25,7 @@ from qwen3_tts_jax.train.lora import (
 from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, loss, total
 from qwen3_tts_jax.train.score import code_logits_of, log_probability, teacher_force
 from qwen3_tts_jax.train.step import OptimizerConfig, Recipe, assemble, evaluate, start, train_step
-from tests.train_model import (
-    CUSTOM_VOICE,
-    Letters,
-    Q,
-    params,
-    random_codes,
-)
+from tests.train_model import CUSTOM_VOICE, Letters, Q, params, random_codes
 
 LENGTHS = (9, 6, 8, 4, 7, 5, 9, 3)
 CODES = random_codes(LENGTHS, seed=21)
