@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
@@ -252,6 +253,17 @@ def test_muon_steps_have_equal_singular_values_and_the_size_of_adamws():
     assert matrices == 4 * (
         CUSTOM_VOICE.talker.transformer.num_layers + CUSTOM_VOICE.code_predictor.transformer.num_layers
     )
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_only_weights_and_kernels_decay(kind):
+    """Without a gradient nothing else moves, and they do by rate times decay."""
+    optimizer = OptimizerConfig(1e-2, 10, 0, weight_decay=0.5, kind=kind).optimizer()
+    leaves = {path: jnp.asarray(leaf) for path, leaf in flatten_dict({part: params()[part] for part in ("talker", "code_predictor")}, sep="/").items()}
+    steps, _ = optimizer.update(jax.tree.map(jnp.zeros_like, leaves), optimizer.init(leaves), leaves)
+    for path, step in steps.items():
+        decayed = path.endswith(("/weight", "/kernel"))
+        np.testing.assert_allclose(step, -1e-2 * 0.5 * leaves[path] * decayed, rtol=1e-5, err_msg=path)
 
 
 def examples(count=23):

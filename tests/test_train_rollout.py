@@ -69,3 +69,20 @@ def test_the_gradient_of_a_clipped_ratio_vanishes():
     value, gradient = gradient_of(tree, rollout=far, advantages=advantages)
     np.testing.assert_allclose(value, -1.2, atol=1e-3)
     assert optax.tree.norm(gradient) < 1e-5
+
+
+def test_codes_outside_the_top_k_do_not_count():
+    """Be they outside as drawn, by rounding in another order, or as the parameters are now."""
+    tree = {part: params()[part] for part in ("talker", "code_predictor")}
+    rollout = roll(tree, 3)
+    drawn = int((np.asarray(rollout.codes) >= 0).sum() + np.asarray(rollout.ended).sum())
+    outside = rollout.replace(log_probabilities=rollout.log_probabilities.at[0, 0, :2].set(-jnp.inf))
+    narrow = GenerationConfig(talker=SamplingConfig(temperature=1.0, top_k=2), code_predictor=SamplingConfig())
+    for generation in (SAMPLED, narrow):
+        loss = partial(policy_loss, config=BASE, generation=generation, prompts=PROMPTS, rollout=outside)
+        value, gradient = jax.jit(jax.value_and_grad(partial(loss, advantages=jnp.ones(2 * GROUP))))(tree)
+        assert np.isfinite(optax.tree.norm(gradient))
+        if generation is SAMPLED:
+            np.testing.assert_allclose(value, -(drawn - 2) / drawn, atol=1e-4)
+        else:
+            assert np.isfinite(value)

@@ -81,16 +81,22 @@ class OptimizerConfig:
             is_matrix: which leaves Muon takes, as matrices of all their axes but the last, and the last; of no more
                 than one row or column it has nothing to make orthogonal.
         """
-        decay, moments = self.weight_decay, jnp.float32
+        moments = jnp.float32
         if self.kind == "muon":
-            steps = optax.contrib.muon(
-                self.schedule(), weight_decay=decay, weight_decay_mask=_decayed, mu_dtype=moments,
-                adam_b1=self.betas[0], adam_b2=self.betas[1], adam_weight_decay=decay, consistent_rms=_RMS,
+            # Its own decay knows no mask for what AdamW learns. At a learning rate of -1 it gives directions, as
+            # `scale_by_adam` does.
+            directions = optax.contrib.muon(
+                -1.0, mu_dtype=moments, adam_b1=self.betas[0], adam_b2=self.betas[1], consistent_rms=_RMS,
                 muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, partial(_axes, is_matrix)),
             )  # fmt: skip
         else:
-            steps = optax.adamw(self.schedule(), *self.betas, weight_decay=decay, mask=_decayed, mu_dtype=moments)
-        return optax.chain(optax.clip_by_global_norm(self.clip), steps)
+            directions = optax.scale_by_adam(*self.betas, mu_dtype=moments)
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            directions,
+            optax.add_decayed_weights(self.weight_decay, _decayed),
+            optax.scale_by_learning_rate(self.schedule()),
+        )
 
 
 def _leaf_name(path: tuple) -> str:

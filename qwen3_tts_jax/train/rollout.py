@@ -107,8 +107,9 @@ def policy_loss(
     now = jnp.concatenate([now.reshape(len(codes), -1), end[:, None]], axis=1)
     before = rollout.log_probabilities.reshape(len(codes), -1)
     before = jnp.concatenate([before, rollout.end_log_probabilities[:, None]], axis=1)
-    # A code outside the top-k of the parameters as they are now has no gradient, and its ratio no meaning.
-    counted = there & jnp.isfinite(now)
+    # A code outside the top-k of the parameters as they are now has no gradient, and its ratio no meaning. Nor has that
+    # of one that rounding in another order has moved out of the top-k it was drawn from.
+    counted = there & jnp.isfinite(now) & jnp.isfinite(before)
     ratio = jnp.exp(jnp.where(counted, now - before, 0.0))
     gain = jnp.minimum(ratio * advantages[:, None], jnp.clip(ratio, 1 - clip, 1 + clip) * advantages[:, None])
     return -jnp.sum(jnp.where(counted, gain, 0.0)) / jnp.maximum(jnp.sum(there), 1)
