@@ -79,8 +79,9 @@ def test_a_run_that_has_not_ended(kind, base, tmp_path):
     row = next(iter(rows.values()))
     params = with_speakers(load_params(base, start, TRAINED), {row: np.full(56, 0.1)})
     adapters = lora.LoraConfig(2, 4.0, ("mlp/down",)) if kind == "lora" else None
+    optimizer = OptimizerConfig(1e-2, 2, 0, kind="adamw" if kind == "lora" else "muon")
     recipe = Recipe(
-        config, LossConfig(), OptimizerConfig(1e-2, 2, 0), adapters, speaker_rows=(row,), remat=False,
+        config, LossConfig(), optimizer, adapters, speaker_rows=(row,), remat=False,
         average=0.0 if kind == "lora" else 0.5,
     )  # fmt: skip
     batches = Batches([Example(line, random_codes((4,)))], _Letters(), config, 1)

@@ -14,6 +14,7 @@ from qwen3_tts_jax.train.codec_quantizer import share_codebooks
 from qwen3_tts_jax.train.codec_run import CodecResult
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import finish_codec, start_codec
+from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.state_files import save_state
 from tests.command import assert_refused, run, write_recording
 from tests.train_codec import CODEC
@@ -100,6 +101,7 @@ def test_what_a_run_is_told(recordings, shape, tmp_path, monkeypatch):
     assert (crops.rows, crops.samples, crops.seed, options["fresh"]) == (2, 2400, 5, True)
     assert [len(one) for one in data.samples] == [14_400, 16_800, 19_200]
     assert options["validation"] is None
+    assert "base" not in options["settings"]
 
     result = train(
         recordings, "-o", tmp_path / "two", "--start", tmp_path / "one" / "codec", "--decoder-only", *SHORT,
@@ -114,6 +116,7 @@ def test_what_a_run_is_told(recordings, shape, tmp_path, monkeypatch):
     assert (adversary.samples, adversary.start, adversary.every, adversary.kind) == (2160, 1, 2, "least-squares")
     kernel = params["decoder"]["conv_out"]["kernel"]
     np.testing.assert_array_equal(again["decoder"]["conv_out"]["kernel"], kernel)
+    assert options["settings"]["base"] == fingerprint(again)
     built_in = train(
         recordings, "-o", tmp_path / "three", "--size", "medium", "--spectral-steps", 0, "--steps", 1, "--quiet"
     )

@@ -85,7 +85,9 @@ def test_a_killed_run_goes_on_to_the_same_codec(tmp_path):
     steps = []
     resumed = train(tmp_path / "killed", report=lambda numbers: steps.append(numbers["step"]))
     assert steps == [3, 4, 5, 6]
+    programs = codec_step._cache_size()
     whole = train(tmp_path / "whole")
+    assert codec_step._cache_size() == programs
     mine, other = (jax.tree_util.tree_leaves_with_path(result.state) for result in (resumed, whole))
     for (path, leaf), (_, expected) in zip(mine, other, strict=True):
         np.testing.assert_array_equal(leaf, expected, err_msg=str(path))

@@ -12,6 +12,7 @@ import pytest
 
 from qwen3_tts_jax.sharding import make_mesh
 from qwen3_tts_jax.train.batches import Batches
+from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.lines import Line
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
@@ -138,6 +139,22 @@ def test_an_early_end_keeps_the_best(tmp_path):
     assert result.loss == losses[best]
     assert spoken[0] == (8, ["code_predictor", "talker"])
     assert len(log_of(tmp_path)[0]["validation_codes"]) == CUSTOM_VOICE.talker.num_codebooks
+    # Killed before its model was written.
+    before = (tmp_path / "log.jsonl").read_text()
+    again = fit(params(), recipe, data(), tmp_path, validation=data(TEXTS[:3], seed=9), schedule=every)
+    assert (again.ended_early, again.step, again.loss) == (True, result.step, result.loss)
+    assert (tmp_path / "log.jsonl").read_text() == before
+
+
+def test_a_judgement_that_is_no_number_is_not_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {})
+    waited = []
+    for step, value in enumerate([float("nan"), 3.0, float("nan"), 1.0, 2.0]):
+        checkpoints.judge({"step": np.array([step])}, value)
+        waited.append(checkpoints.waited)
+    assert waited == [1, 0, 1, 0, 1]
+    assert checkpoints.best == 1.0
+    assert checkpoints.best_state({"step": np.array([0])})["step"] == 3
 
 
 def test_batches_follow_from_the_step_alone():

@@ -106,6 +106,10 @@ def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
 
     again = run(data, "-o", output, "-m", base, *SHORT)
     assert_refused(again, "model is there already")
+    shutil.rmtree(output / "model")
+    other = write_model(tmp_path, "1.7B-Base", base, seed=1)
+    again = run(data, "-o", output, "-m", other, *SHORT, *options, "--learning-rate", 1e-3, "--quiet")
+    assert_refused(again, "00000003 is of another run: base was")
 
 
 def check_merged(output, base, merged):

@@ -1,10 +1,11 @@
 """The command `train talker`: from texts and codes to a model that speaks, and what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
@@ -107,6 +108,11 @@ def test_a_run_starts_from_another_s_weights(data, codec, tmp_path):
     for name, weight in theirs.items():
         np.testing.assert_allclose(ours[name], weight, atol=1e-7, rtol=0, err_msg=name)
     other = ("-o", tmp_path / "other", *options, "--start")
+    shutil.rmtree(second / "model")
+    weights = load_file(first / "model" / "model.safetensors")
+    save_file({name: -weight for name, weight in weights.items()}, first / "model" / "model.safetensors")
+    again = run(data, "-o", second, *options, "--start", first / "model", "--quiet")
+    assert_refused(again, "00000002 is of another run: base was")
     more = write_lines(tmp_path / "more.jsonl", {"text": "Hi.", "speaker": "cy", "codes": "one.npy"})
     assert_refused(run(more, *other, first / "model"), "cannot start from", "prompt.speakers.cy is None there")
     assert_refused(run(data, *other, tmp_path / "none"), "none")

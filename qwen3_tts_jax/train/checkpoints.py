@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qwen3_tts_jax.train.progress import DivergedError
+from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.state_files import (
     check_settings,
     drop_old,
@@ -70,10 +70,15 @@ class Checkpoints:
 
     def judge(self, state: Any, value: float) -> None:
         """Keeps the state as the best if `value` is lower than all before."""
-        better = value < self.best
-        self.best, self.waited = min(value, self.best), 0 if better else self.waited + 1
-        if better:
+        if value < self.best:
+            self.best, self.waited = value, 0
             self._write(BEST, state)
+        else:
+            self.waited += 1
+
+    def out_of_patience(self, schedule: Schedule) -> bool:
+        """Whether as many judgements as the schedule waits for have passed since the best."""
+        return 0 < schedule.patience <= self.waited
 
     def best_state(self, state: State) -> State | None:
         """The state that was judged best, like `state`; None where none was."""

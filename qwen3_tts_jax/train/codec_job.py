@@ -26,6 +26,7 @@ from qwen3_tts_jax.train.codec_spectral_run import describe_spectra, fit_spectra
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import CodecRecipe
 from qwen3_tts_jax.train.codec_teacher import Features, Teacher, read_features
+from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.progress import Schedule
 
 CODEC, CACHE, SAMPLES, PHASES = "codec", "cache", "samples", "spectral"
@@ -182,7 +183,6 @@ def prepare_codec(
         digest.update(one.tobytes())
     settings = {
         "data": digest.hexdigest(),
-        "start": None if training.start is None else _digest(training.start),
         "feature_rate": training.feature_rate,
         "spectral": [describe_spectra(one, crops) for one in spectral],
     }
@@ -190,11 +190,6 @@ def prepare_codec(
         Checkpoints(output / PHASES / one.hears, describe_spectra(one, crops) | settings).check()
     Checkpoints(output, describe_codec(recipe, crops) | settings).check()
     return CodecJob(output, training, recipe, spectral, crops, recordings, held_out, taught, codes, settings)
-
-
-def _digest(folder: Path) -> str:
-    with (folder / "model.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_codec(
@@ -215,8 +210,9 @@ def run_codec(
     Raises:
         lines.DataError: recordings that cannot be learnt from, see `codec_data.decode_recordings`.
         progress.DivergedError: loss or gradient are not finite.
+        state_files.RunError: `output` holds a run that started from another codec.
     """
-    training, recipe = job.training, job.recipe
+    training, recipe, settings = job.training, job.recipe, job.settings
     everything = [*job.recordings, *job.validation]
     folder = job.output / CACHE if cache is None else cache
     clips = decode_recordings(everything, folder, recipe.codec.sample_rate, decoding)
@@ -229,6 +225,7 @@ def run_codec(
         params = random_codec(recipe.codec, training.seed)
     else:
         params = load_codec(training.start, recipe.codec)
+        settings = settings | {"base": fingerprint(params)}
     result = fit_codec(
         params,
         recipe,
@@ -239,7 +236,7 @@ def run_codec(
         features=None if recipe.teacher is None else job.features,
         validation=held_out,
         schedule=training.schedule,
-        settings=job.settings,
+        settings=settings,
         report=report,
         speak=_speaker(job, held_out or data) if training.schedule.sample else None,
     )

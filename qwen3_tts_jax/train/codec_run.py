@@ -105,7 +105,7 @@ def fit_codec(
     log = Log(Path(folder) / "log.jsonl", int(state.step), report)
     key = jax.random.key(crops.seed)
 
-    step, ended_early, mel = int(state.step), False, float("nan")
+    step, ended_early, mel = int(state.step), checkpoints.out_of_patience(schedule), float("nan")
     clock, steps = time.perf_counter(), 0
     while step < last and not ended_early:
         places = data.places(step, crops.rows, crops.samples, crops.seed, crops.starts)
@@ -133,7 +133,7 @@ def fit_codec(
             log.write({"step": step, **{f"validation_{name}": value for name, value in numbers.items()}})
             mel = numbers["mel"]
             checkpoints.judge(state, mel)
-            ended_early = 0 < schedule.patience <= checkpoints.waited
+            ended_early = checkpoints.out_of_patience(schedule)
             clock += time.perf_counter() - began
         if speak is not None and schedule.due("sample", step, last):
             speak(finish_codec(state, params, recipe), step)

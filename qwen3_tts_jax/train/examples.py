@@ -17,8 +17,8 @@ from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, TextMode, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encode_recordings
 from qwen3_tts_jax.train.code_files import read_codes
+from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import DataError, Line
-from qwen3_tts_jax.train.lora import fingerprint
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from qwen3_tts_jax.voices import check_recording, make_voices
 

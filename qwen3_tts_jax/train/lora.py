@@ -8,7 +8,6 @@ an adapter too: q, k and v, as gate and up, have one A and a B each.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from qwen3_tts_jax.config import ConfigError
+from qwen3_tts_jax.train.fingerprint import fingerprint
 
 Adapters = dict[str, dict[str, jax.Array]]
 """{path of a weight: {"a": [rank, in], "b": [out, rank]}}, float32."""
@@ -89,19 +89,6 @@ def merge_adapters(params: Mapping[str, Any], adapters: Adapters, config: LoraCo
         change = (config.alpha / config.rank) * (pair["b"] @ pair["a"]).reshape(weight.shape)
         leaves[path] = (weight.astype(jnp.float32) + change).astype(weight.dtype)
     return unflatten_dict(leaves, sep="/")
-
-
-def fingerprint(params: Mapping[str, Any]) -> str:
-    """Tells one base from another: a digest of every leaf's path, shape and first and last 64 numbers.
-
-    In bfloat16, so that it does not depend on the dtype that the base is loaded in.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
-        flat = jnp.ravel(leaf)
-        ends = np.asarray(jnp.concatenate([flat[:64], flat[-64:]]).astype(jnp.bfloat16).astype(jnp.float32))
-        digest.update(f"{path} {leaf.shape}\n".encode() + ends.tobytes())
-    return digest.hexdigest()[:32]
 
 
 def save_adapters(

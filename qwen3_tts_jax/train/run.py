@@ -107,7 +107,7 @@ def fit(
     def judge(batches: list[Batch]) -> LossParts:
         return _sum([evaluate(state.kept, frozen, batch, recipe) for batch in batches])
 
-    step, ended_early, value = int(state.step), False, float("nan")
+    step, ended_early, value = int(state.step), checkpoints.out_of_patience(schedule), float("nan")
     clock, frames = time.perf_counter(), 0
     while step < last and not ended_early:
         batches, examples = data.of_step(step)
@@ -131,7 +131,7 @@ def fit(
                 numbers["text_gap"] = float(other.means()["codes"][0] - parts.means()["codes"][0])
             log.write(numbers)
             checkpoints.judge(state, value)
-            ended_early = 0 < schedule.patience <= checkpoints.waited
+            ended_early = checkpoints.out_of_patience(schedule)
         if speak is not None and schedule.due("sample", step, last):
             speak(assemble(state.kept, frozen, recipe), step)
         if schedule.due("save", step, last) or ended_early:

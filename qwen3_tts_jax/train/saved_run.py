@@ -15,6 +15,7 @@ from qwen3_tts_jax.train.checkpoints import BEST, CHECKPOINTS
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.lora import LoraConfig
 from qwen3_tts_jax.train.new_model import new_params
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.state_files import RunError, latest, load_state
 from qwen3_tts_jax.train.step import PARTS, Recipe, assemble, frozen_paths, start
 
@@ -43,6 +44,7 @@ def describe_run(output: Path, recipe: Recipe, *, source: Path | None, tokenizer
         "frozen": recipe.frozen,
         "speaker_rows": recipe.speaker_rows,
         "average": recipe.average,
+        "optimizer": asdict(recipe.optimizer),
     }
     output.mkdir(parents=True, exist_ok=True)
     temporary = output / f".{_FILE}.tmp"
@@ -108,7 +110,7 @@ def export_run(
 
 def _recipe(saved: Mapping[str, Any]) -> Recipe:
     """The run's, as far as the shape of its state goes."""
-    lora, alignment = saved["lora"], saved["alignment"]
+    lora, alignment, optimizer = saved["lora"], saved["alignment"], saved["optimizer"]
     return Recipe(
         hf_config.from_hf(*saved["model"]).with_dtypes("float32"),
         lora=None if lora is None else LoraConfig(**lora | {"modules": tuple(lora["modules"])}),
@@ -116,4 +118,5 @@ def _recipe(saved: Mapping[str, Any]) -> Recipe:
         frozen=tuple(saved["frozen"]),
         speaker_rows=tuple(saved["speaker_rows"]),
         average=saved["average"],
+        optimizer=OptimizerConfig(**optimizer | {"betas": tuple(optimizer["betas"])}),
     )

@@ -25,8 +25,9 @@ from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples, speaker_rows
 from qwen3_tts_jax.train.export import export_model
+from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import Line, add_speakers, read_lines
-from qwen3_tts_jax.train.lora import LoraConfig, fingerprint, save_adapters
+from qwen3_tts_jax.train.lora import LoraConfig, save_adapters
 from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.progress import Schedule
 from qwen3_tts_jax.train.run import Result, describe, fit
@@ -173,6 +174,7 @@ def run(
     Raises:
         lines.DataError: a recording that cannot be learnt from.
         progress.DivergedError: loss or gradient are not finite.
+        state_files.RunError: `output` holds a run that started from another model.
     """
     config, model = job.config, job.recipe.model
     hears = job.base.speaker_encoder is not None
@@ -197,7 +199,7 @@ def run(
         job.output,
         validation=_batches(job, held_out, devices) if held_out else None,
         schedule=config.schedule,
-        settings=job.settings,
+        settings=job.settings | {"base": base},
         report=report,
         speak=_speaker(job, learnt[0]) if config.schedule.sample else None,
         mesh=mesh,

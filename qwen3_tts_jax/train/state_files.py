@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -53,7 +54,8 @@ def load_state(path: str | Path, like: State, settings: Mapping[str, Any]) -> St
 
     Args:
         path: of the checkpoint.
-        like: a state of the same run, whose dtypes, shapes and devices the leaves get.
+        like: a state of the same run, whose dtypes, shapes and devices the leaves get, and whether they are committed
+            to these.
         settings: of the run; those that were saved must be equal, as far as both have them.
 
     Raises:
@@ -69,7 +71,13 @@ def load_state(path: str | Path, like: State, settings: Mapping[str, Any]) -> St
     except Exception as error:  # Orbax itself raises bare exceptions.
         raise RunError(f"{path} cannot be read: {str(error).strip().splitlines()[:1]}") from error
     flat, structure = jax.tree.flatten(like)
-    return structure.unflatten([leaves.get(_name(i), leaf) for i, leaf in enumerate(flat)])
+    return structure.unflatten([_placed_as(leaf, leaves.get(_name(i), leaf)) for i, leaf in enumerate(flat)])
+
+
+def _placed_as(like: Any, leaf: Any) -> Any:
+    """Orbax commits what it restores to its device; for that JAX would compile another program."""
+    free = isinstance(like, jax.Array) and not like.committed
+    return jnp.asarray(np.asarray(leaf)) if free else leaf
 
 
 def saved_settings(path: str | Path) -> dict[str, Any]:

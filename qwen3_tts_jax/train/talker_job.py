@@ -22,6 +22,7 @@ from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples
 from qwen3_tts_jax.train.export import export_model
+from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import Line, read_lines
 from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.new_model import new_params, read_new_config, with_speakers_of
@@ -190,12 +191,14 @@ def run_talker(
         lines.DataError: a recording that cannot be learnt from.
         progress.DivergedError: loss or gradient are not finite.
         convert.CheckpointError: the weights that it starts from do not fit their config.
+        state_files.RunError: `output` holds a run that started from other weights.
     """
-    config, model = job.config, job.recipe.model
+    config, model, settings = job.config, job.recipe.model, job.settings
     if job.start is None:
         params = new_params(model, config.seed)
     else:
         params = load_checkpoint(job.start, hf_config.read_folder(job.start).with_dtypes("float32"), PARTS)
+        settings = settings | {"base": fingerprint(params)}
     lines = [*job.lines, *job.validation]
     codec: dict[str, Any] = {}
     if any(line.codes is None for line in lines) or config.schedule.sample:
@@ -217,7 +220,7 @@ def run_talker(
         job.output,
         validation=_batches(job, held_out, devices, min(config.buckets, _HELD_OUT_BUCKETS)) if held_out else None,
         schedule=config.schedule,
-        settings=job.settings,
+        settings=settings,
         report=report,
         speak=speak,
         mesh=mesh,

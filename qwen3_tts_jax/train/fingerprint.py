@@ -1,0 +1,24 @@
+"""Tells weights from others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """A digest of every leaf's path, shape and first and last 64 numbers.
+
+    In bfloat16, so that it does not depend on the dtype that the base is loaded in.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+        flat = jnp.ravel(leaf)
+        ends = np.asarray(jnp.concatenate([flat[:64], flat[-64:]]).astype(jnp.bfloat16).astype(jnp.float32))
+        digest.update(f"{path} {leaf.shape}\n".encode() + ends.tobytes())
+    return digest.hexdigest()[:32]
