@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 Figures = dict[str, float]
@@ -88,8 +88,15 @@ def machine() -> dict[str, str | int | None]:
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "torch", "qwen-tts")},
+        **{name: _version(name) for name in ("jax", "torch", "qwen-tts")},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def save(path: Path, results: Mapping[str, list[Figures]], **settings: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from qwen3_tts_jax.config import CodecConfig, ModelConfig
 from qwen3_tts_jax.convert.check import CODEC_FOLDER, WEIGHTS, CheckpointError, check_tree
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import codec_rules, model_rules
+from qwen3_tts_jax.files import completed, require_absent
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +55,7 @@ def export_safetensors(
     if not files:
         raise CheckpointError("params", [f"no part is there; there are {', '.join(PARTS)}"])
     for file, _, _ in files:
-        if file.exists():
-            raise FileExistsError(f"{file} is there already: choose another folder or move it away")
+        require_absent(file)
     for file, rules, file_dtype in files:
         _write(file, _tensors(leaves, rules, file_dtype))
         _log.info("wrote %s", file)
@@ -79,8 +78,7 @@ def export_codec(folder: str | Path, params: Mapping[str, Any], config: CodecCon
     """
     file, rules = Path(folder) / WEIGHTS, codec_rules(config)
     leaves = check_tree("params", {"codec": params}, rules)
-    if file.exists():
-        raise FileExistsError(f"{file} is there already: choose another folder or move it away")
+    require_absent(file)
     _write(file, _tensors(leaves, rules, "float32"))
     return file
 
@@ -98,13 +96,9 @@ def _tensors(leaves: Mapping[str, Any], rules: Iterable[Rule], dtype: str | None
 
 def _write(file: Path, tensors: dict[str, np.ndarray]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with completed(file) as temporary:
         # Fixes the file's mode by the user's mask; the library would leave it readable by its owner alone.
-        temporary.touch(exist_ok=False)
+        temporary.touch()
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata={"format": "pt"})
         temporary.chmod(mode)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -142,6 +143,8 @@ def _download(
             f"{tried} is not in the cache and cannot be reached: check the network and HF_HUB_OFFLINE, "
             "or give the folder of a download"
         ) from None
+    except HFValidationError:
+        raise ModelNotFoundError(f"{model!r} is not a folder, and no Hugging Face repository has such a name") from None
     except (HfHubHTTPError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFoundError(f"{tried} could not be downloaded: {reason}") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, WEIGHTS, Checkpoin
 from qwen3_tts_jax.convert.load import Placement, Progress
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
+from qwen3_tts_jax.files import completed_folder, require_absent
 from qwen3_tts_jax.hf_config import read_folder
 
 FORMAT = 2
@@ -49,8 +49,7 @@ def save(folder: str | Path, params: Mapping[str, Any], config: ModelConfig, sou
         CheckpointError: the tree does not fit the config, or the source folder is of another model.
     """
     folder, source_folder = Path(folder), Path(source_folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already: choose another folder or move it away")
+    require_absent(folder)
     paths = flatten_dict(params, sep="/")
     parts = [part for part in PARTS if any(path.startswith(f"{part}/") for path in paths)]
     if not parts:
@@ -60,9 +59,7 @@ def save(folder: str | Path, params: Mapping[str, Any], config: ModelConfig, sou
     stored = config.with_dtypes("float32").with_attention(lambda _: "xla")
     if read_folder(source_folder).with_dtypes("float32") != stored:
         raise CheckpointError(source_folder, ["its JSON files describe another model than the parameters"])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    with completed_folder(folder) as temporary:
         for directory in (Path(), Path(CODEC_FOLDER)):
             _copy_small_files(source_folder / directory, temporary / directory)
         with _checkpointer(rules) as checkpointer:
@@ -72,9 +69,6 @@ def save(folder: str | Path, params: Mapping[str, Any], config: ModelConfig, sou
         dtypes = {part: sorted({str(leaf.dtype) for leaf in _flat_part(leaves, part).values()}) for part in parts}
         marker = {"format": FORMAT, "dtypes": dtypes}
         (temporary / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     _log.info("wrote %s", folder)
     return folder
 

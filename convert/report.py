@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from qwen3_tts_jax.convert.compare import Stage
+from qwen3_tts_jax.files import completed
 
 _COLUMNS = ("stage", "shape", "max abs", "max rel", "cosine", "tokens", "first", "tolerance", "")
 
@@ -69,9 +70,8 @@ class Report:
             plot = path.with_suffix(".png")
             plot_errors(self.rows, plot)
             text += f"\n![errors over frames]({plot.name})\n"
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        with completed(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _cells(row: Stage) -> list[str]:
@@ -114,6 +114,5 @@ def plot_errors(rows: Sequence[Stage], path: Path) -> None:
         panel.set_ylabel(f"largest {label}")
         panel.legend()
     panels[-1].set_xlabel("frame")
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with completed(path) as temporary:
+        figure.savefig(temporary, format="png")

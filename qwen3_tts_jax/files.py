@@ -1,9 +1,10 @@
-"""Files that appear under their names only once they are complete."""
+"""Files and folders that appear under their names only once they are complete."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,34 @@ def completed(path: Path, *, sync: bool = False) -> Iterator[Path]:
             sync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def completed_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which then is renamed to `path`; an error removes it.
+
+    Args:
+        path: of the finished folder; the folder that it lies in is created if need be.
+
+    Raises:
+        FileExistsError: `path` is there.
+    """
+    require_absent(path)
+    # One name, by which what a killed process left is found again: it may be gigabytes.
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_absent(path: Path) -> None:
+    """Raises a FileExistsError where something is at `path`."""
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: choose another folder or move it away")
 
 
 def is_partial(path: Path) -> bool:

@@ -50,10 +50,15 @@ def assert_same(ours, other):
 def test_a_converted_model_comes_back(base, tmp_path):
     converted, exported = tmp_path / "converted", tmp_path / "exported"
     assert run("convert", base, converted).exit_code == 0
+    leftover = tmp_path / ".exported.partial"
+    leftover.mkdir()
+    (leftover / "half.txt").write_text("of a run that was killed")
     result = run("export", converted, "-o", exported)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "talker in bfloat16" in result.stdout
     assert_same(exported, base)
+    assert not leftover.exists()
+    assert not (exported / "half.txt").exists()
     for name in FILES:
         assert (exported / name).is_file()
     assert json.loads((exported / "preprocessor_config.json").read_text())["processor_class"] == "Qwen3TTSProcessor"

@@ -71,6 +71,12 @@ def test_what_is_neither_folder_nor_repository_is_refused(downloads, name):
     assert downloads == []
 
 
+@pytest.mark.parametrize("name", ["models/my--run", "some/model.git", "a/b..c"])
+def test_a_name_that_no_repository_can_have(name):
+    with pytest.raises(ModelNotFoundError, match=f"'{name}' is not a folder, and no Hugging Face repository"):
+        resolve(name)
+
+
 class Response:
     """As much of a HTTP response as the errors of huggingface_hub look at."""
 

@@ -123,6 +123,7 @@ def test_what_is_far_weaker_than_speech_does_not_count():
     assert mel_loss(1000 * hiss, silence, 24_000) > 0.01
     both = np.concatenate([speech, hiss], axis=1), np.concatenate([speech, silence], axis=1)
     assert spectral_loss(*both) < 0.02
+    assert np.isfinite(jax.grad(spectral_loss)(both[0], both[0])).all()
     gradient = jax.grad(lambda x: mel_loss(x, both[1], 24_000))(jnp.asarray(both[0]))
     assert jnp.linalg.norm(gradient[:, 10_000:]) < 1e-6
 

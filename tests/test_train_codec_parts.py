@@ -48,14 +48,22 @@ def test_recordings_of_folders_and_lines(recordings):
     found = find_recordings(lines)
     assert [one.where for one in found] == ["data.jsonl line 1", "data.jsonl line 3"]
     assert [one.audio for one in found] == [recordings / "inner" / "a.FLAC", recordings / "b.wav"]
+    # Which `str.splitlines` takes for ends of lines.
+    lines.write_text('{"audio": "b.wav", "text": "One\u2028two\x85three"}\r\n', encoding="utf-8")
+    assert len(find_recordings(lines)) == 1
 
 
 def test_refused_recordings(recordings, tmp_path):
     soundfile.write(recordings / "short.wav", np.full(1000, 0.1), 16_000)
     lines = write_lines(recordings, "{", [1], {"text": "Hi."}, {"audio": "none.wav"}, {"audio": "b.wav"})
-    with pytest.raises(DataError, match=r"line 1 is no JSON: .*; data.jsonl line 2 has no audio; data.jsonl line 3 ha"):
+    with pytest.raises(
+        DataError, match=r"line 1 is no JSON: .*; data.jsonl line 2 is no JSON object; data.jsonl line 3 has no audio"
+    ):
         find_recordings(lines)
-    with pytest.raises(DataError, match=r"line 4: audio .*none\.wav is not there"):
+    with pytest.raises(DataError, match=r"line 1: features must be a file's name, got 5"):
+        find_recordings(write_lines(recordings, {"audio": "b.wav", "features": 5}))
+    lines = write_lines(recordings, {"audio": "b.wav"}, {"audio": "none.wav"})
+    with pytest.raises(DataError, match=r"line 2: audio .*none\.wav is not there"):
         find_recordings(lines)
     many = write_lines(recordings, *[{"audio": f"{i}.wav"} for i in range(13)])
     with pytest.raises(DataError, match=r"line 10: [^;]* \(and 3 more\)$"):
@@ -68,7 +76,7 @@ def test_refused_recordings(recordings, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no recordings"):
         find_recordings(tmp_path / "empty")
-    with pytest.raises(DataError, match="is no folder and cannot be read"):
+    with pytest.raises(DataError, match="none is no folder of recordings and no file"):
         find_recordings(tmp_path / "none")
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from qwen3_tts_jax.prompt import Request
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train import examples, lines
 from qwen3_tts_jax.train.lines import DataError, Line, add_speakers, read_lines
+from qwen3_tts_jax.train.sft import digest_of
 from tests.command import assert_refused, write_model, write_recording
 from tests.command import run as run_command
 from tests.shapes import SMALL
@@ -122,6 +124,7 @@ def check_merged(output, base, merged):
     result = merge(base, output / "lora.safetensors", "--dtype", "float32")
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "speakers anna, berta" in result.stdout
+    assert (output / "lora.safetensors").stat().st_mode == (output / "job.json").stat().st_mode
     made, ours = (load_file(folder / "model.safetensors") for folder in (output / "model", merged))
     assert made.keys() == ours.keys()
     for name, tensor in made.items():
@@ -209,6 +212,48 @@ def test_refused_before_anything_is_encoded(base, recordings, tmp_path, monkeypa
         (("--tensorboard",), "tensorboardX"),
     ):
         assert_refused(run(write_data(recordings, *ROWS), "-o", tmp_path / "run", "-m", base, *options), part)
+
+
+def test_held_out_speakers_are_learnt_ones(base, recordings, tmp_path):
+    data = write_data(recordings, ROWS[0])
+    for row, part in ((ROWS[1], "nothing is learnt of the speaker 'Berta'; there are anna"), (
+        {"audio": "1.wav", "text": "Yes."}, "line 1 has no speaker, and what is learnt has"
+    )):  # fmt: skip
+        held_out = write_data(recordings, row, name="held-out.jsonl")
+        result = run(data, "-o", tmp_path / "run", "-m", base, *SHORT, "--validation", held_out)
+        assert_refused(result, "held-out.jsonl line 1", part)
+
+
+def test_other_data_has_another_digest(recordings):
+    line = Line("data.jsonl line 1", recordings / "0.wav", "Hi.", ref_audio=recordings / "1.wav", durations=(1, 2))
+    others = [replace(line, where="line 2"), replace(line, durations=(2, 1)), replace(line, ref_audio=None)]
+    first, same, *rest = map(digest_of, ([each] for each in (line, *others)))
+    assert first == same
+    assert first not in rest
+
+
+def test_ends_of_lines_in_texts(recordings):
+    data = write_data(recordings, ROWS[0])
+    data.write_text(json.dumps(ROWS[0] | {"text": "One\u2028two.\x85Three."}, ensure_ascii=False), encoding="utf-8")
+    assert read_lines(data, SMALL["1.7B-Base"])[0].text == "One\u2028two.\x85Three."
+
+
+def test_two_runs_may_encode_into_one_folder(tmp_path, recordings):
+    stores = [examples._Encoded(tmp_path, "codes", "") for _ in range(2)]
+    line, files = Line("line 1", recordings / "0.wav", "Hi."), [recordings / f"{i}.wav" for i in range(3)]
+    for store in stores:
+        for file in files:
+            store.want(file, line, "audio")
+
+    def put(store):
+        for _ in range(50):
+            for file in files:
+                store.put(file, np.arange(2000))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(put, stores))
+    for file in files:
+        np.testing.assert_array_equal(stores[0].get(file), np.arange(2000))
 
 
 def test_a_clip_longer_than_the_context(recordings, tokenizer_folder):

@@ -160,7 +160,7 @@ def test_weights_of_the_loss():
     assert of(codes=0, end=2) == pytest.approx((4 + 6) / 4)
     for weights, match in (({"codes": -1}, "codes"), ({"codebooks": (1, 2)}, "2 weights of codebooks")):
         with pytest.raises(ConfigError, match=match):
-            of(**weights)
+            replace(RECIPE, loss=LossConfig(**weights))
 
 
 def test_rows_without_frames_and_without_an_end_count_nowhere():

@@ -151,6 +151,7 @@ def test_refused_lines(row, parts, data, codec, tmp_path):
     sizes = write_sizes(tmp_path, max_positions=100)
     result = run(lines, "-o", tmp_path / "run", "--config", sizes, "--codec", codec)
     assert_refused(result, "bad.jsonl line 1", *parts)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +185,7 @@ def test_refused_options(data, codec, tmp_path, tokenizer_folder):
         (("--alignment", 0.1, "--tokenizer", tokenizer_folder), "text vocabularies of up to 4096"),
         (("--guide", 0.1), "--guide goes with --alignment"),
         (("--codebook-weights", "1,x"), "numbers with commas"),
+        (("--codebook-weights", "1,1"), "2 weights of codebooks for codes 1 … 4"),
         (("--tokenizer", tmp_path), "vocab.json is missing"),
     ):
         assert_refused(run(*common, *options), part)

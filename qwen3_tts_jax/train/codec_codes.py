@@ -22,7 +22,8 @@ from qwen3_tts_jax.codec.decoder import initial_state
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig
 from qwen3_tts_jax.train.code_files import read_arrays
-from qwen3_tts_jax.train.codec_data import Clips, Recording, raise_problems
+from qwen3_tts_jax.train.codec_data import Clips, Recording
+from qwen3_tts_jax.train.lines import raise_problems
 from qwen3_tts_jax.train.soft_codes import decode_latents
 
 _TOLERANCE = 1  # frames that codes may be shorter or longer than their recording

@@ -15,7 +15,7 @@ import soundfile
 
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.files import completed
-from qwen3_tts_jax.train.lines import DataError, codes_problem
+from qwen3_tts_jax.train.lines import DataError, codes_problem, json_lines, raise_problems
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,6 @@ _ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
 _SHORTEST_SECONDS = 0.5
 _SILENCE = 1e-3
 _SHARD_SAMPLES = 1 << 25  # 64 MB
-_SHOWN = 10
 _FULL_SCALE = 32_767
 
 Progress = Callable[[int, int], None]
@@ -65,6 +64,8 @@ def find_recordings(source: str | Path, features: str | Path | None = None) -> l
             there. The first ten are named.
     """
     source = Path(source)
+    if not source.exists():
+        raise DataError(f"{source} is no folder of recordings and no file of JSON lines")
     folder = source if source.is_dir() else source.parent
     problems: list[str] = []
     if source.is_dir():
@@ -81,22 +82,13 @@ def find_recordings(source: str | Path, features: str | Path | None = None) -> l
 
 
 def _read_lines(path: Path, problems: list[str]) -> list[Recording]:
-    try:
-        rows = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no folder and cannot be read as JSON lines: {error}") from error
     found = []
-    for number, row in enumerate(rows, 1):
-        if not row.strip():
-            continue
-        where = f"{path.name} line {number}"
-        try:
-            fields = json.loads(row)
-        except json.JSONDecodeError as error:
-            problems.append(f"{where} is no JSON: {error}")
-            continue
-        if not isinstance(fields, dict) or not isinstance(fields.get("audio"), str) or not fields["audio"].strip():
+    for where, fields in json_lines(path, problems):
+        if not isinstance(fields.get("audio"), str) or not fields["audio"].strip():
             problems.append(f"{where} has no audio")
+            continue
+        if not isinstance(fields.get("features") or "", str):
+            problems.append(f"{where}: features must be a file's name, got {fields['features']!r}")
             continue
         codes = fields.get("codes")
         wrong = codes_problem(codes, fields.get("key"), where) if codes else None
@@ -123,13 +115,6 @@ def _with_features(recording: Recording, folder: Path, features: Path, problems:
             return replace(recording, features=place.with_suffix(ending))
     problems.append(f"{recording.where}: features {place.with_suffix('.npy')} are not there")
     return recording
-
-
-def raise_problems(problems: Sequence[str]) -> None:
-    """A `DataError` of the first ten problems, if there are any."""
-    if problems:
-        more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
-        raise DataError("; ".join(problems[:_SHOWN]) + more)
 
 
 def check_headers(recordings: Sequence[Recording]) -> list[float]:

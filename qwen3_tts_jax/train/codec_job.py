@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from qwen3_tts_jax import audio, hf_config, hf_export
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.convert import export_codec, load_codec, resolve_codec
+from qwen3_tts_jax.files import completed_folder, require_absent
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_codes import read_recording_codes, with_codes
@@ -158,8 +157,7 @@ def prepare_codec(
         ConfigError: as `CodecTraining.crops`, or recordings with codes where not the decoder alone learns.
     """
     output = Path(output)
-    if (output / CODEC).exists():
-        raise FileExistsError(f"{output / CODEC} is there already: choose another folder or move it away")
+    require_absent(output / CODEC)
     recordings = find_recordings(data, features)
     held_out = [] if validation is None else find_recordings(validation)
     everything = [*recordings, *held_out]
@@ -288,11 +286,7 @@ def write_codec(folder: str | Path, params: Mapping[str, Any], config: CodecConf
         qwen3_tts_jax.convert.CheckpointError: the trees do not fit the config.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already: choose another folder or move it away")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    with completed_folder(folder) as temporary:
         export_codec(temporary, params, config)
         files = {
             "config.json": hf_export.codec_to_hf(config),
@@ -300,9 +294,6 @@ def write_codec(folder: str | Path, params: Mapping[str, Any], config: CodecConf
         }
         for name, content in files.items():
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

@@ -42,7 +42,8 @@ def spectral_loss(a: jax.Array, b: jax.Array, fft_sizes: tuple[int, ...] = (512,
     total = jnp.zeros(())
     for size in fft_sizes:
         x, y, floor = magnitudes(a, size), magnitudes(b, size), _FLOOR * (size / 1024) ** 0.5
-        total += jnp.linalg.norm(x - y) / (jnp.linalg.norm(y) + floor)
+        # Where all is equal the norm itself has no gradient.
+        total += jnp.sqrt(jnp.sum((x - y) ** 2) + 1e-12) / (jnp.linalg.norm(y) + floor)
         total += jnp.mean(jnp.abs(jnp.log(x + floor) - jnp.log(y + floor)))
     return total / len(fft_sizes)
 

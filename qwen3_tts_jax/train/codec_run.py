@@ -127,18 +127,19 @@ def fit_codec(
             seconds, audio = time.perf_counter() - clock, steps * crops.rows * crops.samples / data.sample_rate
             log.write({"step": step, **plain(metrics), "seconds": seconds, "audio_seconds": audio})
             clock, steps = time.perf_counter(), 0
+        began = time.perf_counter()
         if validation is not None and schedule.due("evaluate", step, last):
-            began = time.perf_counter()
             numbers = evaluate_codec(state, params, recipe, validation, crops)
             log.write({"step": step, **{f"validation_{name}": value for name, value in numbers.items()}})
             mel = numbers["mel"]
             checkpoints.judge(state, mel)
             ended_early = checkpoints.out_of_patience(schedule)
-            clock += time.perf_counter() - began
         if speak is not None and schedule.due("sample", step, last):
             speak(finish_codec(state, params, recipe), step)
         if schedule.due("save", step, last) or ended_early:
             checkpoints.save(state, step)
+        # The log's seconds are those of steps.
+        clock += time.perf_counter() - began
     if validation is not None and (best := checkpoints.best_state(state)) is not None:
         state, mel = best, checkpoints.best
     return CodecResult(finish_codec(state, params, recipe), state, int(state.step), mel, ended_early)

@@ -29,6 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax.codec.encoder import encode_latents
 from qwen3_tts_jax.config import CodecConfig, ConfigError
+from qwen3_tts_jax.layers import multiply
 from qwen3_tts_jax.train import codec_teacher
 from qwen3_tts_jax.train.codec_quantizer import (
     Quantized,
@@ -231,7 +232,7 @@ def listen(
 
 def quantizer_inputs(trained: Mapping[str, jax.Array], latents: jax.Array) -> dict[str, jax.Array]:
     """What either quantizer is given of latents [B, T, D], [B, T, C]."""
-    return {kind: latents @ trained[f"encoder/quantizer/{kind}/input_projection/weight"].T for kind in KINDS}
+    return {kind: multiply(latents, trained[f"encoder/quantizer/{kind}/input_projection/weight"]) for kind in KINDS}
 
 
 def say_spectra(

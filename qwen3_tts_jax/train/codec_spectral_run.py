@@ -75,13 +75,14 @@ def fit_spectra(
                 {"phase": recipe.hears, "step": step, **plain(metrics), "seconds": seconds, "audio_seconds": audio}
             )
             clock, steps = time.perf_counter(), 0
+        began = time.perf_counter()
         if validation is not None and schedule.due("evaluate", step, last):
-            began = time.perf_counter()
             numbers = evaluate_spectra(state, params, recipe, validation, crops)
             log.write({"phase": recipe.hears, "step": step, **{f"validation_{name}": n for name, n in numbers.items()}})
-            clock += time.perf_counter() - began
         if schedule.due("save", step, last) or step == last:
             checkpoints.save(state, step)
+        # The log's seconds are those of steps.
+        clock += time.perf_counter() - began
     return state
 
 

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qwen3_tts_jax.codec.encoder import encode_latents
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig, ConfigError
+from qwen3_tts_jax.layers import multiply
 from qwen3_tts_jax.train import codec_adversary, codec_teacher
 from qwen3_tts_jax.train.codec_adversary import Adversary, AdversaryState
 from qwen3_tts_jax.train.codec_codes import GivenCodes, decode_crops
@@ -196,7 +197,7 @@ def quantize_latents(
     quantizer, kept = trees["encoder"]["quantizer"], {"semantic": jnp.minimum(keep, split), "acoustic": keep - split}
     results = {}
     for kind in KINDS:
-        vectors = latents @ quantizer[kind]["input_projection"]["weight"].T
+        vectors = multiply(latents, quantizer[kind]["input_projection"]["weight"])
         results[kind] = quantize_residuals(codebooks[kind], vectors, kept[kind], continuous)
 
     def of_decoder(module: SplitResidualQuantizer) -> jax.Array:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.train.codec_data import Recording, raise_problems
+from qwen3_tts_jax.train.codec_data import Recording
+from qwen3_tts_jax.train.lines import raise_problems
 
 HEAD = "teacher/weight"
 """Its path among what is trained."""

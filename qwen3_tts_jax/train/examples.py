@@ -14,6 +14,7 @@ import soundfile
 
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.files import completed
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, TextMode, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encode_recordings
 from qwen3_tts_jax.train.code_files import read_codes
@@ -209,10 +210,8 @@ class _Encoded:
     def put(self, file: Path, array: np.ndarray) -> None:
         target = self.files[file]
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
+        with completed(target) as temporary, temporary.open("wb") as stream:
             np.save(stream, array)
-        temporary.replace(target)
 
     def get(self, file: Path) -> np.ndarray:
         return np.load(self.files[file])

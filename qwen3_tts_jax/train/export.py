@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from qwen3_tts_jax import hf_config, hf_export
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert import export_safetensors
 from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, WEIGHTS
+from qwen3_tts_jax.files import completed_folder, require_absent
 
 _WEIGHTS = ".safetensors"
 
@@ -46,14 +46,11 @@ def export_model(
     """
     folder, source = Path(folder), Path(source)
     codec = source / CODEC_FOLDER if codec is None else Path(codec)
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already: choose another folder or move it away")
+    require_absent(folder)
     own_codec = "codec" in params
     if not own_codec and not list(codec.glob(f"*{_WEIGHTS}")):
         raise FileNotFoundError(f"{codec} holds no weights: give params with the codec, or another source")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    with completed_folder(folder) as temporary:
         _copy(source, temporary, weights=False)
         _copy(codec, temporary / CODEC_FOLDER, weights=not own_codec)
         names = ("config.json", f"{CODEC_FOLDER}/config.json", "generation_config.json")
@@ -68,9 +65,6 @@ def export_model(
         export_safetensors(temporary, params, config, dtype)
         if hf_config.read_folder(temporary).with_dtypes("float32") != config.with_dtypes("float32"):
             raise ValueError(f"{source} has a codec of another shape than the model")
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 

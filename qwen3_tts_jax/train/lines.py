@@ -1,9 +1,9 @@
-"""The data of fine-tuning as it is written: a file of JSON lines, one utterance each, checked before any work."""
+"""The data of training as it is written: files of JSON lines, one utterance each, checked before any work."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ _CODES_ENDINGS = (".npy", ".npz")
 # Rows of the codec embedding from here on, counted from its end, are given to new speakers; the published
 # speakers that lie there are passed over.
 _NEW_SPEAKERS = 72
+_SHOWN = 10
 
 
 class DataError(ValueError):
@@ -66,35 +67,54 @@ def read_lines(path: str | Path, config: ModelConfig) -> list[Line]:
             does not read. The first ten are named.
     """
     path = Path(path)
-    try:
-        rows = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    problems, lines = [], []
-    for number, row in enumerate(rows, 1):
-        if not row.strip():
-            continue
-        where = f"{path.name} line {number}"
+    problems: list[str] = []
+    lines = []
+    for where, fields in json_lines(path, problems):
         try:
-            lines.append(_read_line(row, where, path.parent, config))
+            lines.append(_read_line(fields, where, path.parent, config))
         except DataError as error:
             problems.append(str(error))
     problems += _speaker_problems(lines, config)
-    if problems:
-        more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
-        raise DataError("; ".join(problems[:10]) + more)
+    raise_problems(problems)
     if not lines:
         raise DataError(f"{path} has no lines; give one JSON object per utterance, with audio and text")
     return lines
 
 
-def _read_line(row: str, where: str, folder: Path, config: ModelConfig) -> Line:
+def json_lines(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with where it is, "FILE line N"; what else it holds joins `problems`.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
     try:
-        fields = json.loads(row)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is no JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise DataError(f"{where} is no JSON object")
+        # `splitlines` would also split at ends of lines that JSON allows in a text, such as U+2028.
+        rows = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    for number, row in enumerate(rows, 1):
+        if not row.strip():
+            continue
+        where = f"{path.name} line {number}"
+        try:
+            fields = json.loads(row)
+        except json.JSONDecodeError as error:
+            problems.append(f"{where} is no JSON: {error}")
+            continue
+        if isinstance(fields, dict):
+            yield where, fields
+        else:
+            problems.append(f"{where} is no JSON object")
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """A `DataError` of the first ten problems, if there are any."""
+    if problems:
+        more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
+        raise DataError("; ".join(problems[:_SHOWN]) + more)
+
+
+def _read_line(fields: dict[str, Any], where: str, folder: Path, config: ModelConfig) -> Line:
     fields = {name: value for name, value in fields.items() if value is not None}
     unknown = [name for name in fields if name not in _FIELDS]
     if unknown:
@@ -209,3 +229,15 @@ def add_speakers(
     speakers = {**ids.speakers, **rows}
     config = replace(config, model_type="custom_voice", speaker_encoder=None, prompt=replace(ids, speakers=speakers))
     return config, rows
+
+
+def check_speakers(lines: Iterable[Line], config: ModelConfig) -> None:
+    """Refuses, with a `DataError`, held-out lines whose speaker a model of this config does not learn or know."""
+    speakers = config.prompt.speakers
+    for line in lines:
+        if line.speaker is None and config.model_type == "custom_voice":
+            raise DataError(f"{line.where} has no speaker, and what is learnt has")
+        if line.speaker is not None and line.speaker.lower() not in speakers:
+            raise DataError(
+                f"{line.where}: nothing is learnt of the speaker {line.speaker!r}; there are {', '.join(speakers)}"
+            )

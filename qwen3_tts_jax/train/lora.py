@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from qwen3_tts_jax.config import ConfigError
+from qwen3_tts_jax.files import completed
 from qwen3_tts_jax.train.fingerprint import fingerprint
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -110,9 +111,9 @@ def save_adapters(
     path = Path(path)
     tensors = {f"{name}/{half}": np.asarray(leaf) for name, pair in adapters.items() for half, leaf in pair.items()}
     tensors |= {f"{_SPEAKERS}{name}": np.asarray(row, np.float32) for name, row in (speakers or {}).items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"kind": _KIND, "lora": json.dumps(asdict(config)), "base": base})
-    temporary.replace(path)
+    content = save(tensors, {"kind": _KIND, "lora": json.dumps(asdict(config)), "base": base})
+    with completed(path) as temporary:
+        temporary.write_bytes(content)
     return path
 
 

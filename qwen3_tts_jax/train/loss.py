@@ -163,7 +163,5 @@ def total(parts: LossParts, frames: jax.Array, ends: jax.Array, weights: LossCon
     first = (parts.codes[0] + weights.end * parts.end) / jnp.maximum(frames + weights.end * ends, 1)
     rest = parts.codes[1:]
     shares = np.ones(len(rest)) if weights.codebooks is None else np.asarray(weights.codebooks)
-    if len(shares) != len(rest):
-        raise ConfigError(f"there are {len(shares)} weights of codebooks for codes 1 … {len(rest)}")
     rest = jnp.sum(rest * jnp.asarray(shares / shares.sum(), jnp.float32)) / jnp.maximum(frames, 1)
     return weights.code_0 * first + weights.codes * rest

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_tts_jax.files import completed
+
 
 class DivergedError(ArithmeticError):
     """The loss or its gradient is not a finite number any more; the message tells step and data."""
@@ -56,9 +58,8 @@ class Log:
                 # The last line of a killed process may be half written.
                 if line.endswith("}") and json.loads(line)["step"] <= step:
                     kept.append(line)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(path)
+        with completed(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def write(self, numbers: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

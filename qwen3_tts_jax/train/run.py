@@ -122,6 +122,7 @@ def fit(
             seconds = time.perf_counter() - clock
             log.write({"step": step, **plain(metrics), "seconds": seconds, "frames": frames})
             clock, frames = time.perf_counter(), 0
+        began = time.perf_counter()
         if held_out and schedule.due("evaluate", step, last):
             parts = judge(held_out)
             value = float(total(parts, parts.frames, parts.ends, recipe.loss))
@@ -136,6 +137,8 @@ def fit(
             speak(assemble(state.kept, frozen, recipe), step)
         if schedule.due("save", step, last) or ended_early:
             checkpoints.save(state, step)
+        # The log's seconds are those of steps.
+        clock += time.perf_counter() - began
     if held_out and (best := checkpoints.best_state(state)) is not None:
         state, value = best, checkpoints.best
     return Result(assemble(state.kept, frozen, recipe), state, int(state.step), value, ended_early)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from qwen3_tts_jax import hf_config, hf_export
 from qwen3_tts_jax.convert import load_checkpoint, load_codec, model_rules, tree_shapes
+from qwen3_tts_jax.files import completed
 from qwen3_tts_jax.train.alignment import AlignmentConfig
 from qwen3_tts_jax.train.checkpoints import BEST, CHECKPOINTS
 from qwen3_tts_jax.train.export import export_model
@@ -47,9 +48,8 @@ def describe_run(output: Path, recipe: Recipe, *, source: Path | None, tokenizer
         "optimizer": asdict(recipe.optimizer),
     }
     output.mkdir(parents=True, exist_ok=True)
-    temporary = output / f".{_FILE}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(output / _FILE)
+    with completed(output / _FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def is_run(folder: str | Path) -> bool:
@@ -109,7 +109,7 @@ def export_run(
 
 
 def _recipe(saved: Mapping[str, Any]) -> Recipe:
-    """The run's, as far as the shape of its state goes."""
+    """The run's, as far as the shape of its state depends on it."""
     lora, alignment, optimizer = saved["lora"], saved["alignment"], saved["optimizer"]
     return Recipe(
         hf_config.from_hf(*saved["model"]).with_dtypes("float32"),

@@ -16,6 +16,7 @@ from qwen3_tts_jax import audio, hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.convert import load_checkpoint, model_rules, tree_shapes
 from qwen3_tts_jax.convert.check import CODEC_FOLDER
+from qwen3_tts_jax.files import require_absent
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import TextMode
@@ -26,7 +27,7 @@ from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples, speaker_rows
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.lines import Line, add_speakers, read_lines
+from qwen3_tts_jax.train.lines import Line, add_speakers, check_speakers, read_lines
 from qwen3_tts_jax.train.lora import LoraConfig, save_adapters
 from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.progress import Schedule
@@ -111,18 +112,18 @@ def prepare(
         validation: more JSON lines, to judge by.
 
     Raises:
-        lines.DataError: see `read_lines`, `add_speakers` and `check_lengths`.
+        lines.DataError: see `read_lines`, `add_speakers`, `check_speakers` and `check_lengths`.
         FileExistsError: `output` holds a finished model.
         state_files.RunError: `output` holds a run with other settings or other data.
         ConfigError, lora.LoraError: as `step.frozen_paths`.
     """
     source, output = Path(source), Path(output)
-    if (output / MODEL).exists():
-        raise FileExistsError(f"{output / MODEL} is there already: choose another folder or move it away")
+    require_absent(output / MODEL)
     base = hf_config.read_folder(source).with_dtypes(config.dtype)
     lines = read_lines(data, base)
     held_out = [] if validation is None else read_lines(validation, base)
-    model, rows = add_speakers(base, [*lines, *held_out], known=config.known_speakers)
+    model, rows = add_speakers(base, lines, known=config.known_speakers)
+    check_speakers(held_out, model)
     tokenizer = TextTokenizer.from_folder(source)
     check_lengths([*lines, *held_out], tokenizer, model)
     lora_rows = tuple(rows.values()) if config.lora is not None else ()
@@ -139,10 +140,12 @@ def digest_of(lines: Sequence[Line]) -> str:
     return f"{len(lines)} lines, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def _fields(line: Line) -> list[str | None]:
+def _fields(line: Line) -> list[Any]:
     """All of a line but where its files lie."""
     spoken = (line.audio or line.codes).name if line.key is None else f"{line.codes.name} {line.key}"
-    return [spoken, line.text, line.ref_text, line.language, line.speaker, line.instruct]
+    reference = line.ref_audio and line.ref_audio.name
+    told = [line.text, line.ref_text, line.language, line.speaker, line.instruct]
+    return [spoken, reference, *told, line.durations]
 
 
 def _batches(job: Job, examples: list[Example], devices: int) -> Batches | BucketedBatches:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +34,7 @@ def save_state(folder: str | Path, name: str, state: Any, settings: Mapping[str,
     """
     target, folder = Path(folder).absolute() / name, Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    temporary = folder / f".{name}.partial"
     replaced = folder / f".{name}.old"
     for leftover in (temporary, replaced):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -60,6 +60,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.average < 1:
             raise ConfigError(f"the decay of the weights' average must be from 0 to below 1, got {self.average}")
+        weights, last = self.loss.codebooks, self.model.talker.num_codebooks - 1
+        if weights is not None and len(weights) != last:
+            raise ConfigError(f"there are {len(weights)} weights of codebooks for codes 1 … {last}")
         if self.alignment is not None:
             self.alignment.check(self.model)
             if self.lora is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from flax.traverse_util import flatten_dict
@@ -14,6 +15,7 @@ from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.convert import load_checkpoint, load_codec
 from qwen3_tts_jax.convert.check import CODEC_FOLDER
+from qwen3_tts_jax.files import require_absent
 from qwen3_tts_jax.prompt import TextMode
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.alignment import AlignmentConfig
@@ -131,18 +133,18 @@ def prepare_talker(
         OSError: a file that cannot be read.
     """
     output, codec = Path(output), Path(codec)
-    if (output / MODEL).exists():
-        raise FileExistsError(f"{output / MODEL} is there already: choose another folder or move it away")
+    require_absent(output / MODEL)
     codec_folder = codec / CODEC_FOLDER if (codec / CODEC_FOLDER).is_dir() else codec
     codec_config = hf_config.read_codec(codec_folder)
-    tokenizer_folder = write_byte_tokenizer(output / TOKENIZER) if tokenizer is None else Path(tokenizer)
-    new = read_new_config(model, tokenizer_folder, codec_config).with_dtypes(config.dtype)
+    with TemporaryDirectory() as folder:
+        texts = write_byte_tokenizer(folder) if tokenizer is None else Path(tokenizer)
+        new = read_new_config(model, texts, codec_config).with_dtypes(config.dtype)
+        text_tokenizer = TextTokenizer.from_folder(texts)
     lines = read_lines(data, new)
     held_out = [] if validation is None else read_lines(validation, new)
     full = with_speakers_of(new, [*lines, *held_out])
     if start is not None:
         _check_same(Path(start), full, config.dtype)
-    text_tokenizer = TextTokenizer.from_folder(tokenizer_folder)
     check_lengths([*lines, *held_out], text_tokenizer, full)
     recipe = Recipe(
         full,
@@ -157,7 +159,7 @@ def prepare_talker(
     settings = {"data": digest_of([*lines, *held_out])}
     Checkpoints(output, describe(recipe) | settings).check()
     return TalkerJob(
-        tokenizer_folder,
+        write_byte_tokenizer(output / TOKENIZER) if tokenizer is None else Path(tokenizer),
         codec_folder,
         None if start is None else Path(start),
         output,
