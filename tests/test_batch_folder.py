@@ -115,6 +115,38 @@ def test_what_was_half_written_is_removed(tmp_path, tasks):
     assert len(list((tmp_path / "out/codes").iterdir())) == 2
 
 
+@pytest.mark.parametrize("later", ["wav", "parquet"])
+@pytest.mark.parametrize("first", ["wav", "parquet"])
+def test_what_another_job_had_not_finished_is_removed(tmp_path, tasks, first, later):
+    """Killed between the files of its first item and their line, it became one of other settings."""
+    folder = tmp_path / "out"
+    begun(folder, tasks, 2, audio_format=first, save_codes=True)
+    (folder / "index.jsonl").write_text("")
+    (folder / "mine.wav").write_text("kept")
+    with JobFolder(folder, audio_format=later) as job:
+        job.begin({"seed": 1}, tasks[2:])
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {
+        ".lock", "index.jsonl", "job.json", "mine.wav"
+    }  # fmt: skip
+
+
+def test_only_a_job_of_shards_has_folders_of_shards(tmp_path, tasks):
+    folder = tmp_path / "out"
+    begun(folder, tasks, 1)
+    (folder / "data").mkdir()
+    (folder / "data" / "mine.parquet").write_text("kept")
+    with JobFolder(folder) as job:
+        job.begin(SETTINGS, tasks)
+    assert (folder / "data" / "mine.parquet").exists()
+
+
+def test_a_finished_item_whose_line_is_skipped(tmp_path, tasks):
+    begun(tmp_path / "out", tasks, 2)
+    message = r"1 finished item .*: i1: the reference cannot be read; use"
+    with pytest.raises(FolderError, match=message), JobFolder(tmp_path / "out") as job:
+        job.begin(SETTINGS, [tasks[0], *tasks[2:]], [BadLine(2, "i1", "the reference cannot be read")])
+
+
 def refused(folder: Path, settings: dict, tasks: list[Task], **options) -> str:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(FolderError) as error, JobFolder(folder, **options) as job:

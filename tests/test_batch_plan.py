@@ -103,8 +103,8 @@ def test_a_url_is_downloaded_once(tokenizer, tmp_path, monkeypatch):
     read_file = audio.read
     monkeypatch.setattr(audio, "read", read)
     given = [Item(n, f"i{n}", "Hi.", reference=url, reference_text="one") for n in (1, 2)]
-    (tmp_path / "kept").mkdir()
-    (first, second), _ = plan(given, BASE, tokenizer, 0, downloads=tmp_path / "kept")
+    given.append(Item(3, "i3", "Hi.", reference=url, reference_text="two"))
+    (first, second, _), _ = plan(given, BASE, tokenizer, 0, downloads=tmp_path / "kept")
     assert first.reference == second.reference
     samples, rate = first.reference.read()
     np.testing.assert_array_equal(samples, content[0])

@@ -119,6 +119,7 @@ def test_csv(tmp_path):
         ({"text": "a", "reference_text": "b"}, "reference_text is for a reference"),
         ({"text": "a", "reference_text": "b", "voice": "v"}, "the voice has its own"),
         ({"text": "a", "x_vector_only": True}, "x_vector_only is for a reference or a voice"),
+        ({"text": "a", "voice": "~nobody-here/v.pt"}, "voice is of a user who is not known here"),
         ('{"text": "a"', "is not JSON: "),
         ('{"text": "a", "text": "b"}', "the field 'text' is given twice"),
         ("[1]", "is not a JSON object but a list"),

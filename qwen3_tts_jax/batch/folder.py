@@ -45,6 +45,7 @@ _LOCK, _INDEX, _JOB = ".lock", "index.jsonl", "job.json"
 _WRITERS = 8
 _MOST_WAITING = 64
 _CODES, _SPOOL, _SHARDS = "codes", "spool", "data"
+_OF_ITEMS = (".wav", ".flac", ".npy", ".parquet")
 
 
 @dataclass
@@ -140,15 +141,16 @@ class JobFolder:
                 not those of the manifest; or it cannot be written. A job that finished nothing may become another.
         """
         settings = {**settings, "format": self.audio_format, "codes saved": self.save_codes}
-        items = {task.id: task.identity for task in tasks}
+        items, bad = {task.id: task.identity for task in tasks}, list(bad)
         records = self.read_index()
         job = batch_settings.read(self.path / _JOB)
         if job is not None and records:
             batch_settings.require_same(self.path, job["settings"], settings)
-            batch_settings.require_unchanged(self.path, job["items"], items, records)
+            skipped = {line.id: line.reason for line in bad if line.id is not None}
+            batch_settings.require_unchanged(self.path, job["items"], items, records, skipped)
         self._others = [{"id": line.id, "line": line.line, "status": "bad", "reason": line.reason} for line in bad]
         with self._writing():
-            for leftover in self._leftovers(records):
+            for leftover in self._leftovers(records, job):
                 leftover.unlink()
             batch_settings.write(self.path / _JOB, settings, items)
             batch_index.rewrite(self._index, [*records.values(), *self._others])
@@ -160,13 +162,19 @@ class JobFolder:
             self._shards = max((int(Path(file).stem.rpartition("-")[2]) + 1 for file in shards), default=0)
             self._pack(self.shard_items)
 
-    def _leftovers(self, records: Mapping[str, Record]) -> Iterator[Path]:
-        """What a job that was killed had not finished."""
+    def _leftovers(self, records: Mapping[str, Record], job: Mapping[str, Any] | None) -> Iterator[Path]:
+        """What a job that was killed had not finished, be it this one or, where nothing was, another before it."""
         known = {self.path / record[key] for record in records.values() for key in ("file", "codes") if key in record}
-        for folder in [self.path, *self._folders]:
-            spent = (".flac", ".npy", ".parquet") if self._sharded and folder != self.path else ()
+        before, was = (job["items"], job["settings"].get("format")) if job else ({}, None)
+        folders = [self.path / name for name in (_CODES, _SPOOL, _SHARDS) if (self.path / name).is_dir()]
+        for folder in [self.path, *folders]:
+            shards = folder.name in (_SPOOL, _SHARDS) and folder != self.path
+            if shards and not self._sharded and was != "parquet":
+                continue
             for found in folder.iterdir():
-                if is_partial(found) or (found.suffix in spent and found not in known):
+                # Of the files of whole items only those that the job is known to have made.
+                own = shards or found.stem in before
+                if is_partial(found) or (own and found.suffix in _OF_ITEMS and found not in known):
                     yield found
 
     def read_index(self) -> dict[str, Record]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -40,7 +43,7 @@ def run_batch(options: BatchOptions) -> None:
     sampling = sampling_arguments(options)
     _check_extras(options)
     job = JobFolder(options.output, options.audio_format, options.save_codes, options.shard_items)
-    with plain_messages(), TemporaryDirectory(prefix="qwen3-tts-jax-") as downloads:
+    with plain_messages(), _downloads() as downloads:
         with refusing(manifest.ManifestError, OSError):
             items, bad = manifest.read(options.manifest)
         with refusing(FolderError):
@@ -53,7 +56,7 @@ def run_batch(options: BatchOptions) -> None:
         config = read_config(folder)
         with refusing(FileNotFoundError):
             tokenizer = TextTokenizer.from_folder(folder)
-        tasks, unspeakable = plan(items, config, tokenizer, options.seed, options.max_seconds, Path(downloads))
+        tasks, unspeakable = plan(items, config, tokenizer, options.seed, options.max_seconds, downloads)
         bad = sorted([*bad, *unspeakable], key=lambda line: line.line)
         if bad and not (options.skip_bad and tasks):
             _refuse_bad(bad)
@@ -69,6 +72,16 @@ def run_batch(options: BatchOptions) -> None:
             _report(options, job, tasks, left, failed, bad)
     if failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _downloads() -> Iterator[Path]:
+    """Where a folder for downloads may be created; it is removed in the end."""
+    folder = Path(tempfile.gettempdir()) / f"qwen3-tts-jax-{uuid.uuid4().hex}"
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_extras(options: BatchOptions) -> None:
@@ -197,25 +210,31 @@ def _results(
         line("prefill", 0, len(left))
         yield from ray_engine.run(load, left, generation, options.batch_size, **counts)
         return
-    tts = _load(folder, computing, devices=settings["devices"], progress=line)
+    from qwen3_tts_jax.convert import CheckpointError
+
+    with refusing(CheckpointError, ConfigError):
+        tts = _load(folder, computing, devices=settings["devices"], progress=line)
     yield from speak.run(tts, left, generation, options.batch_size, retries=options.retry, progress=line)
 
 
 def _load(folder: Path, computing: dict[str, str], *, devices: int = 1, progress: BatchLine | None = None) -> Qwen3TTS:
     from qwen3_tts_jax.compile_cache import keep_compiled
-    from qwen3_tts_jax.convert import CheckpointError
     from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.sharding import make_mesh
 
     keep_compiled()
     mesh = make_mesh(devices) if devices > 1 else None
-    with refusing(CheckpointError, ConfigError):
-        return Qwen3TTS.from_pretrained(folder, **computing, mesh=mesh, progress=progress)
+    return Qwen3TTS.from_pretrained(folder, **computing, mesh=mesh, progress=progress)
 
 
 def _load_elsewhere(source: Source, computing: dict[str, str], digest: str) -> Qwen3TTS:
-    """Loads the model in a worker, which may be on another machine and have another by that name."""
-    folder = source.folder()
+    """Loads the model in a worker, which may be on another machine and have another by that name.
+
+    What goes wrong is for the job's process to tell: a worker's refusals would not be read.
+    """
+    from qwen3_tts_jax.convert import resolve
+
+    folder = resolve(source.model, source.revision, source.cache_dir, source.offline or None)
     if weights_digest(folder) != digest:
         raise ValueError(f"{folder} of a worker holds another model than where the job was started")
     return _load(folder, computing)
@@ -272,7 +291,8 @@ class BatchLine(StatusLine):
             return
         if self._start is None:
             self._start = self._clock()
-        batch = {"prefill": "reading", "decode": "decoding"}.get(stage) or f"frame {done} of at most {total}"
+        stages = {"prefill": "reading", "decode": "decoding", "encode": f"voice {done} of {total}"}
+        batch = stages.get(stage) or f"frame {done} of at most {total}"
         self._show(f"{self.text()} ({batch})", self._items, self._all)
 
     def done(self, task: Task, seconds: float) -> None:

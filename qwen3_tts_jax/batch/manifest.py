@@ -196,18 +196,21 @@ def _item(line: int, row: Mapping[str, Any], folder: Path) -> Item | BadLine:
         problems.append("the text is missing")
     if row.get("id") is None:
         values["id"] = str(line)
-    problems += _contradictions(row)
-    if problems:
-        return BadLine(line, values.get("id"), "; ".join(problems))
     for name in ("reference", "voice"):
         if name in values and not values[name].startswith((*URLS, "data:")):
-            values[name] = str(folder / Path(values[name]).expanduser())
+            try:
+                values[name] = str(folder / Path(values[name]).expanduser())
+            except RuntimeError:
+                problems.append(f"{name} is of a user who is not known here: {values[name]!r}")
+    problems += _contradictions({name: values.get(name, value) for name, value in row.items()})
+    if problems:
+        return BadLine(line, values.get("id"), "; ".join(problems))
     return Item(line=line, **values)
 
 
 def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
     given = {name for name, value in row.items() if value is not None}
-    alone = row.get("x_vector_only") not in (None, False) and _TRUTHS.get(str(row["x_vector_only"]).lower(), True)
+    alone = row.get("x_vector_only") not in (None, False)
     if {"reference", "voice"} <= given:
         yield "reference and voice are two voices: give one"
     elif "reference" in given:

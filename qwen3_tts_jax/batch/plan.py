@@ -87,7 +87,8 @@ def plan(
         seed: of items without one.
         max_seconds: the longest speech of items without one; by default 2 s, and 0.64 s per token of the text;
             less where the model reads phonemes (see `utterances.spoken_as`).
-        downloads: folder where recordings of URLs are kept; by default they are downloaded again when their turn comes.
+        downloads: folder where recordings of URLs are kept, created if there are any; by default they are downloaded
+            again when their turn comes.
 
     Returns:
         Tasks and bad lines, each in the order of the items.
@@ -175,12 +176,17 @@ _Found = tuple[VoicePrompt | None, Reference | None, str | None]
 """A voice (of a recording one of the same size), the recording, and a digest of either."""
 
 
+_Recording = tuple[int, int, str, Path | None]
+"""The number of samples of a recording, their rate, a digest of them, and the file of a download."""
+
+
 class _Voices:
     """Finds the voices of items, and reads each file once."""
 
     def __init__(self, config: ModelConfig, downloads: Path | None):
         self._config, self._downloads = config, downloads
         self._found: dict[Any, _Found | str] = {}
+        self._recordings: dict[str, _Recording] = {}
 
     def __call__(self, item: Item) -> _Found:
         """Raises a ValueError that says what is wrong with the voice of an item."""
@@ -209,22 +215,29 @@ class _Voices:
         codes = b"" if voice.codes is None else voice.codes.tobytes() + voice.text.encode()
         return voice, None, _digest(voice.x_vector.tobytes() + codes)
 
+    def _read(self, source: str) -> _Recording:
+        if source not in self._recordings:
+            samples, rate = audio.read(source)
+            voices.check_recording("the reference", samples, rate)
+            digest = _recording_digest(samples, rate)
+            kept = None
+            if self._downloads is not None and source.startswith(URLS):
+                self._downloads.mkdir(mode=0o700, exist_ok=True)
+                kept = self._downloads / f"{digest}.wav"
+                soundfile.write(kept, samples, rate, subtype="FLOAT")
+            self._recordings[source] = len(samples), rate, digest, kept
+        return self._recordings[source]
+
     def _of_recording(self, item: Item) -> _Found:
-        samples, rate = audio.read(item.reference)
-        voices.check_recording("the reference", samples, rate)
+        count, rate, digest, kept = self._read(item.reference)
         voices.check_text("the reference", item.reference_text)
-        digest = _recording_digest(samples, rate)
-        kept = None
-        if self._downloads is not None and item.reference.startswith(URLS):
-            kept = self._downloads / f"{digest}.wav"
-            soundfile.write(kept, samples, rate, subtype="FLOAT")
         reference = Reference(item.reference, item.reference_text, digest, kept)
         x_vector = np.zeros(self._config.speaker_encoder.x_vector_width, np.float32)
         if item.reference_text is None:
             return VoicePrompt(x_vector), reference, digest
         # As many frames as the codec will make of the recording: both quotients are rounded up.
         codec = self._config.codec
-        resampled = -(-len(samples) * codec.sample_rate // rate)
+        resampled = -(-count * codec.sample_rate // rate)
         codes = np.zeros((-(-resampled // codec.frame_samples), codec.num_codebooks), np.int32)
         return VoicePrompt(x_vector, codes, item.reference_text), reference, digest
 

@@ -57,11 +57,27 @@ def require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]
         )
 
 
-def require_unchanged(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], finished: Iterable[str]) -> None:
-    """Refuses finished items that were others, with a FolderError that names what differs."""
+def require_unchanged(
+    folder: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    finished: Iterable[str],
+    skipped: Mapping[str, str],
+) -> None:
+    """Refuses finished items that were others, with a FolderError that names what differs.
+
+    Args:
+        folder: of the job.
+        before: identities of its items by id.
+        now: those of the manifest.
+        finished: ids.
+        skipped: what is wrong with lines of the manifest that have no identity, by id.
+    """
     changed = []
     for name in finished:
-        if name not in now:
+        if name in skipped:
+            changed.append(f"{name}: {skipped[name]}")
+        elif name not in now:
             changed.append(f"{name} is not in the manifest")
         elif before.get(name) != now[name]:
             changed.append(f"{name}: {', '.join(_differences(before.get(name, {}), now[name]))}")

@@ -132,7 +132,7 @@ def run(
         generation: how codes are drawn.
         batch_size: the rows of every batch.
         retries: how often a speech that was cut at its limit is made again, with the seeds of `retry_seed`.
-        progress: see `synthesis.Progress`.
+        progress: see `synthesis.Progress`; "encode" counts voices of recordings.
 
     Raises:
         JobError: the device has not enough memory.
@@ -150,7 +150,7 @@ def run(
                     again.append(_Try(tried.task, tried.number + 1))
                 else:
                     yield result
-            # First of the next: what was made of them is not kept.
+            # Next, while their voices are still in `made`; what was cut is dropped.
             waiting.extendleft(again)
             while len(made) > most:
                 del made[next(iter(made))]
@@ -158,7 +158,7 @@ def run(
 
 def _speak(
     model: Model,
-    part: Iterable[_Try],
+    part: Sequence[_Try],
     made: dict[Reference, VoicePrompt],
     generation: GenerationConfig,
     batch_size: int,
@@ -166,7 +166,9 @@ def _speak(
 ) -> Iterator[tuple[_Try, Result]]:
     """Tries and their results; `made` keeps voices."""
     ready: list[tuple[_Try, Request]] = []
-    for tried in part:
+    for number, tried in enumerate(part, 1):
+        if progress is not None and tried.task.reference is not None:
+            progress("encode", number, len(part))
         try:
             ready.append((tried, _with_voice(tried.task, model, made)))
         except (ValueError, OSError) as error:
