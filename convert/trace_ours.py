@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_tts_jax.cache import KVCache
-from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.codec.decoder import CodecDecoder, initial_state
 from qwen3_tts_jax.config import CodecDecoderConfig, GenerationConfig, ModelConfig
 from qwen3_tts_jax.convert.hearing import Recording, hear
@@ -26,6 +25,7 @@ from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import PromptBatch, Request, batch_plans, plan_prompt
 from qwen3_tts_jax.talker import Talker
 from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.train.score import code_logits_of
 from qwen3_tts_jax.transformer import Block
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
@@ -126,32 +126,13 @@ def _forced_logits(
     """Feeds frames [B, F, Q]; returns logits of code 0 [B, F + 1, V] and of the others [B, F, Q − 1, V]."""
 
     def step(state: DecodeState, codes: jax.Array):
-        return advance(params, config, state, codes), (state.logits, _predictor_logits(params, config, state, codes))
+        # All in one pass: `generate.predict_codes`, which goes step by step, is compared by the free codes.
+        others = code_logits_of(params, config, state.hidden[:, None], codes[:, None])[:, 0]
+        return advance(params, config, state, codes), (state.logits, others)
 
     state, (talker, predictor) = jax.lax.scan(step, state, codes.swapaxes(0, 1))
     talker = jnp.concatenate([talker, state.logits[None]])
     return talker.swapaxes(0, 1), predictor.swapaxes(0, 1)
-
-
-def _predictor_logits(params: Params, config: ModelConfig, state: DecodeState, codes: jax.Array) -> jax.Array:
-    """Logits [B, Q − 1, V] of codes 1 … Q − 1 of a frame [B, Q], all positions in one pass.
-
-    `generate.predict_codes`, which goes step by step, is compared by the free codes.
-    """
-    predictor, variables = CodePredictor(config.code_predictor), {"params": params["code_predictor"]}
-    batch, num_codebooks = codes.shape
-    code_0 = Talker(config.talker).apply({"params": params["talker"]}, codes[:, :1], method=Talker.embed_code)
-    codebooks = jnp.arange(1, num_codebooks - 1)
-    others = predictor.apply(variables, codebooks, codes[:, 1:-1], method=CodePredictor.embed_code)
-    dtype = state.hidden.dtype
-    x = jnp.concatenate([state.hidden[:, None], code_0.astype(dtype), others.astype(dtype)], axis=1)
-    cache = KVCache.zeros(config.code_predictor.transformer, batch, num_codebooks)
-    hidden, _ = predictor.apply(variables, x, cache)
-    logits = [
-        predictor.apply(variables, hidden[:, codebook], codebook, method=CodePredictor.logits)
-        for codebook in range(1, num_codebooks)
-    ]
-    return jnp.stack(logits, axis=1)
 
 
 _NOT_COMPARED = ("input_projection", "transformer", "snake_out", "conv_out")

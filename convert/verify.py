@@ -98,11 +98,8 @@ def run_parity(
     if not config.supports_instruct:
         instruct = None
     requests = [Request(text, language, speaker, instruct, text_mode, frames) for text in texts]
-    requests = [
-        replace(part, max_frames=frames)
-        for request in requests
-        for part in spoken_as(request, TextTokenizer.from_folder(folder))
-    ]
+    tokenizer = TextTokenizer.from_folder(folder)
+    requests = [replace(part, max_frames=frames) for request in requests for part in spoken_as(request, tokenizer)]
     tokenizer = TextTokenizer.from_folder(folder, phonemize=False)
     for request in requests:
         plan_prompt(replace(request, voice=_stand_in(config, recording)), tokenizer, config)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax import generate as g
+from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
 from qwen3_tts_jax.sampling import sample
 from qwen3_tts_jax.talker import Talker
-from qwen3_tts_jax.train.score import empty_cache, entropy, log_probability, score, scores, teacher_force
+from qwen3_tts_jax.train.score import entropy, log_probability, score, scores, teacher_force
 from tests.train_model import BASE, KINDS, Q, V, params, prompts, random_codes
 
 SAMPLED = GenerationConfig(
@@ -42,7 +43,7 @@ def step(tree, config, state, codes):
     predictor = partial(CodePredictor(config.code_predictor).apply, {"params": tree["code_predictor"]})
     known = jnp.maximum(codes, 0)
     code_0 = Talker(config.talker).apply({"params": tree["talker"]}, known[:, 0], method=Talker.embed_code)
-    cache = empty_cache(config.code_predictor.transformer, codes.shape[0], Q)
+    cache = KVCache.zeros(config.code_predictor.transformer, codes.shape[0], Q)
     hidden, cache = predictor(jnp.stack([state.hidden, code_0], axis=1), cache)
     logits = [predictor(hidden[:, -1], 1, method=CodePredictor.logits)]
     for q in range(2, Q):

@@ -31,7 +31,7 @@ class _Bucket:
 
 @dataclass(frozen=True, eq=False)
 class BucketedBatches:
-    """Batches of examples, with the interface of `examples.Batches`: a function of the step alone.
+    """Batches of examples, with the interface of `batches.Batches`: a function of the step alone.
 
     The examples are cut by length into buckets of equally much speech, each with one shape of batches. In an epoch
     every bucket has its turns in an order of the epoch's own; its examples go round, each time in another order.

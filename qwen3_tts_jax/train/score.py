@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
-from qwen3_tts_jax.config import GenerationConfig, ModelConfig, TransformerConfig
+from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.generate import Params, allowed_codes, embed_codes, embed_prompt
 from qwen3_tts_jax.prompt import PromptBatch
 from qwen3_tts_jax.sampling import process_logits
@@ -193,7 +193,7 @@ def _forced(
 
     talker = partial(Talker(config.talker).apply, {"params": params["talker"]})
     with jax.named_scope("talker"), _watched("talker", capture, edit, activations):
-        hidden, _ = talker(sequence, empty_cache(config.talker.transformer, batch, sequence.shape[1]))
+        hidden, _ = talker(sequence, KVCache.zeros(config.talker.transformer, batch, sequence.shape[1]))
         # The state at a position predicts the frame at the next.
         positions = prompt_lengths[:, None] - 1 + jnp.arange(steps + 1)
         hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
@@ -226,7 +226,7 @@ def code_logits_of(params: Params, config: ModelConfig, hidden: jax.Array, codes
     rest = predictor(jnp.arange(1, num_codebooks - 1), known[..., 1:-1], method=CodePredictor.embed_code)
     inputs = [hidden[:, :, None], first.astype(hidden.dtype), rest.astype(hidden.dtype)]
     inputs = jnp.concatenate(inputs, axis=2).reshape(batch * steps, num_codebooks, -1)
-    states, _ = predictor(inputs, empty_cache(config.code_predictor.transformer, batch * steps, num_codebooks))
+    states, _ = predictor(inputs, KVCache.zeros(config.code_predictor.transformer, batch * steps, num_codebooks))
     states = states.reshape(batch, steps, num_codebooks, -1)[:, :, 1:]
     heads = jax.vmap(partial(predictor, method=CodePredictor.logits), in_axes=(2, 0), out_axes=2)
     return heads(states, jnp.arange(1, num_codebooks))
@@ -250,11 +250,6 @@ def _join(prompt: jax.Array, frames: jax.Array, prompts: PromptBatch) -> tuple[j
     in_prompt = slots < lengths[:, None]
     source = jnp.where(in_prompt, slots + start[:, None], slots - lengths[:, None] + used.shape[1])
     return jnp.take_along_axis(both, jnp.minimum(source, both.shape[1] - 1)[..., None], axis=1), lengths
-
-
-def empty_cache(config: TransformerConfig, batch: int, capacity: int) -> KVCache:
-    """A cache for `batch` rows that all start in its first slot."""
-    return KVCache.zeros(config, batch, capacity)
 
 
 @contextmanager

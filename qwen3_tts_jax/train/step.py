@@ -257,7 +257,7 @@ def train_step(
     carry = (jnp.zeros(()), nothing, jnp.zeros(2), jax.tree.map(jnp.zeros_like, state.trained))
     (value, parts, aligned, gradient), _ = jax.lax.scan(add, carry, (batches, keys))
     updates, optimizer = recipe.optimizer.optimizer().update(gradient, state.optimizer, state.trained)
-    norm = jnp.sqrt(sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(gradient)))
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     trained = optax.apply_updates(state.trained, updates)
     average = state.average

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import soundfile
@@ -37,8 +36,10 @@ from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.convert import load_codec
 from qwen3_tts_jax.durations import UNIT
+from qwen3_tts_jax.files import require_absent
 from qwen3_tts_jax.phonemes import STRESSES, UNITS
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
+from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_job import write_codec
 from qwen3_tts_jax.train.codec_quantizer import entries, share_codebooks
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
@@ -175,11 +176,8 @@ def train(work: Path, clips: list[Clip], config: CodecConfig, params: Mapping[st
     """Trains to `steps`, from the last checkpoint if there is one."""
     rate = optax.warmup_cosine_decay_schedule(0, 1.5e-3, 200, steps, 5e-5)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, 0.8, 0.99, weight_decay=1e-3))
-    state, checkpoint = start(config, params, optimizer), work / "codes" / "state.npz"
-    leaves, tree = jax.tree.flatten(state)
-    if checkpoint.exists():
-        with np.load(checkpoint) as file:
-            state = jax.tree.unflatten(tree, [jnp.asarray(file[f"{i}"]) for i in range(len(leaves))])
+    checkpoints = Checkpoints(work / "codes", {"steps": steps})
+    state = checkpoints.resume(start(config, params, optimizer))
     first, began, sums, since = int(state.step), time.perf_counter(), {}, 0
     training = [clip for clip in clips if not clip.held_out]
     for number, batch in zip(range(first, steps), batches(training, range(first, steps), config), strict=True):
@@ -193,9 +191,7 @@ def train(work: Path, clips: list[Clip], config: CodecConfig, params: Mapping[st
             )
             sums, since = {}, 0
         if (number + 1) % 1000 == 0 or number + 1 == steps:
-            temporary = checkpoint.with_suffix(".tmp.npz")
-            np.savez(temporary, **{f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))})
-            temporary.replace(checkpoint)
+            checkpoints.save(state, number + 1)
     return state
 
 
@@ -251,6 +247,7 @@ def main() -> None:
     parser.add_argument("--waveform", type=Path, help="a codec's folder whose waveform part is a start")
     arguments = parser.parse_args()
     work, config = arguments.work, codec_of_mini(SPECTRAL)
+    require_absent(work / "codes" / "codec")
     (work / "codes").mkdir(exist_ok=True)
     clips, params = read_clips(work, arguments.held_out), random_codec(config)
     if arguments.waveform is not None:

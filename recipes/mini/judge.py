@@ -31,10 +31,14 @@ class Judges:
     """Loaded as they are asked for."""
 
     @cached_property
+    def _whisper_files(self):
+        return tempfile.TemporaryDirectory()
+
+    @cached_property
     def whisper(self):
         from faster_whisper import WhisperModel
 
-        folder = Path(tempfile.mkdtemp())
+        folder = Path(self._whisper_files.name)
         parts = []
         for package in WHISPER_PARTS:
             for file in files(package):
