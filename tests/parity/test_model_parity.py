@@ -77,20 +77,16 @@ def test_talker_layers_and_logits(variant, ours, official):
             cache_position=torch.arange(steps), output_hidden_states=True, use_cache=True,
         )  # fmt: skip
     padded = np.stack([np.roll(row[:steps], -first, axis=0) for row, first in zip(x, start, strict=True)])
-    talker = Talker(config.talker)
-    (hidden, cache), seen = talker.apply(
-        {"params": params["talker"]},
-        padded,
-        KVCache.zeros(config.talker.transformer, 3, steps),
-        capture_intermediates=True,
-        mutable=["intermediates"],
-    )
+    variables, talker = {"params": params["talker"]}, Talker(config.talker)
+    watched = jax.jit(partial(talker.apply, capture_intermediates=True, mutable=["intermediates"]))
+    one_step, logits_of = jax.jit(talker.apply), jax.jit(partial(talker.apply, method=Talker.logits))
+    (hidden, cache), seen = watched(variables, padded, KVCache.zeros(config.talker.transformer, 3, steps))
     layers = seen["intermediates"]["transformer"]
     outputs = [layers[f"layers_{layer}"]["__call__"][0][0] for layer in range(config.talker.transformer.num_layers - 1)]
     for output, theirs in zip([*outputs, hidden], expected.hidden_states[0][1:], strict=True):
         for row in range(3):
             np.testing.assert_allclose(output[row, : lengths[row]], theirs[row, start[row] :].numpy(), atol=1e-4)
-    logits = talker.apply({"params": params["talker"]}, hidden, method=Talker.logits)
+    logits = logits_of(variables, hidden)
     np.testing.assert_allclose(logits[np.arange(3), lengths - 1], expected.logits[:, -1].numpy(), atol=1e-4)
 
     cache = cache.grow(steps + 9).replace(length=jnp.asarray(lengths, jnp.int32))
@@ -105,8 +101,8 @@ def test_talker_layers_and_logits(variant, ours, official):
                 position_ids=positions, cache_position=torch.tensor([position]), past_key_values=past, use_cache=True,
             )  # fmt: skip
             theirs = reference.codec_head(expected.last_hidden_state).numpy()
-        hidden, cache = talker.apply({"params": params["talker"]}, x[:, position : position + 1], cache)
-        logits = talker.apply({"params": params["talker"]}, hidden, method=Talker.logits)
+        hidden, cache = one_step(variables, x[:, position : position + 1], cache)
+        logits = logits_of(variables, hidden)
         np.testing.assert_allclose(logits, theirs, atol=1e-4)
 
 
@@ -126,15 +122,19 @@ def test_code_predictor_logits_under_forced_codes(variant, ours, official):
     model, reference = ours(variant), official(variant).model.talker.code_predictor
     config, variables = model.config, {"params": model.params["code_predictor"]}
     predictor = CodePredictor(config.code_predictor)
+    step = jax.jit(predictor.apply)
+    logits_of, embed_code = (
+        jax.jit(partial(predictor.apply, method=method)) for method in (CodePredictor.logits, CodePredictor.embed_code)
+    )
     rng = np.random.default_rng(2)
     x = rng.normal(size=(3, 2, config.talker.transformer.width)).astype(np.float32)
     codes = rng.integers(0, config.code_predictor.codebook_size, (3, config.talker.num_codebooks))
     with quiet(), torch.no_grad():
         expected = reference(inputs_embeds=torch.tensor(x), use_cache=True)
     cache = KVCache.zeros(config.code_predictor.transformer, 3, config.talker.num_codebooks)
-    hidden, cache = predictor.apply(variables, x, cache)
+    hidden, cache = step(variables, x, cache)
     for q in range(1, config.talker.num_codebooks):
-        logits = predictor.apply(variables, hidden[:, -1], q, method=CodePredictor.logits)
+        logits = logits_of(variables, hidden[:, -1], q)
         np.testing.assert_allclose(logits, expected.logits[:, -1].numpy(), atol=1e-4)
         if q == config.talker.num_codebooks - 1:
             break
@@ -143,8 +143,7 @@ def test_code_predictor_logits_under_forced_codes(variant, ours, official):
                 input_ids=torch.tensor(codes[:, q : q + 1]), past_key_values=expected.past_key_values,
                 generation_steps=q, use_cache=True,
             )  # fmt: skip
-        embedded = predictor.apply(variables, q, jnp.asarray(codes[:, q]), method=CodePredictor.embed_code)
-        hidden, cache = predictor.apply(variables, embedded[:, None], cache)
+        hidden, cache = step(variables, embed_code(variables, q, codes[:, q])[:, None], cache)
 
 
 @pytest.mark.filterwarnings("ignore:.*takes no instruct")
@@ -193,7 +192,8 @@ def test_exported_weights_speak_the_same_in_the_official_package(variant, checkp
     source, config = checkpoint(variant, dtype="float32"), SMALL[variant]
     params = load_params(source, config, [part for part in PARTS if part != "speaker_encoder"])
     rng = np.random.default_rng(5)
-    changed = jax.tree.map(lambda leaf: leaf * jnp.asarray(1 + 0.1 * rng.normal(size=leaf.shape), leaf.dtype), params)
+    factors = jax.tree.map(lambda leaf: (1 + 0.1 * rng.normal(size=leaf.shape)).astype(leaf.dtype), params)
+    changed = jax.tree.map(lambda leaf, factor: jnp.asarray(np.asarray(leaf) * factor), params, factors)
     export_safetensors(tmp_path, changed, config)
     for file in (file for file in source.rglob("*") if file.suffix in (".json", ".txt")):
         (tmp_path / file.relative_to(source)).write_bytes(file.read_bytes())
@@ -201,18 +201,15 @@ def test_exported_weights_speak_the_same_in_the_official_package(variant, checkp
     method = "generate_custom_voice" if variant.endswith("CustomVoice") else "generate_voice_design"
     arguments = {"text": TEXTS, "language": LANGUAGES, **voices}
     tokenizer = ours(variant).tokenizer
-    check_same_speech(Qwen3TTS(config, changed, tokenizer), load_official(tmp_path), method, (), 14, keywords=arguments)
-    before = Qwen3TTS(config, params, tokenizer).synthesize([Request(TEXTS[0], max_frames=13, **_first(voices))])
-    after = Qwen3TTS(config, changed, tokenizer).synthesize([Request(TEXTS[0], max_frames=13, **_first(voices))])
-    assert not np.array_equal(before[0].codes, after[0].codes)
-
-
-def _first(columns):
-    return {name: values[0] for name, values in columns.items()}
+    after = check_same_speech(
+        Qwen3TTS(config, changed, tokenizer), load_official(tmp_path), method, (), 14, keywords=arguments
+    )
+    before, _ = getattr(Qwen3TTS(config, params, tokenizer), method)(**arguments, **GREEDY, max_new_tokens=14)
+    assert not np.array_equal(before[0], after[0])
 
 
 def check_same_speech(model, reference, method, arguments, max_new_tokens=24, keywords=None):
-    """Greedy codes 0 … Q−1 equal in every frame of every row, samples within 1e-4."""
+    """Greedy codes 0 … Q−1 equal in every frame of every row, samples within 1e-4; returns ours."""
     options = GREEDY | {"max_new_tokens": max_new_tokens} | (keywords or {})
     (wavs, rate), codes = official_codes(reference, lambda: getattr(reference, method)(*arguments, **options))
     synthesize, ours_codes = model.synthesize, []
@@ -231,6 +228,7 @@ def check_same_speech(model, reference, method, arguments, max_new_tokens=24, ke
         np.testing.assert_array_equal(mine, theirs, err_msg=f"row {row}")
     for mine, theirs in zip(our_wavs, wavs, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
+    return our_wavs
 
 
 def test_rows_that_stop_at_different_frames(ours, official):
