@@ -30,7 +30,7 @@ def tone(hertz, count=RATE):
 @pytest.mark.parametrize(("hertz", "band"), [(300, 0), (700, 1), (1500, 2), (3000, 3)])
 def test_phase_distances(hertz, band):
     true, silence = tone(hertz), np.zeros((1, RATE), np.float32)
-    off = partial(distances.phase_distances, true=true, rate=RATE)
+    off = jax.jit(partial(distances.phase_distances, true=true, rate=RATE))
     np.testing.assert_allclose(off(true), 0, atol=0.05)
     for loud in (0.5, 3.0):
         np.testing.assert_allclose(off(loud * true), 0, atol=0.05)
@@ -40,7 +40,7 @@ def test_phase_distances(hertz, band):
     late = np.roll(true, RATE // hertz // 4, axis=1)
     assert off(late)[band] == pytest.approx(2**0.5, abs=0.1)
     # It says nothing about magnitudes: neither louder nor quieter is better.
-    slope = jax.grad(lambda gain: off(gain * late)[band])(1.0)
+    slope = jax.jit(jax.grad(lambda gain: off(gain * late)[band]))(1.0)
     assert abs(slope) < 1e-3
 
 

@@ -39,8 +39,13 @@ def make(*recordings, texts=None, **options):
 
 def _alone(samples):
     """x-vector and codes of samples at 24 kHz, by the functions beneath and without padding."""
-    x = x_vector(_params()["speaker_encoder"], MODEL.speaker_encoder, mel_spectrogram(samples[None]))[0]
-    return np.asarray(x), np.asarray(encode(_params()["codec"]["encoder"], MODEL.codec, samples[None])[0])
+
+    @jax.jit
+    def both(params, samples):
+        vector = x_vector(params["speaker_encoder"], MODEL.speaker_encoder, mel_spectrogram(samples))
+        return vector[0], encode(params["codec"]["encoder"], MODEL.codec, samples)[0]
+
+    return map(np.asarray, both(_params(), samples[None]))
 
 
 def test_a_recording_becomes_its_x_vector_codes_and_text():
