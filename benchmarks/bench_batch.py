@@ -4,8 +4,8 @@
 
 Each kind runs in a fresh process, ours and theirs in turn, so that load, compile and peak memory are those of a
 first use; then five more calls are timed. Ours computes in float32; the official package in float32 and, since that
-is faster on CPUs with AMX, in bfloat16. Any checkpoint will do, a random one too
-(tests/parity/random_checkpoint.py). Needs the extra `parity` and qwen-tts.
+is faster on CPUs with AMX, in bfloat16. Any custom-voice or voice-design checkpoint will do, a random
+one too (tests/parity/random_checkpoint.py). Needs the extra `parity` and qwen-tts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def measure_ours(checkpoint: str, frames: int, batch: int) -> list[side_by_side.
     began = time.perf_counter()
     model = Qwen3TTS.from_pretrained(checkpoint, dtype="float32")
     loaded = time.perf_counter() - began
-    voice = _voice(model.config.model_type)
+    voice = side_by_side.voice(model.config.model_type)
     requests = [Request(text, "english", max_frames=frames, **voice) for text in _texts(batch)]
 
     def speak() -> side_by_side.Figures:
@@ -67,7 +67,7 @@ def measure_official(dtype: str, checkpoint: str, frames: int, batch: int) -> li
     began = time.perf_counter()
     model = official.Qwen3TTSModel.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
     loaded = time.perf_counter() - began
-    voice = _voice(model.model.tts_model_type)
+    voice = side_by_side.voice(model.model.tts_model_type)
     speak = model.generate_custom_voice if "speaker" in voice else model.generate_voice_design
     generate, times = model.model.generate, {}
 
@@ -107,10 +107,6 @@ def _speed(total: float, seconds: float) -> side_by_side.Figures:
 
 def _texts(batch: int) -> tuple[str, ...]:
     return tuple(TEXTS[i % len(TEXTS)] for i in range(batch))
-
-
-def _voice(model_type: str) -> dict[str, str]:
-    return {"speaker": "ryan"} if model_type == "custom_voice" else {"instruct": "An old man who speaks slowly."}
 
 
 _MEASURES = {

@@ -53,8 +53,7 @@ def measure_ours(keep: bool, checkpoint: str, frames: int, batch: int) -> side_b
     marks = [time.perf_counter()]
     model = Qwen3TTS.from_pretrained(checkpoint, dtype="float32")
     marks.append(time.perf_counter())
-    custom = model.config.model_type == "custom_voice"
-    voice = {"speaker": "ryan"} if custom else {"instruct": "An old man who speaks slowly."}
+    voice = side_by_side.voice(model.config.model_type)
     texts = [bench_batch.TEXTS[row % len(bench_batch.TEXTS)] for row in range(batch)]
     requests = [Request(text, "english", max_frames=frames, **voice) for text in texts]
     model.synthesize(requests, batch_size=batch)

@@ -121,8 +121,7 @@ def _speed(milliseconds: side_by_side.Figures, batch: int) -> side_by_side.Figur
 def _request(model_type: str) -> Any:
     from qwen3_tts_jax import Request
 
-    voice = {"speaker": "ryan"} if model_type == "custom_voice" else {"instruct": "An old man who speaks slowly."}
-    return Request(TEXT, "english", **voice)
+    return Request(TEXT, "english", **side_by_side.voice(model_type))
 
 
 _MEASURES = {

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import side_by_side
 
 from qwen3_tts_jax import Qwen3TTS, Request
 from qwen3_tts_jax.generate import generate_chunk, prefill_compiled, utterance_keys
@@ -39,8 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = Qwen3TTS.from_pretrained(arguments.checkpoint, dtype=arguments.dtype)
     config = model.config
-    voice = {"speaker": "ryan"} if config.model_type == "custom_voice" else {"instruct": "An old man."}
-    request = Request(TEXT, "english", max_frames=arguments.frames, **voice)
+    request = Request(TEXT, "english", max_frames=arguments.frames, **side_by_side.voice(config.model_type))
     (speech,) = model.synthesize([request])
     plan = plan_prompt(request, model.tokenizer, config)
     prompt = batch_plans([plan], tts_pad=config.prompt.tts_pad)

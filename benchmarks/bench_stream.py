@@ -21,7 +21,7 @@ def measure_ours(checkpoint: str, frames: int, _batch: int) -> side_by_side.Figu
     from qwen3_tts_jax import Qwen3TTS, Request
 
     model = Qwen3TTS.from_pretrained(checkpoint, dtype="float32")
-    request = Request(TEXT, "english", max_frames=frames, **_voice(model.config.model_type))
+    request = Request(TEXT, "english", max_frames=frames, **side_by_side.voice(model.config.model_type))
 
     def speak() -> side_by_side.Figures:
         start, first, made = time.perf_counter(), 0.0, 0
@@ -44,7 +44,7 @@ def measure_official(checkpoint: str, frames: int, _batch: int) -> side_by_side.
     import torch
 
     torch.manual_seed(0)
-    voice = _voice(model.model.tts_model_type)
+    voice = side_by_side.voice(model.model.tts_model_type)
     speak = model.generate_custom_voice if "speaker" in voice else model.generate_voice_design
 
     def run() -> side_by_side.Figures:
@@ -55,10 +55,6 @@ def measure_official(checkpoint: str, frames: int, _batch: int) -> side_by_side.
 
     first, second = run(), run()
     return {"compile": first["total"] - second["total"], **second}
-
-
-def _voice(model_type: str) -> dict[str, str]:
-    return {"speaker": "ryan"} if model_type == "custom_voice" else {"instruct": "An old man who speaks slowly."}
 
 
 _ROWS = [

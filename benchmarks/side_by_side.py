@@ -82,14 +82,27 @@ def in_turn(command: Sequence[str], kinds: Sequence[str], repeats: int) -> Resul
     return results
 
 
+def voice(model_type: str) -> dict[str, str]:
+    """The arguments that say who speaks, for models of the published speakers."""
+    return {"speaker": "ryan"} if model_type == "custom_voice" else {"instruct": "An old man who speaks slowly."}
+
+
 def machine() -> dict[str, str | int | None]:
     """What the figures depend on besides the code."""
     return {
         "cpus": os.cpu_count(),
+        "cpu": _cpu(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("jax", "torch", "qwen-tts")},
     }
+
+
+def _cpu() -> str | None:
+    """The processor's name where Linux tells it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _version(package: str) -> str | None:
