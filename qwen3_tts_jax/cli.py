@@ -286,7 +286,9 @@ def parity(
     x_vector_only: Annotated[bool, typer.Option("--x-vector-only", help="Clone the x-vector alone.")] = False,
     text_mode: option.Mode = "all-at-once",
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Both compute in this.")] = "float32",
-    frames: Annotated[int, typer.Option(help="How many frames of 80 ms each makes at most.")] = 12,
+    frames: Annotated[
+        int, typer.Option(help="How many frames each makes at most, of 80 ms in the published models.")
+    ] = 12,
     layers: Annotated[bool, typer.Option("--layers", help="Compare every layer of the talker too.")] = False,
     report: Annotated[Path | None, typer.Option(help="Markdown file to write the numbers into.")] = None,
     revision: option.Revision = None,

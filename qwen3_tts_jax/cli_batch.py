@@ -44,7 +44,10 @@ def batch(
     ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that cannot be spoken.")] = False,
     retry: Annotated[
-        int, typer.Option(min=0, help="Make speech that was cut at its limit again so often, with other seeds.")
+        int,
+        typer.Option(
+            min=0, help="Make speech that was cut at its limit again, up to this many times, with other seeds."
+        ),
     ] = 0,
     devices: Annotated[
         int | None, typer.Option(min=1, help="Of this machine, to share each batch; all by default.")

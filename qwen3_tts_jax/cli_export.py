@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,22 +40,21 @@ def export(
     The source is a model in the published layout, one that `convert` wrote (Orbax), or the folder of a run of `train
     sft` or `train talker`, finished or not. `convert` goes the other way, from the published layout to Orbax.
     """
-    from qwen3_tts_jax.cli_model import Source, read_config, stored_sizes
-    from qwen3_tts_jax.console import ProgressLine, plain_messages, refuse, refusing
+    from qwen3_tts_jax.cli_model import Source, folder_bytes, parts_of, read_config, stored_sizes
+    from qwen3_tts_jax.console import ProgressLine, plain_messages, quiet_orbax, refuse, refusing
 
     if output.exists():
         refuse(f"{output} is there already: choose another folder or move it away")
-    # Orbax warns that a checkpoint of one process has no parts of others to merge.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    quiet_orbax()
     with plain_messages(), refusing(ValueError, OSError):
         from qwen3_tts_jax.train.saved_run import export_run, is_run
 
         if source != MINI and is_run(source):
             _, name = export_run(source, output, "float32" if dtype == "auto" else dtype, checkpoint)
-            typer.echo(f"{output}: {_megabytes(output):,.1f} MB, the state of {source} at {name}")
+            typer.echo(f"{output}: {folder_bytes(output) / 1e6:,.1f} MB, the state of {source} at {name}")
             return
 
-        from qwen3_tts_jax.convert import PARTS, load_checkpoint
+        from qwen3_tts_jax.convert import load_checkpoint
         from qwen3_tts_jax.train.export import export_model
 
         folder = Source(source, revision, cache_dir, offline, verify).folder()
@@ -64,13 +62,9 @@ def export(
         if dtype == "auto":
             dtype = "bfloat16" if stored_sizes(folder, config)["talker"][0] == "bfloat16" else "float32"
         config = config.with_dtypes(dtype)
-        parts = [part for part in PARTS if part != "speaker_encoder" or config.speaker_encoder is not None]
+        parts = parts_of(config)
         with ProgressLine(1 / config.codec.frame_rate, quiet) as progress:
             params = load_checkpoint(folder, config, parts, lambda done, total: progress("load", done, total))
             progress("save", 0, 1)
             export_model(output, params, config, folder, dtype)
-    typer.echo(f"{output}: {_megabytes(output):,.1f} MB, {', '.join(parts)}; talker in {dtype}")
-
-
-def _megabytes(folder: Path) -> float:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    typer.echo(f"{output}: {folder_bytes(output) / 1e6:,.1f} MB, {', '.join(parts)}; talker in {dtype}")

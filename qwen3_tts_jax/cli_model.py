@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import sys
 from collections import Counter
@@ -17,7 +16,7 @@ import typer
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig, TransformerConfig
-from qwen3_tts_jax.console import ProgressLine, refuse, refusing
+from qwen3_tts_jax.console import ProgressLine, quiet_orbax, refuse, refusing
 from qwen3_tts_jax.packaged import MINI, MINI_VOICES, local_folder
 from qwen3_tts_jax.presets import PRESETS, preset
 
@@ -123,7 +122,7 @@ def check_type(model: str, config: ModelConfig, needed: str, command: str) -> No
 
 
 def print_voices(source: Source) -> None:
-    """A line per voice, with the dialect that it speaks instead of Chinese, and in `mini` who it is."""
+    """A line per voice, the default first, with the dialect that it speaks instead of Chinese; in `mini`, who it is."""
     config = source.config()
     speakers = config.prompt.speakers
     if not speakers:
@@ -136,7 +135,7 @@ def print_voices(source: Source) -> None:
         )
     width = max(map(len, speakers))
     words = MINI_VOICES if source.model == MINI else config.prompt.dialects
-    for name in sorted(speakers):
+    for name in speakers:
         typer.echo(f"{name:{width}}  {words.get(name, '')}".rstrip())
 
 
@@ -190,8 +189,7 @@ def stored_sizes(folder: Path, config: ModelConfig) -> dict[str, tuple[str, int]
     sizes = {}
     if is_converted(folder):
         for part, dtypes in json.loads((folder / MARKER).read_text(encoding="utf-8"))["dtypes"].items():
-            files = [file for file in (folder / "params" / part).rglob("*") if file.is_file()]
-            sizes[part] = "/".join(dtypes), sum(file.stat().st_size for file in files)
+            sizes[part] = "/".join(dtypes), folder_bytes(folder / "params" / part)
         return sizes
     stored = check_folder(folder, config)
     rules = all_rules(config)
@@ -202,6 +200,18 @@ def stored_sizes(folder: Path, config: ModelConfig) -> dict[str, tuple[str, int]
     return sizes
 
 
+def folder_bytes(folder: Path) -> int:
+    """How large the files of a folder are together."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def parts_of(config: ModelConfig) -> list[str]:
+    """Those of `convert.PARTS` that a model has: base models alone have a speaker encoder."""
+    from qwen3_tts_jax.convert import PARTS
+
+    return [part for part in PARTS if part != "speaker_encoder" or config.speaker_encoder is not None]
+
+
 def _abilities(config: ModelConfig) -> Iterator[tuple[str, str]]:
     languages = list(config.prompt.languages)
     dialects = [name for name in languages if "dialect" in name]
@@ -210,7 +220,7 @@ def _abilities(config: ModelConfig) -> Iterator[tuple[str, str]]:
     yield (
         "voices",
         {
-            "custom_voice": f"its own: {', '.join(sorted(config.prompt.speakers))}",
+            "custom_voice": f"its own: {', '.join(config.prompt.speakers)}",
             "voice_design": "designed from a description",
             "base": "cloned from recordings",
         }[config.model_type],
@@ -258,7 +268,7 @@ def convert_model(source: Source, destination: Path, dtype: str, quiet: bool) ->
     """All parts of a published checkpoint → an Orbax checkpoint in `destination`."""
     if destination.exists():
         refuse(f"{destination} is there already: choose another folder or move it away")
-    from qwen3_tts_jax.convert import PARTS, CheckpointError, load_params
+    from qwen3_tts_jax.convert import CheckpointError, load_params
     from qwen3_tts_jax.convert.check import check_folder, is_converted
 
     folder = source.folder()
@@ -271,18 +281,16 @@ def convert_model(source: Source, destination: Path, dtype: str, quiet: bool) ->
             talker = {tensor.dtype for name, tensor in stored.items() if name.startswith("talker.")}
             dtype = "bfloat16" if talker == {"BF16"} else "float32"
         config = config.with_dtypes(dtype)
-        parts = [part for part in PARTS if part != "speaker_encoder" or config.speaker_encoder is not None]
+        parts = parts_of(config)
         with ProgressLine(1 / config.codec.frame_rate, quiet) as progress:
             params = load_params(folder, config, parts, partial(progress, "load"))
             progress("save", 0, 1)
-            # Orbax warns that a checkpoint of one process has no parts of others to merge.
-            logging.getLogger("absl").setLevel(logging.ERROR)
+            quiet_orbax()
             from qwen3_tts_jax.convert import orbax_checkpoint
 
             with refusing(OSError):
                 orbax_checkpoint.save(destination, params, config, folder)
-    written = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
-    typer.echo(f"{destination}: {written / 1e6:,.1f} MB, {', '.join(parts)}; talker in {dtype}")
+    typer.echo(f"{destination}: {folder_bytes(destination) / 1e6:,.1f} MB, {', '.join(parts)}; talker in {dtype}")
 
 
 def compare_with_official(

@@ -44,7 +44,7 @@ Raw = Annotated[
 _MODEL = "Folder, repository or short name."
 Model = Annotated[str, typer.Option("--model", "-m", help=_MODEL)]
 MiniOrModel = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL, show_default=MINI)]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, repository or short name.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
 Speaker = Annotated[
     str | None, typer.Option("--speaker", "-s", help="One of the command `voices`; the first by default.")
 ]

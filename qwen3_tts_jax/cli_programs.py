@@ -12,7 +12,7 @@ import typer
 
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_options import examples
-from qwen3_tts_jax.console import ProgressLine, check_output, plain_messages, refuse, refusing
+from qwen3_tts_jax.console import ProgressLine, StatusLine, check_output, plain_messages, refuse, refusing
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.cli_clone import Recording
@@ -76,7 +76,7 @@ def warmup(
     unusually long.
     """
     from qwen3_tts_jax.arguments import part_dtypes
-    from qwen3_tts_jax.cli_model import Source, read_config
+    from qwen3_tts_jax.cli_model import Source, folder_bytes, read_config
     from qwen3_tts_jax.config import ConfigError
 
     with plain_messages():
@@ -112,10 +112,9 @@ def warmup(
     if not quiet:
         _print_table(done)
     compiled, found = sum(way.compiled for way in done), sum(way.found for way in done)
-    size = sum(file.stat().st_size for file in kept.rglob("*") if file.is_file()) / 1e6
     typer.echo(
         f"{compiled} programs compiled in {sum(way.seconds for way in done):.1f} s, {found} were there; "
-        f"{kept} holds {size:.1f} MB"
+        f"{kept} holds {folder_bytes(kept) / 1e6:.1f} MB"
     )
 
 
@@ -153,7 +152,7 @@ def export_programs(
 
         folder = Source(model, revision, cache_dir, offline).folder()
         tts = _load(folder, quiet, dtype=dtype, weights=weights)
-        frames = max(1, int(seconds * tts.config.codec.frame_rate))
+        frames = tts.config.codec.frames_in(seconds)
         sizes = [Size(count, tokens, tokens + frames) for count in rows or [1]]
         with refusing(ValueError, OSError):
             export_programs(output, tts.params, tts.config, sizes, platforms=platform)
@@ -173,7 +172,7 @@ def _request(
 
     if max_seconds is not None and not 0 < max_seconds < math.inf:
         refuse(f"--max-seconds must be a number above 0, got {max_seconds:g}")
-    frames = None if max_seconds is None else max(1, int(max_seconds * config.codec.frame_rate))
+    frames = None if max_seconds is None else config.codec.frames_in(max_seconds)
     mode = text_mode or ("as-it-comes" if config.model_type == "base" else "all-at-once")
     if config.model_type == "voice_design" and instruct is None:
         instruct = "A calm voice."
@@ -235,32 +234,14 @@ def _load(folder: Path, quiet: bool, **computing: str) -> Qwen3TTS:
         return Qwen3TTS.from_pretrained(folder, **computing, progress=progress)
 
 
-class _Counter:
-    """A line on standard error that says how many programs are done; nothing where that is no terminal."""
+class _Counter(StatusLine):
+    """A line that says how many programs are done."""
 
     def __init__(self, quiet: bool):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=quiet or not sys.stderr.isatty(),
-        )
-        self._task = self._progress.add_task("compiling", total=None)
-
-    def __enter__(self) -> _Counter:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        super().__init__(quiet, elapsed=True)
 
     def __call__(self, done: int, total: int) -> None:
-        self._progress.update(self._task, description=f"compiling, {done} of {total}", completed=done, total=total)
+        self._show(f"compiling, {done} of {total}", done, total)
 
 
 def _print_table(done: list[Warmed]) -> None:

@@ -204,7 +204,7 @@ def _request(text: str, voice: Recording | VoicePrompt | None, options: SpeakOpt
         speaker = next(iter(config.prompt.speakers))
     max_frames = None
     if options.max_seconds is not None:
-        max_frames = max(1, int(options.max_seconds * config.codec.frame_rate))
+        max_frames = config.codec.frames_in(options.max_seconds)
     mode = options.text_mode.replace("-", "_")
     prompt = voice.stand_in(config) if isinstance(voice, Recording) else voice
     request = Request(text, options.language, speaker, options.instruct, mode, max_frames, prompt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +13,7 @@ from qwen3_tts_jax.cli_train_codec import EPILOG as CODEC_EPILOG
 from qwen3_tts_jax.cli_train_codec import codec
 from qwen3_tts_jax.cli_train_merge import EPILOG as MERGE_EPILOG
 from qwen3_tts_jax.cli_train_merge import merge
-from qwen3_tts_jax.cli_train_report import counter, names, reporter, tensorboard_writer
+from qwen3_tts_jax.cli_train_report import check_tensorboard, counter, names, reporter, tensorboard_writer
 from qwen3_tts_jax.cli_train_talker import EPILOG as TALKER_EPILOG
 from qwen3_tts_jax.cli_train_talker import talker
 
@@ -70,10 +69,10 @@ def sft(
     known_speakers: Annotated[bool, typer.Option("--known-speakers", help="Train speakers the model has.")] = False,
     remat: Annotated[bool, typer.Option(help="Save memory by computing activations twice.")] = True,
     log_every: Annotated[int, typer.Option(help="Steps between numbers in log.jsonl.")] = 10,
-    evaluate_every: Annotated[int, typer.Option(help="Steps between looks at the validation data.")] = 100,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations on the validation data.")] = 100,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     sample_every: Annotated[int, typer.Option(help="Steps between samples of speech; 0 makes none.")] = 0,
-    patience: Annotated[int, typer.Option(help="End after so many looks without a better one; 0 never.")] = 0,
+    patience: Annotated[int, typer.Option(help="End after this many evaluations without a better one; 0 never.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder of encoded recordings; in the run's by default.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Numbers for it too (tensorboardX).")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of the data.")] = 0,
@@ -94,9 +93,10 @@ def sft(
     """
     from qwen3_tts_jax.cli_model import Source
     from qwen3_tts_jax.config import ConfigError
-    from qwen3_tts_jax.console import plain_messages, refuse, refusing
+    from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refusing
 
-    write_scalars = tensorboard_writer(output) if tensorboard else None
+    if tensorboard:
+        check_tensorboard()
     with plain_messages(), refusing(ValueError, OSError, ArithmeticError):
         folder = Source(model, revision, cache_dir, offline).folder()
 
@@ -140,8 +140,8 @@ def sft(
             job = prepare(folder, data, output, config, validation)
         except ConfigError as error:
             refuse(error)
-        # Orbax warns that a checkpoint of one process has no parts of others to merge.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        write_scalars = tensorboard_writer(output) if tensorboard else None
+        quiet_orbax()
         count = jax.device_count()
         mesh = make_mesh() if count > 1 and (batch_seconds or batch_size % count == 0) else None
         if mesh is None and count > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,12 +49,12 @@ def codec(
     spectral_steps: Annotated[
         int | None,
         typer.Option(
-            help="First so many, in which quantizers and the decoder's front learn to say spectra that an encoder of "
-            "spectra is given; 800 from random weights. 0: all of the codec learns together, from samples."
+            help="This many steps first, in which quantizers and the decoder's front learn to say spectra that an "
+            "encoder of spectra is given; 800 from random weights. 0: all of the codec learns together, from samples."
         ),
     ] = None,
     encoder_steps: Annotated[
-        int, typer.Option(help="Then so many, in which the codec's own encoder learns the same from samples.")
+        int, typer.Option(help="Then this many, in which the codec's own encoder learns the same from samples.")
     ] = 1000,
     spectral_rate: Annotated[float, typer.Option(help="The highest learning rate of both.")] = 3e-3,
     steps: Annotated[int, typer.Option(help="Of the optimizer, after them.")] = 10_000,
@@ -73,7 +72,7 @@ def codec(
         int | None,
         typer.Option(help="The first step with an adversary, which makes it sound clearer; none by default."),
     ] = None,
-    adversary_every: Annotated[int, typer.Option(help="In every so many steps it learns.")] = 2,
+    adversary_every: Annotated[int, typer.Option(help="It learns every N steps.")] = 2,
     adversary_seconds: Annotated[float, typer.Option(help="Of each piece it hears.")] = 0.75,
     adversary_kind: Annotated[Literal["hinge", "least-squares"], typer.Option(help="Its loss.")] = "hinge",
     features: Annotated[
@@ -85,10 +84,10 @@ def codec(
     ] = None,
     teacher_weight: Annotated[float, typer.Option(help="Of their cosine distance in the loss.")] = 1.0,
     log_every: Annotated[int, typer.Option(help="Steps between numbers in log.jsonl.")] = 10,
-    evaluate_every: Annotated[int, typer.Option(help="Steps between looks at the validation data.")] = 250,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations on the validation data.")] = 250,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
     sample_every: Annotated[int, typer.Option(help="Steps between samples to listen to; 0 makes none.")] = 0,
-    patience: Annotated[int, typer.Option(help="End after so many looks without a better one; 0 never.")] = 0,
+    patience: Annotated[int, typer.Option(help="End after this many evaluations without a better one; 0 never.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder of decoded recordings; in the run's by default.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, pieces and dropout.")] = 0,
     quiet: option.Quiet = False,
@@ -99,7 +98,7 @@ def codec(
     there all learn together.
     """
     from qwen3_tts_jax.config import ConfigError
-    from qwen3_tts_jax.console import plain_messages, refuse, refusing
+    from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refusing
 
     with plain_messages(), refusing(ValueError, OSError, ArithmeticError):
         if start is not None and config is not None:
@@ -164,8 +163,7 @@ def codec(
             job = prepare_codec(data, output, training, validation, features)
         except ConfigError as error:
             refuse(error)
-        # Orbax warns that a checkpoint of one process has no parts of others to merge.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        quiet_orbax()
         result = run_codec(job, cache=cache, decoding=_counter(quiet), report=_reporter(quiet))
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'codec'}: {end}, the state after step {result.step}, mel distance {result.mel:.3f}")

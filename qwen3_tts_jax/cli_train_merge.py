@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,25 +32,26 @@ def merge(
 
     The result is a model with plain weights in the published layout. Adapters of another model are refused.
     """
-    from qwen3_tts_jax.cli_model import Source, read_config
-    from qwen3_tts_jax.console import ProgressLine, plain_messages, refuse, refusing
+    from qwen3_tts_jax.cli_model import Source, parts_of, read_config
+    from qwen3_tts_jax.console import ProgressLine, plain_messages, quiet_orbax, refuse, refusing
 
     if output.exists():
         refuse(f"{output} is there already: choose another folder or move it away")
     if not lora.is_file():
         refuse(f"{lora} is not there")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    quiet_orbax()
     with plain_messages(), refusing(ValueError, OSError):
         folder = Source(model, revision, cache_dir, offline).folder()
         config = read_config(folder).with_dtypes("float32")
 
-        from qwen3_tts_jax.convert import PARTS, load_checkpoint
+        from qwen3_tts_jax.convert import load_checkpoint
         from qwen3_tts_jax.train.export import export_model
         from qwen3_tts_jax.train.merge import with_lora
 
-        parts = [part for part in PARTS if part != "speaker_encoder" or config.speaker_encoder is not None]
         with ProgressLine(1 / config.codec.frame_rate, quiet) as progress:
-            params = load_checkpoint(folder, config, parts, lambda done, total: progress("load", done, total))
+            params = load_checkpoint(
+                folder, config, parts_of(config), lambda done, total: progress("load", done, total)
+            )
             before = config.prompt.speakers
             params, config = with_lora(lora, params, config)
             progress("save", 0, 1)

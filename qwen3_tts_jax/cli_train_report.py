@@ -46,16 +46,22 @@ def reporter(quiet: bool, write_scalars: Callable[[dict[str, Any]], None] | None
     return show
 
 
-def tensorboard_writer(output: Path) -> Callable[[dict[str, Any]], None]:
-    """Writes lines of the log for TensorBoard; refuses where tensorboardX is not installed."""
+def check_tensorboard() -> None:
+    """Refuses where tensorboardX is not installed."""
     from qwen3_tts_jax.console import refuse
 
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX  # noqa: F401
     except ImportError:
         refuse(
             '--tensorboard needs tensorboardX: pip install "qwen3-tts-jax[tensorboard]"; log.jsonl has the same numbers'
         )
+
+
+def tensorboard_writer(output: Path) -> Callable[[dict[str, Any]], None]:
+    """Writes lines of the log for TensorBoard, into a folder of `output` that it makes."""
+    from tensorboardX import SummaryWriter
+
     writer = SummaryWriter(str(output / "tensorboard"))
 
     def write(numbers: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +9,7 @@ import typer
 
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_options import examples
-from qwen3_tts_jax.cli_train_report import counter, names, reporter, tensorboard_writer
+from qwen3_tts_jax.cli_train_report import check_tensorboard, counter, names, reporter, tensorboard_writer
 
 EPILOG = examples(
     "qwen3-tts-jax codec encode clips/*.wav -o codes.npz --model my-codec/codec",
@@ -82,10 +81,10 @@ def talker(
     ] = "all-at-once",
     remat: Annotated[bool, typer.Option(help="Save memory by computing activations twice.")] = False,
     log_every: Annotated[int, typer.Option(help="Steps between numbers in log.jsonl.")] = 10,
-    evaluate_every: Annotated[int, typer.Option(help="Steps between looks at the validation data.")] = 250,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations on the validation data.")] = 250,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
     sample_every: Annotated[int, typer.Option(help="Steps between samples of speech; 0 makes none.")] = 0,
-    patience: Annotated[int, typer.Option(help="End after so many looks without a better one; 0 never.")] = 0,
+    patience: Annotated[int, typer.Option(help="End after this many evaluations without a better one; 0 never.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Folder of encoded recordings; in the run's by default.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Numbers for it too (tensorboardX).")] = False,
     seed: Annotated[int, typer.Option(help="Of weights, order and all that is random.")] = 0,
@@ -108,9 +107,10 @@ def talker(
     """
     from qwen3_tts_jax.cli_model import Source
     from qwen3_tts_jax.config import ConfigError
-    from qwen3_tts_jax.console import plain_messages, refuse, refusing
+    from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refusing
 
-    write_scalars = tensorboard_writer(output) if tensorboard else None
+    if tensorboard:
+        check_tensorboard()
     with plain_messages(), refusing(ValueError, OSError, ArithmeticError):
         codec_folder = Source(codec, revision, cache_dir, offline).codec_folder()
 
@@ -176,8 +176,8 @@ def talker(
             )
         except ConfigError as error:
             refuse(error)
-        # Orbax warns that a checkpoint of one process has no parts of others to merge.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        write_scalars = tensorboard_writer(output) if tensorboard else None
+        quiet_orbax()
         mesh = make_mesh() if jax.device_count() > 1 else None
         result = run_talker(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=reporter(quiet, write_scalars))
     end = "ended early" if result.ended_early else "done"

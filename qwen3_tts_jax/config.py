@@ -6,8 +6,10 @@ written by `hf_config`; `presets` has the published checkpoints.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Literal
 
 ModelType = Literal["base", "custom_voice", "voice_design"]
@@ -212,12 +214,19 @@ class CodecDecoderConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """The 12.5 Hz speech tokenizer."""
+    """The speech tokenizer: 12.5 frames a second as published."""
 
     sample_rate: int
     num_codebooks: int
     encoder: CodecEncoderConfig
     decoder: CodecDecoderConfig
+
+    def __post_init__(self) -> None:
+        _require(
+            self.encoder.codebook_size <= self.decoder.codebook_size,
+            f"the encoder's codebook_size ({self.encoder.codebook_size}) exceeds "
+            f"the decoder's ({self.decoder.codebook_size})",
+        )
 
     @property
     def frame_samples(self) -> int:
@@ -227,6 +236,11 @@ class CodecConfig:
     def frame_rate(self) -> float:
         """Frames per second: 12.5 as published."""
         return self.sample_rate / self.decoder.frame_samples
+
+    def frames_in(self, seconds: float) -> int:
+        """Whole frames in `seconds`: at least one, and no more than an int32 counts."""
+        # 2.32 × 12.5 is a little less than 29 in floating point.
+        return max(1, math.floor(min(seconds * self.frame_rate + 1e-6, 2**31 - 1)))
 
     def with_dtype(self, dtype: str) -> CodecConfig:
         """The same codec computing in `dtype`: "float32", "bfloat16", or "bfloat16_3x".
@@ -262,6 +276,7 @@ class SamplingConfig:
             not self.do_sample or self.temperature > 0,
             f"temperature must be above 0, got {self.temperature} (for the most likely codes use do_sample=False)",
         )
+        _require(isinstance(self.top_k, Integral), f"top_k must be a whole number, got {self.top_k!r}")
         _require(self.top_k >= 0, f"top_k must be 0 (off) or positive, got {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
         _require(
@@ -276,6 +291,13 @@ class GenerationConfig:
 
     talker: SamplingConfig = SamplingConfig(repetition_penalty=1.05)
     code_predictor: SamplingConfig = SamplingConfig()
+
+    def __post_init__(self) -> None:
+        # Its codes are of different codebooks: there is none that repeats another.
+        _require(
+            self.code_predictor.repetition_penalty == 1.0,
+            f"repetition_penalty of the code predictor must be 1, got {self.code_predictor.repetition_penalty}",
+        )
 
     @classmethod
     def greedy(cls, repetition_penalty: float = 1.05) -> GenerationConfig:
@@ -310,6 +332,15 @@ class ModelConfig:
             self.talker.num_codebooks == self.codec.num_codebooks,
             f"the talker makes {self.talker.num_codebooks} codes a frame, the codec reads {self.codec.num_codebooks}",
         )
+        sizes = {
+            "talker": self.talker.codec_vocab_size - self.talker.num_special_codes,
+            "code predictor": self.code_predictor.codebook_size,
+        }
+        for part, size in sizes.items():
+            _require(
+                size == self.codec.decoder.codebook_size,
+                f"the {part} has codebooks of {size} codes, the codec of {self.codec.decoder.codebook_size}",
+            )
         _require(
             (self.model_type == "base") == (self.speaker_encoder is not None),
             "a 'base' model has a speaker encoder, and only it has one",

@@ -7,11 +7,11 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 import typer
 
@@ -50,29 +50,38 @@ def _one_line(message: object) -> str:
 @contextmanager
 def plain_messages() -> Iterator[None]:
     """Warnings and log records of the libraries as one line each on standard error, and each once."""
-    handler = _LineHandler(logging.WARNING)
     shown: set[str] = set()
 
-    def show(message: Warning | str, *_: Any) -> None:
-        line = _one_line(message)
+    def show(kind: str, message: object) -> None:
+        line = f"{kind}: {_one_line(message)}"
         if line not in shown:
-            typer.echo(f"warning: {line}", err=True)
+            typer.echo(line, err=True)
         shown.add(line)
 
+    handler = _LineHandler(show)
     root = logging.getLogger()
     root.addHandler(handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = show
+            warnings.showwarning = lambda message, *_: show("warning", message)
             yield
     finally:
         root.removeHandler(handler)
 
 
 class _LineHandler(logging.Handler):
+    def __init__(self, show: Callable[[str, object], None]):
+        super().__init__(logging.WARNING)
+        self._show = show
+
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(f"{record.levelname.lower()}: {_one_line(record.getMessage())}", err=True)
+        self._show(record.levelname.lower(), record.getMessage())
+
+
+def quiet_orbax() -> None:
+    """Keeps Orbax from warning that a checkpoint of one process has no parts of others to merge."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def reads_standard_input(text: str | None, file: Path | None) -> bool:

@@ -88,6 +88,13 @@ class _Keys:
     def child(self, key: str) -> _Keys:
         return _Keys(self[key], f"{self.where}: {key}")
 
+    def lower_case(self, key: str) -> dict[str, Any]:
+        """An object, {} where it is missing, with its names in lower case: requests name them in any case."""
+        values = self.get(key, {})
+        lowered = {name.lower(): value for name, value in values.items()}
+        _require(len(lowered) == len(values), f"{self.where}: {key} has names that differ in nothing but case")
+        return lowered
+
     def only(self, key: str, *allowed: Any) -> None:
         value = self.values.get(key, allowed[0])
         _require(
@@ -149,6 +156,14 @@ def from_hf(
         num_codebooks=talker["num_code_groups"],
         max_positions=talker["max_position_embeddings"],
     )
+    languages = talker.lower_case("codec_language_id")
+    dialects = {name: dialect.lower() for name, dialect in talker.lower_case("spk_is_dialect").items() if dialect}
+    for name, dialect in dialects.items():
+        _require(
+            dialect in languages,
+            f"config.json: talker_config: spk_is_dialect has {dialect!r} for {name}, which codec_language_id has not",
+        )
+    sampling = _Keys(generation_config, "generation_config.json")
     return ModelConfig(
         model_type=top["tts_model_type"],
         model_size=top["tts_model_size"],
@@ -166,21 +181,23 @@ def from_hf(
                 f"codec_{name}": talker[f"codec_{name}_id"]
                 for name in ("bos", "pad", "think", "nothink", "think_bos", "think_eos")
             },
-            languages=dict(talker.get("codec_language_id", {})),
-            speakers=dict(talker.get("spk_id", {})),
-            dialects={name: dialect for name, dialect in talker.get("spk_is_dialect", {}).items() if dialect},
+            languages=languages,
+            speakers=talker.lower_case("spk_id"),
+            dialects=dialects,
         ),
         codec=_codec_from_hf(_Keys(codec_config, "speech_tokenizer/config.json")),
         speaker_encoder=(
             _speaker_encoder_from_hf(top.child("speaker_encoder_config")) if top["tts_model_type"] == "base" else None
         ),
-        generation=_generation_from_hf(_Keys(generation_config, "generation_config.json")),
-        max_new_tokens=generation_config.get("max_new_tokens", 2048),
+        generation=_generation_from_hf(sampling),
+        max_new_tokens=sampling.get("max_new_tokens", 2048),
     )
 
 
 def _speaker_encoder_from_hf(keys: _Keys) -> SpeakerEncoderConfig:
     default = SpeakerEncoderConfig()
+    # What it hears is a spectrogram of `mel`, which knows no other.
+    keys.only("sample_rate", default.sample_rate)
     return SpeakerEncoderConfig(
         mel_bins=keys.get("mel_dim", default.mel_bins),
         x_vector_width=keys.get("enc_dim", default.x_vector_width),
@@ -190,7 +207,6 @@ def _speaker_encoder_from_hf(keys: _Keys) -> SpeakerEncoderConfig:
         attention_channels=keys.get("enc_attention_channels", default.attention_channels),
         res2net_scale=keys.get("enc_res2net_scale", default.res2net_scale),
         se_channels=keys.get("enc_se_channels", default.se_channels),
-        sample_rate=keys.get("sample_rate", default.sample_rate),
     )
 
 
@@ -212,6 +228,15 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
     convolution_stride = 1
     for stride in strides:
         convolution_stride *= stride
+    encoded, decoded = top["encode_downsample_rate"], top["decode_upsample_rate"]
+    _require(
+        encoded == decoded,
+        f"{top.where}: encode_downsample_rate={encoded} differs from decode_upsample_rate={decoded}",
+    )
+    _require(
+        encoded % convolution_stride == 0,
+        f"{top.where}: encode_downsample_rate={encoded} is no multiple of the encoder's strides ({convolution_stride})",
+    )
     config = CodecConfig(
         sample_rate=sample_rate,
         num_codebooks=top["encoder_valid_num_quantizers"],
@@ -233,7 +258,7 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
             num_residual_layers=encoder["num_residual_layers"],
             dilation_growth=encoder["dilation_growth_rate"],
             compress=encoder["compress"],
-            downsample_stride=top["encode_downsample_rate"] // convolution_stride,
+            downsample_stride=encoded // convolution_stride,
             num_codebooks=encoder["num_quantizers"],
             num_semantic_codebooks=encoder["num_semantic_quantizers"],
             codebook_size=encoder["codebook_size"],
@@ -255,9 +280,8 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
         ),
     )
     _require(
-        config.frame_samples == top["decode_upsample_rate"],
-        f"{top.where}: decode_upsample_rate={top['decode_upsample_rate']} "
-        f"but the decoder makes {config.frame_samples} samples a frame",
+        config.frame_samples == decoded,
+        f"{top.where}: decode_upsample_rate={decoded} but the decoder makes {config.frame_samples} samples a frame",
     )
     _require(
         config.num_codebooks == config.decoder.num_codebooks,

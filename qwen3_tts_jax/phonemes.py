@@ -38,6 +38,10 @@ _SENTENCE_END = re.compile(r"""(?:(?<=[.?!…])|(?<=[.?!…]["'”’)\]]))\s+(?
 _NO_END = re.compile(
     r"(?:^|[\s(\"'“])(?:\w|(?:\w\.)+\w|[Mm]r|[Mm]rs|[Mm]s|[Dd]r|St|Mt|Jr|Prof|Capt|Lt|Sgt|Col|Gen|Gov|Sen|Rev|Sr|No|vs)\.$"
 )
+# Neither do these before a number.
+_NO_END_BEFORE_NUMBER = re.compile(
+    r"\b(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|[Nn]os|pp|[Ff]igs?|[Vv]ol|[Cc]h|[Ss]ec|[Ee]q|[Vv]er|approx)\.$"
+)
 _WORD = re.compile(r"[A-Za-z]+")
 # Words that stay words in capitals, as for emphasis; other short ones are spelled.
 _SHORT_WORDS = {
@@ -82,13 +86,16 @@ def sentences(text: str) -> tuple[list[str], str]:
     """The sentences of a text that have certainly ended, and the rest: all of it but for white space between them."""
     found, start = [], 0
     for end in _SENTENCE_END.finditer(text):
-        if end[0].count("\n") > 1 or not _NO_END.search(text[start : end.start()]):
-            found.append(text[start : end.start()])
+        sentence = text[start : end.start()]
+        goes_on = _NO_END.search(sentence) or (
+            text[end.end() :][:1].isdigit() and _NO_END_BEFORE_NUMBER.search(sentence)
+        )
+        if end[0].count("\n") > 1 or not goes_on:
+            found.append(sentence)
             start = end.end()
     return found, text[start:]
 
 
-@lru_cache(4096)
 def phonemize(text: str) -> str:
     """What is said of an English text: words of phonemes with spaces between them, pauses as , . ? or !
 
@@ -98,6 +105,15 @@ def phonemize(text: str) -> str:
     Warns:
         UserWarning: letters of other alphabets are left out.
     """
+    spoken = _phonemized(text)
+    if foreign := foreign_letters(text):
+        warnings.warn(f"letters that are not English are left out: {foreign[:20]}", UserWarning, stacklevel=2)
+    return spoken
+
+
+@lru_cache(4096)
+def _phonemized(text: str) -> str:
+    """`phonemize`, without its warning."""
     words: list[str] = []
     gruut = _gruut()
     known = gruut.get_settings(_LANGUAGE).lookup_phonemes
@@ -114,8 +130,6 @@ def phonemize(text: str) -> str:
             words.append("".join(_spelling(phoneme, stressed=not weak) for phoneme in word.phonemes))
     if not words:
         raise UnspeakableError(_nothing_in(text))
-    if foreign := foreign_letters(text):
-        warnings.warn(f"letters that are not English are left out: {foreign[:20]}", UserWarning, stacklevel=2)
     if words[-1].endswith(","):
         words[-1] = words[-1][:-1] + "."
     return " ".join(words)

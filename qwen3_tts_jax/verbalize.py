@@ -12,23 +12,26 @@ from collections.abc import Callable
 
 _UNITS = {
     "kg": "kilogram", "g": "gram", "mg": "milligram", "lb": "pound", "lbs": "pound", "oz": "ounce",
+    "tbsp": "tablespoon", "tsp": "teaspoon",
     "km": "kilometer", "m": "meter", "cm": "centimeter", "mm": "millimeter", "ft": "foot", "mi": "mile", "yd": "yard",
     "l": "liter", "L": "liter", "ml": "milliliter", "mL": "milliliter",
     "s": "second", "sec": "second", "ms": "millisecond", "min": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
     "V": "volt", "W": "watt", "kW": "kilowatt", "kWh": "kilowatt hour", "Hz": "hertz", "kHz": "kilohertz",
     "MHz": "megahertz", "GHz": "gigahertz", "KB": "kilobyte", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte",
+    "μm": "micrometer", "μg": "microgram", "μs": "microsecond",
     "mph": "mile per hour", "km/h": "kilometer per hour", "m/s": "meter per second",
     "°C": "degree Celsius", "°F": "degree Fahrenheit", "°": "degree",
 }  # fmt: skip
 _SYMBOLS = {
     "&": "and", "@": "at", "+": "plus", "=": "equals", "×": "times", "÷": "divided by", "±": "plus or minus",
     "≈": "about", "≤": "at most", "≥": "at least", "≠": "is not", "²": "squared", "³": "cubed", "%": "percent",
-    "$": "dollars", "£": "pounds", "€": "euros", "¥": "yen", "¢": "cents", "§": "section", "№": "number",
+    "$": "dollars", "£": "pounds", "€": "euros", "¥": "yen", "¢": "cents", "₹": "rupees", "₩": "won",
+    "§": "section", "№": "number", "√": "square root of", "∞": "infinity",
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "Δ": "delta", "λ": "lambda", "μ": "mu", "π": "pi",
-    "σ": "sigma", "ω": "omega", "Ω": "ohms", "^": "to the power of",
+    "σ": "sigma", "ω": "omega", "Ω": "ohms",
 }  # fmt: skip
 _ABBREVIATIONS = {
-    "e.g.": "for example", "i.e.": "that is", "vs.": "versus", "approx.": "about",
+    "e.g.": "for example", "i.e.": "that is", "approx.": "about",
     "Prof.": "Professor", "Capt.": "Captain", "Lt.": "Lieutenant", "Sgt.": "Sergeant", "Col.": "Colonel",
     "Gen.": "General", "Gov.": "Governor", "Sen.": "Senator", "Rev.": "Reverend", "Drs.": "Doctors", "Mt.": "Mount",
     "PhD": "P H D", "Wi-Fi": "WiFi", "w/o": "without",
@@ -43,27 +46,44 @@ _MONTHS = (
     "December",
 )  # fmt: skip
 _SHORT_MONTHS = "|".join([*(month[:3] for month in _MONTHS if month != "May"), "Sept"])
+_NUMBERED = {
+    "no": "number", "nos": "numbers", "p": "page", "pp": "pages", "ch": "chapter", "vol": "volume", "fig": "figure",
+    "figs": "figures", "sec": "section", "eq": "equation", "ver": "version",
+}  # fmt: skip
+"""What is short before a number alone."""
+_DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
 _MONTH = "|".join([*_MONTHS, rf"(?:{_SHORT_MONTHS})\b\.?"])
-_MONEY = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent"), "¥": ("yen", ""), "¢": ("cent", "")}
+_MONEY = {
+    "$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent"), "¥": ("yen", ""), "¢": ("cent", ""),
+    "₹": ("rupee", ""), "₩": ("won", ""),
+}  # fmt: skip
+_MAGNITUDE = r"(?:\s?(k|m|mn|b|bn|K|M|B|thousand|million|billion|trillion)\b)?"
 _MAGNITUDES = {"k": "thousand", "m": "million", "mn": "million", "b": "billion", "bn": "billion"}
-_PLURALS = {"foot": "feet", "inch": "inches", "penny": "pence", "yen": "yen", "hertz": "hertz"}
+_PLURALS = {"foot": "feet", "inch": "inches", "penny": "pence"}
+_PLURALS |= {name: name for name in ("yen", "won", "hertz", "kilohertz", "megahertz", "gigahertz")}
 _HALVES = {"2": "half", "4": "quarter"}
-_DENOMINATORS = (*range(2, 11), 12, 16, 20, 32, 64, 100)
+_DENOMINATORS = (*range(2, 11), 12, 16, 20, 32, 64, 100, 1000)
 _PUNCTUATION = str.maketrans(
     {"’": "'", "‘": "'", "ʼ": "'", "`": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "…": "...", "—": ", "}
     | {"‐": "-", "‑": "-", "−": "-", "⁄": "/", "。": ".", "，": ",", "？": "?", "！": "!"}
+    | {"\u00b5": "\u03bc"}  # micro is a letter mu
+    | {chr(0x2080 + digit): str(digit) for digit in range(10)}  # CO₂
 )
 _LETTERS = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
     | {"ð": "th", "Ð": "Th", "þ": "th", "Þ": "Th", "ı": "i"}
 )
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+_AMOUNT = rf"(?:{_NUMBER}|\.\d+)"
+_SIGN = "[$£€¥₹₩]"
 _TOP_DOMAIN = r"(?:com|org|net|edu|gov|io|ai|co|uk|de|info|dev|app)"
 _MEASURE = "|".join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))
 _STOP = r"(?:\.(?!\s+[A-Z]|\s*$)|(?=\.))"
 """A stop that is no sentence's, or none."""
 _HALF = rf"([ap]m\b|[AP]M\b|[ap]\.m{_STOP}|[AP]\.M{_STOP})"
-_PHONE = r"(?:\+?1[ -])?(?:\(\d{3}\) ?|\d{3}[ -])?\d{3}-\d{4}"
+_PHONE = r"(?:\+?1[ -])?(?:\(\d{3}\) ?|\d{3}[ -])?\d{3}-\d{4}|\d{3}\.\d{3}\.\d{4}|\+\d{1,3}(?:[ -]\(?\d{1,8}\)?){2,}"
+_PER = r"(?:second|minute|hour|day|night|week|month|year|person)\b"
+_POWERS = "⁰¹²³⁴-⁹"
 _LONGEST_NUMBER = 15
 """Digits; what is longer is said digit by digit."""
 
@@ -79,14 +99,23 @@ def written_out(text: str) -> str:
         text = pattern.sub(said, text)
     text = unicodedata.normalize("NFKD", text.translate(_LETTERS))
     text = re.sub(r"[^A-Za-z ,.?!:;\"'()-]", " ", "".join(each for each in text if not unicodedata.combining(each)))
-    text = re.sub(r" +(?=[,.?!:;])", "", re.sub(r"\s+", " ", text)).strip()
-    return re.sub(r"(?<=[,;!?])(?=[A-Za-z])", " ", text)
+    text = re.sub(r" +(?=[,.?!:;)])", "", re.sub(r"\s+", " ", text)).strip()
+    # Marks between letters would make one word of two.
+    text = re.sub(r"(\S?)(\"[^\"]*(?:\"|$))(?=([A-Za-z])?)", _apart, text)
+    return re.sub(r"(?<=[,;!?:)])(?=[A-Za-z])|(?<=\.\.)(?=[A-Za-z])|(?<=[A-Za-z])(?=\()", " ", text)
 
 
 def foreign_letters(text: str) -> str:
     """Letters that `written_out` leaves out, each once."""
     text = unicodedata.normalize("NFKD", text.translate(_LETTERS))
     return "".join(dict.fromkeys(each for each in text if each.isalpha() and ord(each) > 127 and each not in _SYMBOLS))
+
+
+def _apart(match: re.Match) -> str:
+    """Words in quotes, with a space before and after them."""
+    before, quoted, after = match.groups()
+    is_glued = before not in ("", "(") and quoted[1:2].isalpha()
+    return f"{before}{' ' * is_glued}{quoted}{' ' * (after is not None)}"
 
 
 def _words(number: str, to: str = "cardinal") -> str:
@@ -127,9 +156,11 @@ def _counted(number: str, name: str) -> str:
 
 
 def _measure(match: re.Match) -> str:
-    power = {"²": "square ", "³": "cubic "}.get(match[3], "")
-    words = _counted(match[1], _UNITS[match[2]])
-    return words if not power else words.replace(_words(match[1]) + " ", f"{_words(match[1])} {power}", 1)
+    number, name, power = match[1], _UNITS[match[2]], match[3]
+    if power and " per " in name:
+        return f"{_counted(number, name)} {_SYMBOLS[power]}"
+    square = {"²": "square ", "³": "cubic "}.get(power, "")
+    return _counted(number, name).replace(_words(number) + " ", f"{_words(number)} {square}", 1)
 
 
 def _money(number: str, sign: str, magnitude: str | None) -> str:
@@ -138,6 +169,7 @@ def _money(number: str, sign: str, magnitude: str | None) -> str:
         plural = _PLURALS.get(name) or name + "s"
         return f"{_words(number)} {_MAGNITUDES.get(magnitude.lower(), magnitude)} {plural}"
     whole, _, decimals = number.partition(".")
+    whole = whole or "0"
     if len(decimals) != 2 or not part:
         return _counted(number, name)
     parts = [_counted(whole, name)] * (int(whole.replace(",", "")) > 0)
@@ -160,7 +192,9 @@ def _time(match: re.Match) -> str:
     if minute and int(minute):
         words.append(f"oh {_words(minute[1])}" if minute[0] == "0" else _words(minute))
     elif minute and not half and not second:
-        words.append("o'clock" if 0 < hour <= 12 else "hundred hours")
+        if hour == 0:
+            return "midnight"
+        words.append("o'clock" if hour <= 12 else "hundred hours")
     if second:
         words.append(f"and {_counted(str(int(second)), 'second')}")
     return " ".join(words) + (f" {half[0].upper()}M" if half else "")
@@ -173,11 +207,16 @@ def _date(year: str, month: str, day: str, as_it_was: str) -> str:
 
 
 def _month_and_day(match: re.Match) -> str:
-    return f"{_month(match[1])} {_words(match[2], 'ordinal')}"
+    return f"{_month(match[1])} {_days(match[2], match[3])}"
 
 
 def _day_and_month(match: re.Match) -> str:
-    return f"{_words(match[1], 'ordinal')} of {_month(match[2])}"
+    return f"{_days(match[1], match[2])} of {_month(match[3])}"
+
+
+def _days(*days: str | None) -> str:
+    """One, or the first and the last of several."""
+    return " to ".join(_words(day, "ordinal") for day in days if day)
 
 
 def _month(name: str) -> str:
@@ -193,7 +232,7 @@ def _fraction(match: re.Match) -> str:
     whole, upper, lower = match[1], match[2], match[3]
     if int(lower) not in _DENOMINATORS or int(upper) >= int(lower):
         return match[0].replace("/", " ")
-    name = _HALVES.get(lower) or _words(lower, "ordinal")
+    name = _HALVES.get(lower) or _words(lower, "ordinal").removeprefix("one ")
     if upper == "1":
         words = f"an {name}" if name.startswith("eigh") else f"a {name}"
     else:
@@ -209,53 +248,87 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         (r"[\u00a0\u2009\u202f](?=\d{3}(?!\d))(?<=\d.)", ""),
         (rf"(?<![\w.+-])(?:https?://)?(?:[\w.+-]+@)?(?:[\w-]+\.)+{_TOP_DOMAIN}\b(?:/[\w./~-]*\w)?(?!\.?\w)", _address),
         (r"\bhttps?://|\bwww\.", ""),
+        (r"(?<!\S)[:;]-?[DPp()|/](?!\S)", " "),  # :-)
+        (r"(?<=[\w)\"'])\.(?=[A-Z][a-z])", ". "),
         *(
-            (rf"(?i:\b{re.escape(short)})" if short.islower() else rf"\b{re.escape(short)}(?!\w)", words)
+            (rf"(?i:\b{re.escape(short)})", f"{words} ") if short.islower() else (rf"\b{re.escape(short)}(?!\w)", words)
             for short, words in _ABBREVIATIONS.items()
         ),
         *((rf"\b{re.escape(short[:-1])}{_STOP}", words) for short, words in _LAST_ABBREVIATIONS.items()),
         (r"\bSt\.(?= [A-Z])", "Saint"),
-        (r"\b[Nn]os?\.(?= ?\d)", "number"),
-        (r"\b(p{1,2})\.(?= ?\d)", lambda match: "page" if match[1] == "p" else "pages"),
+        (rf"\b(?i:({'|'.join(_NUMBERED)})\.(?= ?\d))", lambda match: _NUMBERED[match[1].lower()]),
         (r"#(?=\d)", "number "),
+        (r"\b([CF])#", r"\1 sharp"),
+        (r"\b[Vv]s\b\.?", "versus "),
+        (r"\bw/(?=\s)", "with"),
+        (r"(?<=[a-z])\(s\)", "s"),
         # Dates and times.
         (r"\b(\d{4})-(\d\d)-(\d\d)\b", lambda match: _date(match[1], match[2], match[3], match[0])),
         (r"\b(\d{1,2})/(\d{1,2})/(\d{4})\b", lambda match: _date(match[3], match[1], match[2], match[0])),
-        (rf"\b({_MONTH}) (\d{{1,2}})(?:st|nd|rd|th)?\b(?![:.,/]\d)", _month_and_day),
-        (rf"\b(\d{{1,2}})(?:st|nd|rd|th)? ({_MONTH})(?!\w)", _day_and_month),
+        (rf"\b({_MONTH}) {_DAY}(?:\s?[-–]\s?{_DAY})?\b(?![:.,/]\d)", _month_and_day),
+        (rf"\b(?:{_DAY}\s?[-–]\s?)?{_DAY} ({_MONTH})(?!\w)", _day_and_month),
         (rf"\b({_SHORT_MONTHS})(?:\.(?! [A-Z]|$)|(?= \d{{4}}\b))", lambda match: _month(match[1])),
-        (rf"\b(\d|[01]\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?(?:\s?{_HALF})?(?![\d:])", _time),
+        (
+            rf"(?:(?<=\d)|(?<=[ap]m)|(?<=[AP]M)|(?<=[ap]\.m\.))\s?[-–]\s?(?=\d{{1,2}}(?::[0-5]\d|\s?{_HALF}))",
+            " to ",
+        ),
+        (rf"\b(\d|[01]\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?(?:\s?{_HALF})?(?!\d|[:.]\d)", _time),
+        (rf"\b(\d|1\d|2[0-4])\.([0-5]\d)()\s?{_HALF}", _time),
         (rf"\b(\d|1[0-2])()()\s?{_HALF}", _time),
         (r"(?<![\w])'?(\d0|\d\d\d0)'?s\b", _decade),
-        # Money, measures, parts.
-        (r"(?<![\w.])-(?=[$£€¥]?\d)", "minus "),
-        (
-            rf"([$£€¥])({_NUMBER})[-–]\1?({_NUMBER})",
-            lambda match: f"{_words(match[2])} to {_money(match[3], match[1], None)}",
-        ),
-        (
-            rf"([$£€¥])\s?({_NUMBER})(?:\s?(k|m|mn|b|bn|K|M|B|thousand|million|billion|trillion)\b)?",
-            lambda match: _money(match[2], match[1], match[3]),
-        ),
-        (rf"({_NUMBER})\s?([$£€¥¢])(?!\w)", lambda match: _money(match[1], match[2], None)),
-        (r"(\d+)'(\d+)\"", lambda match: f"{_counted(match[1], 'foot')} {_counted(match[2], 'inch')}"),
-        (rf"(?<![\d,.])({_NUMBER})\s?({_MEASURE})([²³])?(?![\w/°'])", _measure),
-        (r"(?<![\d/])(?:(\d+) )?(\d+)/(\d+)(?![\d/])", _fraction),
-        # Numbers with other signs in them.
+        # Numbers with other signs between them.
         (
             rf"(?<![\w.-])(?:{_PHONE}|\d+(?:-\d+){{2,}})(?![\w-])",
             lambda match: ", ".join(map(_digits, re.findall(r"\d+", match[0]))),
         ),
-        (r"\d+(?:\.\d+){2,}", lambda match: " dot ".join(map(_words, match[0].split(".")))),
-        (r"\b(\d+)(?:st|nd|rd|th)\b", lambda match: _words(match[1], "ordinal")),
+        (r"(?<=\d):(?=\d+[-–]\d)", " "),  # Matthew 5:3-12
+        (r"(?<=\d):(?=(?:[1-9]\d{0,2}|0)(?!\d))", " to "),
+        (r"(?<![\d/])(\d+)-(?=\d/\d)", r"\1 "),  # 1-1/2
         (r"(?<=\d) - (?=\d)", " minus "),
+        # Money, measures, parts.
+        (rf"(\d(?:\s?(?:{_MEASURE}|[%$£€]))?|[a-z]s)/(?={_PER})", r"\1 per "),
+        (rf"(\d\s?(?:{_MEASURE}|%))\s?[-–]\s?(?=\d)", r"\1 to "),
+        (rf"(\d(?:\s?(?:{_MEASURE}))?)\s?x\s?(?=\d)", r"\1 by "),
+        (rf"(?<![\w.])-(?={_SIGN}?\d)", "minus "),
+        (rf"(?<=[A-Za-z])(?={_SIGN}\s?\.?\d)", " "),
+        (
+            rf"({_SIGN})({_AMOUNT})[-–]\1?({_AMOUNT}){_MAGNITUDE}",
+            lambda match: f"{_words(match[2])} to {_money(match[3], match[1], match[4])}",
+        ),
         (r"(?<=\d)\s?[-–]\s?(?=\d)", " to "),
-        (r"(?<=\d)\s?x\s?(?=\d)|(?<=\d)×(?=\d)", " by "),
+        (
+            rf"({_SIGN})\s?({_AMOUNT}){_MAGNITUDE}",
+            lambda match: _money(match[2], match[1], match[3]),
+        ),
+        (rf"({_NUMBER})\s?([$£€¥¢₹₩])(?!\w)", lambda match: _money(match[1], match[2], None)),
+        (r"(\d+)'(\d+)\"", lambda match: f"{_counted(match[1], 'foot')} {_counted(match[2], 'inch')}"),
+        (
+            rf"(?<![\d,.])({_NUMBER})(?:in\b(?!\.)|\s?in{_STOP}|\sin(?=\s(?:tall|long|wide|high|deep)\b))",
+            lambda match: _counted(match[1], "inch"),
+        ),
+        # A stop before a word in lower case is the unit's.
+        (rf"(?<![\w,.])({_AMOUNT})\s?({_MEASURE})([²³])?(?:\.(?=\s[a-z])|(?![\w/°']))", _measure),
+        (r"(?<![\d/])(?:(\d+) )?(\d+)/(\d+)(?:(?:nd|rd|th)s?\b)?(?![\d/])", _fraction),
+        # Numbers with other signs in them.
+        (r"\b(\d+)(?i:st|nd|rd|th)\b", lambda match: _words(match[1], "ordinal")),
+        (
+            rf"(?<=\d)(?:⁻[{_POWERS}]+|[⁰¹⁴-⁹][{_POWERS}]*|[²³][{_POWERS}]+)",
+            lambda match: " to the power of " + unicodedata.normalize("NFKC", match[0]).replace("−", "minus "),
+        ),
+        (r"(?<=\d)×(?=\d)", " by "),
+        (r"(?<=\d)\s?\*\s?(?=\d)", " times "),
+        (r"(?<=\w)\^(?=[\w-])", " to the power of "),
+        (r"(?<!\S)<(?=\d)", "less than "),
+        (r"(?<!\S)>(?=\d)", "more than "),
+        (r"(?<=\w) < (?=\d)", " is less than "),
+        (r"(?<=\w) > (?=\d)", " is more than "),
         (r"~\s?(?=\d)", "about "),
         (r"(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])", " "),
+        (r"\d+(?:\.\d+){2,}", lambda match: " dot ".join(map(_words, match[0].split(".")))),
         (rf"{_NUMBER}|(?<!\w)\.\d+", _plain_number),
         # Dashes between words.
-        (r"\s[-–]+\s|–", ", "),
+        (r"\s[-–]+\s|–|--+", ", "),
+        (r"(?<=\w\w)\.(?=\w\w)", " dot "),
         *((re.escape(symbol), f" {word} ") for symbol, word in _SYMBOLS.items()),
     )
 ]

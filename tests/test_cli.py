@@ -322,6 +322,11 @@ def test_the_shortest_limit_is_one_frame(run, models, calls):
     assert calls[0]["request"].max_frames == 1
 
 
+def test_limits_lose_no_frame_to_rounding(run, model, calls):
+    assert run("say", "Hi.", "-m", model, "--max-seconds", "1.001").exit_code == 0
+    assert calls[0]["request"].max_frames == 2002
+
+
 def test_the_first_voice_of_the_config_is_the_default_and_is_named(run, model, calls):
     result = run("say", "Hi.", "-m", model)
     assert calls[0]["request"].speaker == "serena"
@@ -338,11 +343,12 @@ def test_an_instruction_that_the_model_cannot_take_is_one_warning(run, models, c
     assert result.stderr.count("\n") == 1
 
 
-def test_messages_of_libraries_are_a_line_each(capsys):
+def test_messages_of_libraries_are_a_line_each_and_each_once(capsys):
     with plain_messages():
-        warnings.warn("first\n  second", UserWarning, stacklevel=1)
-        logging.getLogger("a.library").warning("third\nfourth %d", 5)
-        logging.getLogger("a.library").info("sixth")
+        for _ in range(2):
+            warnings.warn("first\n  second", UserWarning, stacklevel=1)
+            logging.getLogger("a.library").warning("third\nfourth %d", 5)
+            logging.getLogger("a.library").info("sixth")
     assert capsys.readouterr().err == "warning: first second\nwarning: third fourth 5\n"
 
 
@@ -419,7 +425,9 @@ def test_progress_is_shown_on_terminals_only(monkeypatch, stderr, quiet):
 def test_voices_with_dialects(run, model, models, no_weights):
     lines = run("voices", "--model", model).stdout.splitlines()
     assert len(lines) == 9
-    assert lines[:2] == ["aiden", "dylan     beijing_dialect"]
+    # As in the config: the first is the default.
+    assert lines[:2] == ["serena", "vivian"]
+    assert lines[-2:] == ["eric      sichuan_dialect", "dylan     beijing_dialect"]
     assert run("voices", "--model", "0.6B-CustomVoice", "--offline").stdout.splitlines() == lines
     assert_refused(run("voices", "--model", models / "0.6B-Base"), "base model", "clones")
     assert_refused(run("voices", "--model", models / "1.7B-VoiceDesign"), "voice_design", "describe")

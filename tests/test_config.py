@@ -7,7 +7,8 @@ import pytest
 
 from qwen3_tts_jax import hf_config, hf_export
 from qwen3_tts_jax.arguments import part_dtypes
-from qwen3_tts_jax.config import ConfigError, GenerationConfig
+from qwen3_tts_jax.config import ConfigError, GenerationConfig, SamplingConfig
+from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.presets import PRESETS, preset
 from tests.shapes import SMALL
 
@@ -21,6 +22,11 @@ def test_published_configs_survive_writing_and_reading(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_small_configs_survive_writing_and_reading(name):
     assert hf_config.from_hf(*hf_export.to_hf(SMALL[name])) == SMALL[name]
+
+
+def test_mini_survives_reading_and_writing():
+    config = hf_config.read_folder(local_folder(MINI))
+    assert hf_config.from_hf(*hf_export.to_hf(config)) == config
 
 
 def test_published_facts():
@@ -107,6 +113,32 @@ def test_generation_defaults_are_the_official_ones_where_the_file_is_silent():
     assert model.generation.code_predictor.repetition_penalty == 1.0
     assert model.max_new_tokens == 70
     assert hf_config.from_hf(config, codec, {}).max_new_tokens == 2048
+    assert hf_config.from_hf(config, codec, {"max_new_tokens": None}).max_new_tokens == 2048
+
+
+def test_names_are_read_in_lower_case():
+    top, codec, generation = copy.deepcopy(hf_export.to_hf(preset("0.6B-CustomVoice")))
+    talker = top["talker_config"]
+    for key in ("spk_id", "spk_is_dialect", "codec_language_id"):
+        talker[key] = {name.title(): value for name, value in talker[key].items()}
+    talker["spk_is_dialect"]["Eric"] = "Sichuan_Dialect"
+    assert hf_config.from_hf(top, codec, generation) == preset("0.6B-CustomVoice")
+    talker["spk_id"]["ERIC"] = 2000
+    with pytest.raises(ConfigError, match="talker_config: spk_id has names that differ in nothing but case"):
+        hf_config.from_hf(top, codec, generation)
+
+
+@pytest.mark.parametrize("hundredths", [1, 8, 100, 112, 114, 232, 1234, 6000])
+def test_frames_of_seconds(hundredths):
+    codec = preset("0.6B-Base").codec
+    assert codec.frames_in(hundredths / 100) == max(1, hundredths * 125 // 1000)
+
+
+def test_sampling_that_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match=r"top_k must be a whole number, got 20\.0"):
+        SamplingConfig(top_k=20.0)
+    with pytest.raises(ConfigError, match="repetition_penalty of the code predictor must be 1"):
+        GenerationConfig(code_predictor=SamplingConfig(repetition_penalty=1.1))
 
 
 def changed(name, path, value):
@@ -149,13 +181,25 @@ def changed(name, path, value):
             {"rope_type": "linear"},
             "code_predictor_config: rope_scaling=.* is not supported",
         ),
+        (
+            (0, "talker_config", "code_predictor_config", "vocab_size"),
+            999,
+            "the code predictor has codebooks of 999 codes, the codec of 2048",
+        ),
+        ((0, "talker_config", "vocab_size"), 3080, "the talker has codebooks of 2056 codes, the codec of 2048"),
+        ((0, "talker_config", "spk_is_dialect", "eric"), "cockney", "spk_is_dialect has 'cockney' for eric"),
         ((1, "model_type"), "encodec", "speech_tokenizer/config.json: model_type='encodec'"),
-        ((1, "decode_upsample_rate"), 960, "decode_upsample_rate=960 but the decoder makes 1920 samples"),
+        ((1, "decode_upsample_rate"), 960, "encode_downsample_rate=1920 differs from decode_upsample_rate=960"),
+        ((1, "encode_downsample_rate"), 2879, "encode_downsample_rate=2879 differs from decode_upsample_rate=1920"),
+        ((1, "decoder_config", "upsample_rates"), [8, 5, 4, 6], "=1920 but the decoder makes 3840 samples a frame"),
+        ((1, "encoder_config", "upsampling_ratios"), [7], r"=1920 is no multiple of the encoder's strides \(7\)"),
+        ((1, "encoder_config", "codebook_size"), 4096, r"encoder's codebook_size \(4096\) exceeds the decoder's"),
         ((1, "output_sample_rate"), 16000, "sample rates differ"),
         ((1, "encoder_valid_num_quantizers"), 8, "encoder_valid_num_quantizers=8 but the decoder reads 16"),
         ((1, "decoder_config", "decoder_dim"), 1000, r"decoder_dim \(1000\) must be divisible by 16"),
         ((1, "encoder_config", "use_causal_conv"), False, "use_causal_conv=False is not supported"),
         ((2, "temperature"), 0, "temperature must be above 0, got 0"),
+        ((2, "top_k"), 20.0, r"top_k must be a whole number, got 20\.0"),
     ],
 )
 def test_what_cannot_run_is_refused_by_name(path, value, message):
@@ -166,6 +210,11 @@ def test_what_cannot_run_is_refused_by_name(path, value, message):
 def test_base_needs_a_speaker_encoder():
     with pytest.raises(ConfigError, match=r"config\.json has no 'speaker_encoder_config'"):
         hf_config.from_hf(*changed("0.6B-Base", (0, "speaker_encoder_config"), None))
+
+
+def test_speaker_encoders_hear_at_24_khz():
+    with pytest.raises(ConfigError, match=r"speaker_encoder_config: sample_rate=16000 is not supported"):
+        hf_config.from_hf(*changed("0.6B-Base", (0, "speaker_encoder_config", "sample_rate"), 16_000))
 
 
 def test_unknown_preset_lists_what_exists():

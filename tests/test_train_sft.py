@@ -5,6 +5,8 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +214,15 @@ def test_refused_before_anything_is_encoded(base, recordings, tmp_path, monkeypa
         (("--tensorboard",), "tensorboardX"),
     ):
         assert_refused(run(write_data(recordings, *ROWS), "-o", tmp_path / "run", "-m", base, *options), part)
+
+
+def test_what_is_refused_leaves_nothing_for_tensorboard(base, recordings, tmp_path, monkeypatch):
+    writers = SimpleNamespace(SummaryWriter=lambda folder: Path(folder).mkdir(parents=True))
+    monkeypatch.setitem(sys.modules, "tensorboardX", writers)
+    data = write_data(recordings, *ROWS)
+    result = run(data, "-o", tmp_path / "run", "-m", base, "--tensorboard", "--learning-rate", 0)
+    assert_refused(result, "learning rate")
+    assert not (tmp_path / "run").exists()
 
 
 def test_held_out_speakers_are_learnt_ones(base, recordings, tmp_path):

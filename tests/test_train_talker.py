@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,6 +194,15 @@ def test_refused_options(data, codec, tmp_path, tokenizer_folder):
         assert_refused(run(*common, *options), part)
     assert_refused(run(*common[:-1], tmp_path), "config.json")
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_what_is_refused_leaves_nothing_for_tensorboard(data, codec, tmp_path, monkeypatch):
+    writers = SimpleNamespace(SummaryWriter=lambda folder: Path(folder).mkdir(parents=True))
+    common = (data, "-o", tmp_path / "run", "--config", write_sizes(tmp_path), "--codec", codec, "--tensorboard")
+    for module, options, part in ((writers, ("--average", 1), "average"), (None, (), "tensorboardX")):
+        monkeypatch.setitem(sys.modules, "tensorboardX", module)
+        assert_refused(run(*common, *options), part)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_tokenizer_of_bytes(tmp_path):

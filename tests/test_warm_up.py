@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax import audio
+from qwen3_tts_jax.cli_programs import _request
+from qwen3_tts_jax.presets import preset
 from tests.command import assert_refused, run, write_model
 
 MAIN = "from qwen3_tts_jax.cli import main; main()"
@@ -123,6 +125,10 @@ def test_a_stream_that_outgrows_its_cache_compiles_nothing(environment, warmed):
     assert names.count("jit_grow") == 1
     # One for the cache that a stream starts with, one for the larger.
     assert names.count("jit_generate_at_most") == 2
+
+
+def test_limits_lose_no_frame_to_rounding():
+    assert _request(preset("0.6B-CustomVoice"), 2.32, None, None, None).max_frames == 29
 
 
 def test_the_table_counts_programs(environment, warmed, model):
