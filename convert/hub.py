@@ -139,10 +139,10 @@ def _download(
     except RepositoryNotFoundError:
         raise ModelNotFoundError(f"{tried} does not exist or is not public") from None
     except LocalEntryNotFoundError:
-        raise ModelNotFoundError(
-            f"{tried} is not in the cache and cannot be reached: check the network and HF_HUB_OFFLINE, "
-            "or give the folder of a download"
-        ) from None
+        why = "is not in the cache and cannot be reached: check the network and HF_HUB_OFFLINE"
+        if local_files_only:
+            why = "was not downloaded before, which cannot be done offline"
+        raise ModelNotFoundError(f"{tried} {why}, or give the folder of a download") from None
     except HFValidationError:
         raise ModelNotFoundError(f"{model!r} is not a folder, and no Hugging Face repository has such a name") from None
     except (HfHubHTTPError, OSError) as error:
@@ -156,6 +156,8 @@ def verify_digests(folder: Path, progress: Callable[[int, int], None] | None = N
     Raises:
         CheckpointError: a file differs or is missing, no such checkpoint was published, or it is converted.
     """
+    if folder == local_folder(MINI):
+        raise CheckpointError(folder, [f"{MINI} comes with this package: there is no published file to compare with"])
     if is_converted(folder):
         raise CheckpointError(folder, ["it is converted: only a published checkpoint can be verified"])
     config = read_folder(folder)

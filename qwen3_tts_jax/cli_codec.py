@@ -13,7 +13,10 @@ from qwen3_tts_jax.cli_options import APP, DEFAULT_CODEC, examples
 codec_app = typer.Typer(name="codec", help="Sound to codes and back, with the codec alone.", **APP)
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Any model, or a codec's own folder or repository; all have the same.")
+    str,
+    typer.Option(
+        "--model", "-m", help="Any model, or a codec's own folder or repository; all published ones have the same."
+    ),
 ]
 
 

@@ -22,6 +22,7 @@ from qwen3_tts_jax.files import check_folder, completed
 
 _CODES_ENDINGS = (".npz", ".safetensors")
 _SOUND_ENDINGS = (".wav", ".flac", ".ogg")
+_OTHER_SOUND_ENDINGS = (".mp3", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".au", ".webm", ".mp4")
 _RATES = ("sample_rate", "frame_rate")
 # A safetensors file keeps its metadata under this name.
 _RESERVED = (*_RATES, "__metadata__")
@@ -51,6 +52,8 @@ def encode_files(recordings: Sequence[str], output: Path, source: Source, quiet:
     with plain_messages():
         folder = source.codec_folder()
         config = _config(folder)
+        with refusing(ConfigError):
+            config.require_encoder()
         with ProgressLine(1 / config.frame_rate, quiet) as progress:
             tokenizer = _load(folder, progress)
             codes = tokenizer.encode(sounds, progress=progress)
@@ -123,6 +126,8 @@ def _sound_files(path: Path, names: Sequence[str], output: Path) -> list[Path]:
         with refusing(OSError):
             check_folder(output.parent)
         return [output]
+    if output.suffix.lower() in _OTHER_SOUND_ENDINGS and not output.is_dir():
+        refuse(f"{output}: the ending {output.suffix!r} is not supported, use one of {', '.join(_SOUND_ENDINGS)}")
     if output.exists() and not output.is_dir():
         refuse(f"{output} is neither a folder nor a sound file ({', '.join(_SOUND_ENDINGS)})")
     for name in names:

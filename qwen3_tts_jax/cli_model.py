@@ -20,7 +20,7 @@ from qwen3_tts_jax.console import ProgressLine, quiet_orbax, refuse, refusing
 from qwen3_tts_jax.packaged import MINI, MINI_VOICES, local_folder
 from qwen3_tts_jax.presets import PRESETS, preset
 
-_RANDOM_WEIGHTS = "python tests/parity/random_checkpoint.py FOLDER --preset 0.6B-CustomVoice --small"
+_RANDOM_WEIGHTS = "python -m tests.parity.random_checkpoint FOLDER --preset {} --small"
 
 COMMANDS = {"custom_voice": "say", "voice_design": "design", "base": "clone"}
 """The command that speaks with a model, by its type."""
@@ -59,12 +59,18 @@ class Source:
     def _resolved(self, resolve: Callable[..., Path]) -> Path:
         from qwen3_tts_jax.convert import CheckpointError, ModelNotFoundError
 
+        if self.revision is not None and local_folder(self.model) is not None:
+            refuse(f"--revision is of a repository, and {self.model} is none")
         try:
-            with refusing(CheckpointError, ConfigError):
+            with refusing(ConfigError):
                 # None lets the environment variable HF_HUB_OFFLINE decide.
                 return resolve(self.model, self.revision, self.cache_dir, self.offline or None)
+        except CheckpointError as error:
+            # Files that are not the published ones, which `info` does not look for.
+            refuse(f"{self.model}: {'; '.join(error.problems)}")
         except ModelNotFoundError as error:
-            hint = f"; to try without it, write random weights: {_RANDOM_WEIGHTS}" if self.published() else ""
+            random = _RANDOM_WEIGHTS.format(self.published())
+            hint = f"; to try without it, write random weights (README, Parity): {random}" if self.published() else ""
             refuse(f"{error}{hint}")
         except FileNotFoundError as error:
             refuse(f"{self.model} is no model: {Path(error.filename).name} is missing")

@@ -71,7 +71,7 @@ def speak(model_type: str, options: SpeakOptions) -> None:
     from qwen3_tts_jax import audio
 
     unasked = options.model is None
-    options = replace(options, model=options.model or MINI)
+    options = replace(options, model=MINI if unasked else options.model)
     output = _check_options(model_type, options)
     sampling = sampling_arguments(options)
     with plain_messages():

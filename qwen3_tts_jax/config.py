@@ -214,12 +214,16 @@ class CodecDecoderConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """The speech tokenizer: 12.5 frames a second as published."""
+    """The speech tokenizer: 12.5 frames a second as published.
+
+    `encoder_trained` is False where only what follows the encoder was trained: it decodes, and encodes nothing.
+    """
 
     sample_rate: int
     num_codebooks: int
     encoder: CodecEncoderConfig
     decoder: CodecDecoderConfig
+    encoder_trained: bool = True
 
     def __post_init__(self) -> None:
         _require(
@@ -231,6 +235,10 @@ class CodecConfig:
     @property
     def frame_samples(self) -> int:
         return self.decoder.frame_samples
+
+    def require_encoder(self) -> None:
+        """Raises a ConfigError where the encoder is not trained."""
+        _require(self.encoder_trained, "this codec's encoder is not trained: it cannot encode recordings")
 
     @property
     def frame_rate(self) -> float:

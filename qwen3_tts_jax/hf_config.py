@@ -238,6 +238,7 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
         f"{top.where}: encode_downsample_rate={encoded} is no multiple of the encoder's strides ({convolution_stride})",
     )
     config = CodecConfig(
+        encoder_trained=top.get("encoder_trained", True),
         sample_rate=sample_rate,
         num_codebooks=top["encoder_valid_num_quantizers"],
         encoder=CodecEncoderConfig(

@@ -109,6 +109,7 @@ def codec_to_hf(config: CodecConfig) -> dict[str, Any]:
         "output_sample_rate": config.sample_rate,
         "decode_upsample_rate": config.frame_samples,
         "encode_downsample_rate": config.frame_samples,
+        **({} if config.encoder_trained else {"encoder_trained": False}),
         "encoder_config": {
             **_transformer_to_hf(encoder.transformer, eps="norm_eps"),
             "_frame_rate": config.frame_rate,

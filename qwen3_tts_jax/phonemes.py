@@ -71,14 +71,18 @@ def utterances(text: str) -> list[str]:
 
     Raises:
         UnspeakableError: no word is left of it.
+
+    Warns:
+        UserWarning: as `phonemize`; of sentences too of which no word is left.
     """
     spoken: list[str] = []
     complete, rest = sentences(text)
     for sentence in (*complete, rest):
         with suppress(UnspeakableError):
-            spoken += _pieces(phonemize(sentence))
+            spoken += _pieces(_phonemized(sentence))
     if not spoken:
         raise UnspeakableError(_nothing_in(text))
+    warn_of_foreign_letters(text)
     return spoken
 
 
@@ -106,9 +110,14 @@ def phonemize(text: str) -> str:
         UserWarning: letters of other alphabets are left out.
     """
     spoken = _phonemized(text)
-    if foreign := foreign_letters(text):
-        warnings.warn(f"letters that are not English are left out: {foreign[:20]}", UserWarning, stacklevel=2)
+    warn_of_foreign_letters(text)
     return spoken
+
+
+def warn_of_foreign_letters(text: str) -> None:
+    """Warns of letters of other alphabets, which are left out."""
+    if foreign := foreign_letters(text):
+        warnings.warn(f"letters that are not English are left out: {foreign[:20]}", UserWarning, stacklevel=3)
 
 
 @lru_cache(4096)
@@ -137,7 +146,8 @@ def _phonemized(text: str) -> str:
 
 def _nothing_in(text: str) -> str:
     text = " ".join(text.split())
-    return f"there is nothing to say in {text if len(text) <= 40 else text[:40] + '…'!r}"
+    hint = ": this model reads English alone" if foreign_letters(text) else ""
+    return f"there is nothing to say in {text if len(text) <= 40 else text[:40] + '…'!r}{hint}"
 
 
 def _readable(word: str, known: Any, shouted: bool) -> str:

@@ -122,6 +122,7 @@ def test_encode_refuses_before_loading(folder, model, no_weights, arguments, par
         ("x.npz", {"a": _codes(3), "b": _codes(3)}, "x.wav", "x.npz holds 2 recordings and x.wav is one file"),
         ("x.npz", {"a": _codes(3), "b": _codes(3)}, "there", "there/b.wav is there already"),
         ("x.npz", {"a": _codes(3)}, "x.mp3/y.wav", "the folder x.mp3 does not exist"),
+        ("x.npz", {"a": _codes(3)}, "x.mp3", "the ending '.mp3' is not supported, use one of .wav, .flac, .ogg"),
         ("x.npz", {"a": _codes(3)}, "no/folder", "the folder no does not exist"),
         ("x.npz", {"a": _codes(3)}, "x.npz", "x.npz is neither a folder nor a sound file (.wav, .flac, .ogg)"),
         ("x.npz", {"../a": _codes(3)}, "new", "a recording that is called '../a', which is no file's name"),

@@ -110,7 +110,7 @@ def test_failed_downloads_say_what_was_tried(monkeypatch, error, message):
 
 
 def test_offline_and_not_in_the_cache(tmp_path):
-    with pytest.raises(ModelNotFoundError, match="is not in the cache and cannot be reached"):
+    with pytest.raises(ModelNotFoundError, match="was not downloaded before, which cannot be done offline"):
         resolve("1.7B-Base", cache_dir=tmp_path, local_files_only=True)
 
 

@@ -39,7 +39,7 @@ _INTERRUPTED = 130
 def run_batch(options: BatchOptions) -> None:
     """Checks the options, the manifest and the folder, in this order; then loads the weights and speaks."""
     unasked = options.model is None
-    options = replace(options, model=options.model or MINI)
+    options = replace(options, model=MINI if unasked else options.model)
     sampling = sampling_arguments(options)
     _check_extras(options)
     job = JobFolder(options.output, options.audio_format, options.save_codes, options.shard_items)

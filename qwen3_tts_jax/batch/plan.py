@@ -128,7 +128,7 @@ def _task(
     seconds = max_seconds if item.max_seconds is None else item.max_seconds
     limit = None
     if seconds is not None:
-        limit = max(1, int(min(seconds * config.codec.frame_rate, config.talker.max_positions)))
+        limit = min(config.codec.frames_in(seconds), config.talker.max_positions)
     request = Request(item.text, item.language or "auto", speaker, item.instruct, mode.replace("-", "_"), limit, voice)
     parts = spoken_as(request, tokenizer)
     tokens = [len(tokenizer.assistant(part.text)) - ROLE_IDS - CLOSING_IDS for part in parts]

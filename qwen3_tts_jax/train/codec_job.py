@@ -154,7 +154,8 @@ def prepare_codec(
             `codec_teacher.read_features`.
         FileExistsError: `output` holds a finished codec.
         state_files.RunError: `output` holds a run with other settings or other data.
-        ConfigError: as `CodecTraining.crops`, or recordings with codes where not the decoder alone learns.
+        ConfigError: as `CodecTraining.crops`, or recordings with codes where not the decoder alone learns, or
+            without where the encoder is not trained and the decoder alone learns.
     """
     output = Path(output)
     require_absent(output / CODEC)
@@ -162,10 +163,14 @@ def prepare_codec(
     held_out = [] if validation is None else find_recordings(validation)
     everything = [*recordings, *held_out]
     recipe, spectral, taught = training.recipe, training.spectral, None
+    if not recipe.decoder_only:
+        recipe = replace(recipe, codec=replace(recipe.codec, encoder_trained=True))
     with_them = [recording for recording in everything if recording.codes is not None]
     crops = training.crops(given_codes=bool(with_them))
     if with_them and (spectral or not recipe.decoder_only):
         raise ConfigError(f"{with_them[0].where} has codes: the decoder alone can learn from them (--decoder-only)")
+    if recipe.decoder_only and not spectral and not with_them:
+        recipe.codec.require_encoder()
     seconds = check_headers(everything)
     codes = read_recording_codes(everything, seconds, recipe.codec)
     if training.feature_rate is not None:

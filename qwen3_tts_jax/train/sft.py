@@ -115,13 +115,15 @@ def prepare(
         lines.DataError: see `read_lines`, `add_speakers`, `check_speakers` and `check_lengths`.
         FileExistsError: `output` holds a finished model.
         state_files.RunError: `output` holds a run with other settings or other data.
-        ConfigError, lora.LoraError: as `step.frozen_paths`.
+        ConfigError, lora.LoraError: as `step.frozen_paths`, or a codec whose encoder is not trained.
     """
     source, output = Path(source), Path(output)
     require_absent(output / MODEL)
     base = hf_config.read_folder(source).with_dtypes(config.dtype)
     lines = read_lines(data, base)
     held_out = [] if validation is None else read_lines(validation, base)
+    if any(line.codes is None for line in (*lines, *held_out)):
+        base.codec.require_encoder()
     model, rows = add_speakers(base, lines, known=config.known_speakers)
     check_speakers(held_out, model)
     tokenizer = TextTokenizer.from_folder(source)

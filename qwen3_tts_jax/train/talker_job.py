@@ -127,7 +127,8 @@ def prepare_talker(
 
     Raises:
         lines.DataError: see `read_lines`, `code_files.read_codes` and `check_lengths`.
-        ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`; or `start` is another kind of model.
+        ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`; `start` is another kind of model; or
+            recordings without codes where the codec's encoder is not trained.
         FileExistsError: `output` holds a finished model.
         state_files.RunError: `output` holds a run with other settings or other data.
         OSError: a file that cannot be read.
@@ -142,6 +143,8 @@ def prepare_talker(
         text_tokenizer = TextTokenizer.from_folder(texts)
     lines = read_lines(data, new)
     held_out = [] if validation is None else read_lines(validation, new)
+    if any(line.codes is None for line in (*lines, *held_out)):
+        codec_config.require_encoder()
     full = with_speakers_of(new, [*lines, *held_out])
     if start is not None:
         _check_same(Path(start), full, config.dtype)

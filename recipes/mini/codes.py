@@ -136,7 +136,8 @@ def codec_of_mini(codebooks: int = SPECTRAL + 1) -> CodecConfig:
     shape = codec_shape("medium")
     encoder = replace(shape.encoder, strides=(4, 5, 6, 5), num_codebooks=codebooks)
     decoder = replace(shape.decoder, upsample_rates=(5, 5, 4, 3), num_codebooks=codebooks)
-    return replace(shape, num_codebooks=codebooks, encoder=encoder, decoder=decoder)
+    # What learns spectra is another encoder, which is not kept.
+    return replace(shape, num_codebooks=codebooks, encoder=encoder, decoder=decoder, encoder_trained=False)
 
 
 def with_pitch(params: Mapping[str, Any], codes: np.ndarray) -> dict[str, Any]:
