@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -123,21 +122,25 @@ def load_programs(file: str | Path) -> Programs:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, or of a newer format.
+        ValueError: another kind of file, a damaged one, or one of a newer format.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             manifest = json.loads(archive.read(_MANIFEST))
-            if manifest["format"] != FORMAT:
-                raise ValueError(f"{file} has format {manifest['format']}, this version reads {FORMAT}: export again")
-            programs = {
-                (step, Size(**size)): jax.export.deserialize(bytearray(archive.read(_name(step, index))))
-                for index, size in enumerate(manifest["sizes"])
-                for step in _STEPS
-            }
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} holds no exported programs: {error}") from error
-    return Programs(manifest, programs)
+            written_as = manifest["format"]
+            if written_as == FORMAT:
+                programs = {
+                    (step, Size(**size)): jax.export.deserialize(bytearray(archive.read(_name(step, index))))
+                    for index, size in enumerate(manifest["sizes"])
+                    for step in _STEPS
+                }
+                return Programs(manifest, programs)
+    except OSError:
+        raise
+    except Exception as error:
+        # What JAX raises for a damaged program depends on where in it the damage is.
+        raise ValueError(f"{file} holds no exported programs: {type(error).__name__}: {error}") from error
+    raise ValueError(f"{file} has format {written_as}, this version reads {FORMAT}: export again")
 
 
 def flat_weights(params: dict[str, Any]) -> list[Any]:
@@ -167,6 +170,8 @@ def export_programs(
     Raises:
         ValueError: no sizes, sizes twice, or a cache without room for a frame.
     """
+    from qwen3_tts_jax.files import completed
+
     file, sizes = Path(file), list(sizes)
     if not sizes or len(set(sizes)) < len(sizes):
         raise ValueError(f"sizes must be at least one, and none twice, got {sizes}")
@@ -205,12 +210,8 @@ def export_programs(
         written.writestr(_MANIFEST, json.dumps(manifest, indent=1))
         for name, program in content.items():
             written.writestr(name, program)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
+    with completed(file) as temporary:
         temporary.write_bytes(archive.getvalue())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
     return file
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
-from qwen3_tts_jax.prompt import Request
+from qwen3_tts_jax.prompt import Request, check_whole
 
 _DTYPES = {part: ("float32", "bfloat16") for part in ("talker", "code_predictor")}
 _DTYPES["codec"] = ("float32", "bfloat16", "bfloat16_3x")
@@ -55,6 +55,9 @@ def merge_sampling(config: ModelConfig, options: dict[str, Any]) -> tuple[Genera
     for name in options:
         if name not in known:
             raise TypeError(f"unknown option {name!r}; there are {', '.join(known)}")
+    for name in ("top_k", "subtalker_top_k", "max_new_tokens"):
+        if options.get(name) is not None:
+            check_whole(name, options[name])
 
     def chosen(names: dict[str, str]) -> dict[str, Any]:
         return {names[name]: options[name] for name in names if options.get(name) is not None}

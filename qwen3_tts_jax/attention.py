@@ -49,7 +49,7 @@ def attend(
     """
     # A window is short, and the steps of a stream should round as the whole does.
     if queries.shape[1] == 1 and config.sliding_window is None:
-        return jax.lax.platform_dependent(queries, keys, values, mask, cpu=_once_on_cpu, default=_once)
+        return jax.lax.platform_dependent(queries, keys, values, mask, cpu=_single_query_on_cpu, default=_single_query)
     forms: dict[str, Callable] = {"cpu": _on_cpu, "default": portable}
     if config.attention != "xla" and past is not None and queries.shape[1] >= _FEWEST_QUERIES:
         kernel = {"cudnn": cudnn, "pallas": pallas}[config.attention]
@@ -70,7 +70,7 @@ def _on_cpu(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Ar
     return portable(*wide, mask).astype(queries.dtype)
 
 
-def _once(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+def _single_query(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
     """`portable` of one query, T = 1, without that axis: XLA for NVIDIA then makes three kernels of it, else five to
     eight.
     """
@@ -79,7 +79,7 @@ def _once(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Arra
     return jnp.einsum("bkgs,bksh->bkgh", weights, values, precision=PRECISION)[:, None]
 
 
-def _once_on_cpu(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+def _single_query_on_cpu(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
     """The same as sums: several times as fast as XLA's CPU products where S is large."""
     wide_queries, wide_keys, wide_values = (x.astype(jnp.float32) for x in (queries, keys, values))
     scores = jnp.sum(wide_queries[:, 0, ..., None] * wide_keys[:, :, None], axis=3)

@@ -82,8 +82,8 @@ class KVCache:
         all_keys, all_values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (all_keys, all_values))
         return cache, all_keys, all_values
 
-    def advance(self, steps: int | jax.Array) -> Self:
-        """Counts the next `steps` slots as written: as many in every row, or int32 [B]."""
+    def advance(self, steps: int) -> Self:
+        """Counts the next `steps` slots as written, as many in every row."""
         return self.replace(length=self.length + steps)
 
     def grow(self, capacity: int) -> Self:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from qwen3_tts_jax.arguments import part_dtypes
-from qwen3_tts_jax.batch.manifest import MAX_SEED
 from qwen3_tts_jax.cli_clone import Recording, Reference, load_voice
 from qwen3_tts_jax.cli_model import COMMANDS, Source, check_type, read_config, speaking_with_mini
 from qwen3_tts_jax.cli_options import SpeechOptions
@@ -28,10 +27,10 @@ from qwen3_tts_jax.console import (
 )
 from qwen3_tts_jax.packaged import MINI
 from qwen3_tts_jax.phonemes import UnspeakableError
+from qwen3_tts_jax.prompt import MAX_SEED, PromptPlan, Request, plan_prompt, validate
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.pipeline import Qwen3TTS
-    from qwen3_tts_jax.prompt import PromptPlan, Request
     from qwen3_tts_jax.synthesis import FinishReason
     from qwen3_tts_jax.text import TextTokenizer
     from qwen3_tts_jax.voice_prompt import VoicePrompt
@@ -197,8 +196,6 @@ def _request(text: str, voice: Recording | VoicePrompt | None, options: SpeakOpt
 
     A recording's voice is represented by one of the same size.
     """
-    from qwen3_tts_jax.prompt import Request, validate
-
     speaker = options.speaker
     if speaker is None and config.prompt.speakers:
         speaker = next(iter(config.prompt.speakers))
@@ -215,7 +212,6 @@ def _request(text: str, voice: Recording | VoicePrompt | None, options: SpeakOpt
 
 def _read(request: Request, folder: Path, config: ModelConfig) -> tuple[TextTokenizer, PromptPlan]:
     """The model's tokenizer, and the longest prompt of what the request is spoken as; refuses what cannot be spoken."""
-    from qwen3_tts_jax.prompt import plan_prompt
     from qwen3_tts_jax.text import TextTokenizer
     from qwen3_tts_jax.utterances import spoken_as
 

@@ -67,5 +67,8 @@ class CodePredictor(nn.Module):
         return self.codec_embeddings(codebook, codes)
 
     def logits(self, hidden: jax.Array, codebook: jax.Array) -> jax.Array:
-        """Hidden states [..., D] → float32 logits [..., V] of codebook 1 ≤ q < Q (one integer)."""
+        """Hidden states [..., D] → logits of codebook 1 ≤ q < Q (one integer), float32 [..., V].
+
+        In bfloat16 models they are products that were rounded to bfloat16, and then widened.
+        """
         return self.codec_heads(hidden, codebook).astype(jnp.float32)

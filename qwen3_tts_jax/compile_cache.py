@@ -19,8 +19,9 @@ _log = logging.getLogger(__name__)
 def keep_compiled(folder: str | Path | None = None) -> Path | None:
     """Lets JAX keep compiled programs in a folder and take them from there. Call it before the first computation.
 
-    Whoever has given JAX a folder already (JAX_COMPILATION_CACHE_DIR) keeps that one, and
-    JAX_ENABLE_COMPILATION_CACHE=false switches it off. Any of the files may be deleted at any time.
+    Whoever has given JAX a folder already (JAX_COMPILATION_CACHE_DIR) keeps that one,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says how long the compiling of what is kept takes at least (else 0.05 s),
+    and JAX_ENABLE_COMPILATION_CACHE=false switches it off. Any of the files may be deleted at any time.
 
     Args:
         folder: by default qwen3-tts-jax in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), apart for
@@ -31,6 +32,8 @@ def keep_compiled(folder: str | Path | None = None) -> Path | None:
     """
     if not jax.config.jax_enable_compilation_cache:
         return None
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
     if jax.config.jax_compilation_cache_dir is not None:
         return Path(jax.config.jax_compilation_cache_dir)
     folder = _default_folder() if folder is None else Path(folder)
@@ -39,7 +42,6 @@ def keep_compiled(folder: str | Path | None = None) -> Path | None:
     except OSError as error:
         _log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
         return None
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_SECONDS)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
 

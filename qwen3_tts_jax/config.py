@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal
 
 ModelType = Literal["base", "custom_voice", "voice_design"]
@@ -280,6 +280,9 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            value = getattr(self, name)
+            _require(isinstance(value, Real), f"{name} must be a number, got {value!r}")
         _require(
             not self.do_sample or self.temperature > 0,
             f"temperature must be above 0, got {self.temperature} (for the most likely codes use do_sample=False)",

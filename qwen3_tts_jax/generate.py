@@ -144,17 +144,21 @@ def idle_state(config: ModelConfig, cache: KVCache, text_track: jax.Array) -> De
     """A state whose rows make no frames, for `insert` to put prompts into; the cache's length is taken as it is."""
     batch, _, width = text_track.shape
     vocab = config.talker.codec_vocab_size
-    zeros = jnp.zeros(batch, jnp.int32)
+
+    def zeros() -> jax.Array:
+        # One for each field: a buffer can be donated once.
+        return jnp.zeros(batch, jnp.int32)
+
     return DecodeState(
         cache=cache,
         hidden=jnp.zeros((batch, width), text_track.dtype),
         logits=jnp.zeros((batch, vocab), jnp.float32),
         seen=jnp.zeros((batch, vocab), bool),
         text_track=text_track,
-        text_start=zeros,
-        keys=utterance_keys(0, zeros),
-        frame=zeros,
-        frame_limit=zeros,
+        text_start=zeros(),
+        keys=utterance_keys(0, zeros()),
+        frame=zeros(),
+        frame_limit=zeros(),
         ended=jnp.zeros(batch, bool),
     )
 

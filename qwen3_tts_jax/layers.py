@@ -1,8 +1,9 @@
 """Layers that every part of the model is made of.
 
 Axis legend, used in all docstrings:
-    B batch   T time (tokens or frames)   S cache slots   N query heads   K key/value heads   H head dim
-    D model width   F MLP width   Q codebooks   C channels   V vocabulary
+    B batch   T time (tokens or frames)   N samples   S cache slots   U text ids of the frames to come
+    K key/value heads   G query heads of each   H head dim   D model width   F MLP width   C channels
+    Q codebooks   V vocabulary   R rows that are put in, or frames of a reference
 
 Linear weights are [out, in], which is PyTorch's orientation and the faster one on CPU and GPU.
 """
@@ -18,14 +19,14 @@ import numpy as np
 # It has no effect on bfloat16 operands.
 PRECISION = jax.lax.Precision.HIGHEST
 
-# Up to so many rows, XLA's CPU products are 1.2 to 3 times as fast with the rows as columns: W xᵀ.
+# Up to this many rows, XLA's CPU products are 1.2 to 3 times as fast with the rows as columns: W xᵀ.
 _FEW_ROWS = 64
 
 weight_init = nn.initializers.normal(0.02)
 
 
 def multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """X Wᵀ: [..., in] and [*outputs, in] → [..., *outputs]."""
+    """The product x Wᵀ: [..., in] and [*outputs, in] → [..., *outputs]."""
 
     def product(x: jax.Array, weight: jax.Array) -> jax.Array:
         return jnp.tensordot(x, weight, axes=(-1, -1), precision=PRECISION)

@@ -14,7 +14,7 @@ from qwen3_tts_jax import audio, convert, hf_config, sharding
 from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair_references, part_dtypes
 from qwen3_tts_jax.attention import Choice, configure
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
-from qwen3_tts_jax.prompt import Request
+from qwen3_tts_jax.prompt import Request, check_whole
 from qwen3_tts_jax.quantize import quantize
 from qwen3_tts_jax.stream import CHUNK_FRAMES, stream
 from qwen3_tts_jax.synthesis import Progress, Speech, synthesize_each
@@ -33,7 +33,14 @@ class Qwen3TTS:
     """
 
     def __init__(self, config: ModelConfig, params: dict[str, Any], tokenizer: TextTokenizer, *, chunk_frames: int = 8):
-        """`chunk_frames` is how many frames are made between two looks at whether all rows have ended."""
+        """`chunk_frames`, at least 1, is how many frames are made between two looks at whether rows have ended.
+
+        Raises:
+            ValueError: another `chunk_frames`.
+        """
+        check_whole("chunk_frames", chunk_frames)
+        if chunk_frames < 1:
+            raise ValueError(f"chunk_frames must be at least 1, got {chunk_frames}")
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.chunk_frames = chunk_frames
 
@@ -63,12 +70,12 @@ class Qwen3TTS:
                 a CPU, where products in bfloat16 are ten times slower. One is that of talker and code predictor; parts
                 can be named, as in "talker=bfloat16,code_predictor=float32" or "bfloat16,codec=bfloat16_3x". The
                 codec has float32 by default; "bfloat16_3x" makes its decoder's convolutions of three products, for
-                the fast units of accelerators, at 70 dB of float32, and "bfloat16" of one, at 17 dB.
+                the fast units of accelerators, at 74 dB of float32, and "bfloat16" of one, at 17 dB.
             attention: of many queries at once, in parts that compute in bfloat16: "cudnn" on NVIDIA GPUs, "pallas" on
                 one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one.
             weights: "int8" rounds those of the talker and the code predictor, which are then a quarter of the size
-                (see `quantize`): for memory, and for accelerators, whose speed it is to read them. CPUs are slower
-                with it. Codes are no longer those of the reference.
+                (see `quantize`): for memory, and for accelerators, whose speed it is to read them. While it loads, the
+                float weights need their memory. CPUs are slower with it. Codes are no longer those of the reference.
             revision: branch, tag or commit on Hugging Face.
             cache_dir: where downloads are kept; Hugging Face's own cache by default.
             local_files_only: never ask the network; None lets the environment variable HF_HUB_OFFLINE decide.
@@ -78,6 +85,8 @@ class Qwen3TTS:
             progress: called as progress("load", bytes_done, bytes_total).
 
         Raises:
+            ValueError: unknown `weights`, impossible `chunk_frames`, or a mesh whose `model` axis does not divide the
+                key/value heads.
             FileNotFoundError: no such folder or repo, or files are missing.
             qwen3_tts_jax.config.ConfigError: a model that this package cannot run, unknown dtypes, or attention that
                 this machine does not have.
@@ -97,7 +106,7 @@ class Qwen3TTS:
         parts = convert.PARTS if config.model_type == "base" else convert.SYNTHESIS_PARTS
         params = convert.load_checkpoint(folder, config, parts, progress=report, placement=placement)
         if weights == "int8":
-            params = quantize(params)
+            params = quantize(params, donate=True)
         return cls(config, params, tokenizer, chunk_frames=chunk_frames)
 
     # What the official package offers, under its names.
@@ -265,13 +274,15 @@ class Qwen3TTS:
 
         Args:
             text: a text, or its pieces as they are written, such as the output of a language model: they
-                are spoken as they arrive, by models that read phonemes (mini) once a sentence has ended.
+                are spoken as they arrive, by models that read phonemes (mini) once a sentence has ended. A generator
+                is closed when the stream ends; an open file, and whatever else gives pieces, is not.
             speaker: see `generate_custom_voice`, like `language` and `instruct`.
             language: one of `get_supported_languages`.
             instruct: how to speak, in words.
             non_streaming_mode: by default True for a text and False for pieces, which it must be.
             seed: the same seed gives the same speech.
-            schedule: frames (80 ms each) of the first chunk, the second, …, and of all that follow.
+            schedule: frames (80 ms each in the published models) of the first chunk, the second, …, and of all that
+                follow.
             **sampling: see `generate_custom_voice`.
 
         Yields:
@@ -353,7 +364,7 @@ class Qwen3TTS:
 
     def synthesize(
         self,
-        requests: Sequence[Request],
+        requests: Iterable[Request],
         sampling: GenerationConfig | None = None,
         seed: int = 0,
         *,
@@ -383,15 +394,16 @@ class Qwen3TTS:
 
         Raises:
             ValueError: a bad request, before anything is computed.
+            TypeError: what is no request.
         """
         options = {"batch_size": batch_size, "utterances": utterances, "fill": fill}
         options |= {"official_decoding": official_decoding, "progress": progress}
-        speeches = dict(self.synthesize_each(requests, sampling, seed, **options))
-        return [speeches[index] for index in range(len(requests))]
+        speeches = dict(self._each(requests, sampling, seed, full=True, **options))
+        return [speeches[index] for index in sorted(speeches)]
 
     def synthesize_each(
         self,
-        requests: Sequence[Request],
+        requests: Iterable[Request],
         sampling: GenerationConfig | None = None,
         seed: int = 0,
         *,
@@ -401,21 +413,25 @@ class Qwen3TTS:
         official_decoding: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Speech]]:
-        """`synthesize` that yields the index of a request and its speech as soon as it is there."""
-        return synthesize_each(
-            self.params,
-            self.config,
-            self.tokenizer,
-            requests,
-            sampling or self.config.generation,
-            seed,
-            batch_size=batch_size,
-            chunk_frames=self.chunk_frames,
-            utterances=utterances,
-            fill=fill,
-            official_decoding=official_decoding,
-            progress=progress,
-        )
+        """`synthesize` that yields the index of a request and its speech after the chunk of frames in which it ended.
+
+        With `fill` only on CPUs: elsewhere several are decoded together, and wait until they are as many.
+        """
+        options = {"batch_size": batch_size, "utterances": utterances, "fill": fill}
+        options |= {"official_decoding": official_decoding, "progress": progress}
+        # Where the decoder always has as many rows, fewer utterances would cost as much.
+        return self._each(requests, sampling, seed, full=fill, **options)
+
+    def _each(
+        self, requests: Iterable[Request], sampling: GenerationConfig | None, seed: int, **options: Any
+    ) -> Iterator[tuple[int, Speech]]:
+        requests = list(requests)
+        for request in requests:
+            if not isinstance(request, Request):
+                raise TypeError(f"requests must be `Request`s, got {request!r}")
+        generation = sampling or self.config.generation
+        options["chunk_frames"] = self.chunk_frames
+        return synthesize_each(self.params, self.config, self.tokenizer, requests, generation, seed, **options)
 
     def stream(
         self,
@@ -435,7 +451,7 @@ class Qwen3TTS:
             sampling: the checkpoint's own by default.
             seed: the same seed gives the speech that `synthesize` gives the first request.
             pieces: text that follows `request.text`, which may then be empty, as it arrives; they need the
-                text mode "as_it_comes".
+                text mode "as_it_comes". A generator is closed when the stream ends.
             schedule: frames of each chunk; the last entry is repeated.
         """
         return stream(

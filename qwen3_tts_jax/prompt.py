@@ -22,10 +22,11 @@ A voice that is cloned in context goes on with what its recording says, the text
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Request:
         instruct: how to say it (custom voice) or who says it (voice design), in words.
         text_mode: "all_at_once" puts the whole text into the prompt; "as_it_comes" feeds it to the
             talker one token per frame, the way the official package simulates a text that streams in.
-        max_frames: the most frames (80 ms each) to generate; None is the model's own limit.
+        max_frames: the most frames (80 ms each in the published models) to generate; None is the model's own limit.
         voice: of a base model; without one it speaks in a voice of its own choosing.
     """
 
@@ -82,6 +83,13 @@ class Request:
     max_frames: int | None = None
     voice: VoicePrompt | None = None
 
+    def __post_init__(self) -> None:
+        """Raises: TypeError, for a text or an instruction that is no str."""
+        for name in ("text", "instruct"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (name, value) != ("instruct", None):
+                raise TypeError(f"{name} must be a str, got {value!r}")
+
 
 @dataclass(frozen=True, eq=False)
 class PromptPlan:
@@ -92,7 +100,7 @@ class PromptPlan:
         codes: int32 [T, Q], the codec channel: column 0 are ids of the talker's codec embedding (codes,
             control tokens, languages, speakers), column q ≥ 1 codes of the code predictor's embedding
             q − 1; `NONE` where a codebook adds nothing.
-        trailing_text_ids: int32 [Tt]; the talker's input after frame k also gets entry k, and `tts_pad`
+        trailing_text_ids: int32 [U]; the talker's input after frame k also gets entry k, and `tts_pad`
             once they are used up.
         x_vector: float32 [D] of a cloned voice.
         speaker_position: where the codec channel is `x_vector` alone.
@@ -114,7 +122,7 @@ class PromptBatch(NamedTuple):
         text_ids: int32 [B, T]; `NONE` in the padding.
         codes: int32 [B, T, Q]; `NONE` in the padding.
         lengths: int32 [B], positions of each prompt without the padding.
-        trailing_text_ids: int32 [B, Tt], filled up with `tts_pad`.
+        trailing_text_ids: int32 [B, U], filled up with `tts_pad`.
         x_vectors: float32 [B, D], zeros in rows without one; None where no row has one.
         speaker_position: int32 [B], where x_vectors are added; `NONE` in rows without one.
     """
@@ -127,20 +135,44 @@ class PromptBatch(NamedTuple):
     speaker_position: np.ndarray
 
 
+MAX_SEED = 2**31 - 1
+
+
+def check_seed(seed: Any) -> None:
+    """Refuses, with a ValueError, what is no seed: a whole number 0 … 2³¹ − 1."""
+    check_whole("seed", seed)
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be 0 … {MAX_SEED}, got {seed}")
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Refuses a count that is no whole number: the device would cut it, and the host wait for it for ever.
+
+    Raises:
+        ValueError: names it and its value.
+    """
+    try:
+        operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+
+
 def validate(request: Request, config: ModelConfig) -> None:
     """Refuses a request that the model cannot speak.
 
     Raises:
         ValueError: an empty text, an unknown language or speaker (the message lists what there is), a
             speaker or voice missing from or given to the wrong kind of model, an unknown text mode, or a
-            limit of frames below 1.
+            limit of frames that is below 1 or no whole number.
     """
     if not request.text.strip():
         raise ValueError("the text is empty; give at least one character that can be spoken")
     if request.text_mode not in get_args(TextMode):
         raise ValueError(f"unknown text_mode {request.text_mode!r}; there are {', '.join(get_args(TextMode))}")
-    if request.max_frames is not None and request.max_frames < 1:
-        raise ValueError(f"max_frames must be at least 1, got {request.max_frames}")
+    if request.max_frames is not None:
+        check_whole("max_frames", request.max_frames)
+        if request.max_frames < 1:
+            raise ValueError(f"max_frames must be at least 1, got {request.max_frames}")
     languages = config.prompt.languages
     if str(request.language).lower() not in ("auto", *languages):
         raise ValueError(f"unknown language {request.language!r}; there are auto, {', '.join(sorted(languages))}")
@@ -241,13 +273,13 @@ def batch_plans(
     length: int | None = None,
     trailing_length: int | None = None,
 ) -> PromptBatch:
-    """Pads prompts to one length T, and their trailing texts to one length Tt.
+    """Pads prompts to one length T, and their trailing texts to one length U.
 
     Args:
         plans: at least one, all with the same number of codebooks.
         tts_pad: the text id that fills up the trailing texts (`PromptConfig.tts_pad`).
         length: T; None takes the longest prompt's.
-        trailing_length: Tt; None takes the longest trailing text's, which may be 0.
+        trailing_length: U; None takes the longest trailing text's, which may be 0.
 
     Raises:
         ValueError: no plans, or one that is longer than `length` or `trailing_length`.

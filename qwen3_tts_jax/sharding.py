@@ -32,7 +32,7 @@ Tree = TypeVar("Tree")
 # a frame's codes, most of them in the sampling.
 _SPLIT_AXES = {
     "attention/qkv": 0,  # [K, (G + 2) H, D], what belongs to a key/value head side by side
-    "attention/o": 1,  # [D, N H], query heads in the same order
+    "attention/o": 1,  # [D, K G H], query heads in the same order
     "mlp/gate_up": 1,  # [2, F, D]
     "mlp/down": 1,  # [D, F]
     "text_embedding": 0,  # [V, D]
@@ -49,7 +49,7 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
         data: parts that a batch is spread over; −1 takes as many as there are devices for.
         model: devices that share one copy of the talker and the code predictor. 1 is the fastest wherever a
             copy fits on one device; more let a single utterance, or a larger batch, use the memory of several.
-        devices: all of the machine's (of all processes) by default.
+        devices: all of `jax.devices()`, those of other processes included, by default.
 
     Raises:
         ValueError: sizes below 1, or for which there are not the devices.
@@ -182,5 +182,6 @@ def _rows_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    same = isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
-    return leaf if same else jax.device_put(leaf, sharding)
+    # On a mesh of one device an array that was not put there is the same to `is_equivalent_to`, but not to JAX's cache.
+    on_mesh = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+    return leaf if on_mesh and leaf.sharding.is_equivalent_to(sharding, leaf.ndim) else jax.device_put(leaf, sharding)

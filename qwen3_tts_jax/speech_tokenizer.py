@@ -14,6 +14,7 @@ from qwen3_tts_jax import convert, hf_config
 from qwen3_tts_jax.audio import AudioLike
 from qwen3_tts_jax.codec import encoder
 from qwen3_tts_jax.config import CodecConfig
+from qwen3_tts_jax.sharding import place_batch
 from qwen3_tts_jax.synthesis import Progress, bucket, decode_codes
 
 # Longer chunks waste more of the last one, shorter ones keep a CPU's cores less busy.
@@ -48,7 +49,9 @@ def encode_recordings(
 
     Raises:
         ValueError: a recording of another shape or dtype, empty or not finite, before anything is computed.
+        qwen3_tts_jax.config.ConfigError: the encoder is not trained.
     """
+    config.require_encoder()
     for row, samples in enumerate(recordings):
         _check_recording(row, samples)
     # Rows of a batch should end in about the same step.
@@ -85,7 +88,8 @@ def _encode_batch(
     if not sliding_window or config.encoder.transformer.sliding_window is None:
         positions = _CHUNK_FRAMES * config.encoder.downsample_stride
         capacity = bucket(int(chunks) * positions, positions)
-    state = encoder.initial_state(config.encoder, rows, capacity)
+    # Where steps leave it, so that the first of them needs no program of its own.
+    state = place_batch(params, encoder.initial_state(config.encoder, rows, capacity))
     codes = []
     for start in range(0, chunks * chunk_samples, chunk_samples):
         samples = np.zeros((rows, chunk_samples), np.float32)
@@ -93,6 +97,7 @@ def _encode_batch(
             piece = recording[start : start + chunk_samples]
             samples[row, : len(piece)] = piece
         here = np.clip(lengths - start, 0, chunk_samples).astype(np.int32)
+        samples, here = place_batch(params, (samples, here))
         state, new = encode_step(params, config, state, samples, here)
         codes.append(np.asarray(new))
     whole = np.concatenate(codes, axis=1)[: len(recordings)]

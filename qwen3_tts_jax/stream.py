@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ from qwen3_tts_jax.generate import (
     set_text_compiled,
     utterance_keys,
 )
-from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, plan_prompt, validate
+from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, check_seed, check_whole, plan_prompt, validate
+from qwen3_tts_jax.sharding import place_batch
 from qwen3_tts_jax.synthesis import (
     FRAMES_PER_TOKEN,
     PROMPT_BUCKET,
@@ -42,8 +43,8 @@ from qwen3_tts_jax.text import IncrementalText, TextTokenizer
 from qwen3_tts_jax.utterances import spoken_as_it_arrives, utterance_number
 
 CHUNK_FRAMES = (1, 2, 4, 8)
-"""Frames of the first chunk, the second, …, and of all that follow: 80 ms until the first sound, then ever
-fewer interruptions."""
+"""Frames of the first chunk, the second, …, and of all that follow: one (80 ms in the published models) until the first
+sound, then ever fewer interruptions."""
 
 # Frames that the cache has room for at first: by the prompt's tokens, or where the text is still arriving
 # (144 s). A cache that grows later interrupts the speech until a larger program is compiled.
@@ -52,7 +53,7 @@ _MIN_CAPACITY = 512
 # A piece of text that comes within this time was there already, and so, maybe, is the next.
 _AT_HAND_SECONDS = 0.005
 # The decoder compiles once per size; chunks are cut into these.
-_CODEC_FRAMES = (16, 8, 4, 2, 1)
+CODEC_FRAMES = (16, 8, 4, 2, 1)
 
 
 def stream(
@@ -70,6 +71,9 @@ def stream(
 
     All that can be refused is refused at once, not when the first chunk is asked for.
     """
+    check_seed(seed)
+    for frames in schedule:
+        check_whole("a chunk of the schedule", frames)
     if not schedule or min(schedule) < 1:
         raise ValueError(f"schedule must be numbers of frames of at least 1, got {list(schedule)}")
     if pieces is None:
@@ -149,8 +153,8 @@ def _speak(
                 return
         yield Speech(np.zeros(0, np.float32), rate, np.zeros((0, config.talker.num_codebooks), np.int32), _reason(cut))
     finally:
-        # A generator that was reading from a connection would keep it open.
-        if hasattr(pieces, "close"):
+        # A generator that was reading from a connection would keep it open; a file is its caller's.
+        if isinstance(pieces, Generator):
             pieces.close()
 
 
@@ -253,11 +257,9 @@ def stream_codes(
     """
     longest, slots, pad = max(schedule), bucket(len(plan.text_ids), PROMPT_BUCKET), config.prompt.tts_pad
     known = len(text.ids)
+    capacity = first_capacity(plan, text, frame_limit, longest)
     plan = replace(plan, trailing_text_ids=text.window(0, longest, pad)[0])
     prompt = batch_plans([plan], tts_pad=pad, length=slots)
-    spoken = len(plan.text_ids) + known
-    expected = spoken * FRAMES_PER_TOKEN if text.complete else _FRAMES_OF_OPEN_TEXT
-    capacity = cache_capacity(slots + min(frame_limit, expected) + longest)
     keys, limits = utterance_keys(seed, jnp.full(1, utterance, jnp.int32)), jnp.full(1, frame_limit, jnp.int32)
     state = prefill_compiled(params, config, prompt, keys, limits, capacity)
 
@@ -273,13 +275,22 @@ def stream_codes(
         codes = np.asarray(chunk)[0]
         codes = codes[codes[:, 0] >= 0]
         frame += len(codes)
-        if bool(state.ended[0]):
+        if np.asarray(state.ended)[0]:
             reason = "stop"
         elif frame == frame_limit:
             reason = "length"
         yield codes, reason
         if reason is not None:
             return
+
+
+def first_capacity(plan: PromptPlan, text: SpokenText, frame_limit: int, longest: int) -> int:
+    """Slots of the cache that a stream starts with: its prompt's, one for each frame to expect, and a chunk's.
+
+    The arguments are those of `stream_codes`; `longest` is the frames of its longest chunk.
+    """
+    expected = FRAMES_PER_TOKEN * (len(plan.text_ids) + len(text.ids)) if text.complete else _FRAMES_OF_OPEN_TEXT
+    return cache_capacity(bucket(len(plan.text_ids), PROMPT_BUCKET) + min(frame_limit, expected) + longest)
 
 
 def cache_capacity(slots: int) -> int:
@@ -289,7 +300,8 @@ def cache_capacity(slots: int) -> int:
 
 def prime_decoder(params: dict[str, Any], config: CodecConfig, codes: np.ndarray) -> decoder.DecoderState:
     """The decoder's state after a recording's codes [T, Q], for speech that goes on from there; T may be 0."""
-    state = codec_start(config.decoder, 1)
+    # Where steps leave it, so that the first of them needs no program of its own.
+    state = place_batch(params, codec_start(config.decoder, 1))
     for part in _parts(codes):
         state, _ = codec_step(params, config.decoder, state, part[None])
     return state
@@ -312,7 +324,7 @@ def decode_chunk(
 def _parts(codes: np.ndarray) -> Iterator[np.ndarray]:
     """Cuts codes [T, Q] into the few lengths that are compiled."""
     start = 0
-    for size in _CODEC_FRAMES:
+    for size in CODEC_FRAMES:
         while len(codes) - start >= size:
             yield codes[start : start + size]
             start += size

@@ -7,9 +7,9 @@ again; the host looks at the device only between chunks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from typing import Any, Literal
 
 import jax
@@ -26,7 +26,7 @@ from qwen3_tts_jax.generate import (
     prefill_compiled,
     utterance_keys,
 )
-from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, plan_prompt
+from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, check_seed, check_whole, plan_prompt
 from qwen3_tts_jax.sharding import place_batch, place_state, whole_rows
 from qwen3_tts_jax.utterances import joined, spoken_as, utterance_number
 
@@ -45,7 +45,7 @@ _CODEC_CHUNK_FRAMES = 16
 
 codec_start = jax.jit(decoder.initial_state, static_argnames=("config", "batch"))
 codec_step = jax.jit(decoder.decode_step, static_argnames="config", donate_argnames="state")
-codec_chunked = jax.jit(decoder.decode_chunked, static_argnames="config")
+codec_whole = jax.jit(decoder.decode, static_argnames="config")
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,19 @@ def synthesize_each(
     chunk_frames: int,
     utterances: Sequence[int] | None = None,
     fill: bool = False,
+    full: bool = False,
     official_decoding: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Speech]]:
     """Speaks any number of requests; `Qwen3TTS.synthesize_each` tells what the arguments are.
 
+    Those that ended in a chunk are decoded together before the next look at the device. With `full` they wait until
+    there are as many as the device is best at.
+
     All that can be refused is refused at once, not when the first speech is asked for.
     """
+    check_seed(seed)
+    check_whole("batch_size", batch_size)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     utterances = range(len(requests)) if utterances is None else utterances
@@ -149,7 +155,7 @@ def synthesize_each(
 
     def each() -> Iterator[tuple[int, Speech]]:
         decoded, together = 0, min(rows, codec_rows())
-        while group := list(islice(spoken, together)):
+        for group in _groups(spoken, together, full=full):
             samples = decode_codes(
                 params["codec"]["decoder"],
                 config.codec,
@@ -165,6 +171,22 @@ def synthesize_each(
                 yield index, Speech(row, config.codec.sample_rate, codes, reason)
 
     return each()
+
+
+def _groups(ended: Iterable[list[Any]], size: int, *, full: bool) -> Iterator[list[Any]]:
+    """Those that ended in each chunk, at most `size` at a time; `full` groups wait until there are as many."""
+    group: list[Any] = []
+    for of_chunk in ended:
+        for one in of_chunk:
+            group.append(one)
+            if len(group) == size:
+                yield group
+                group = []
+        if group and not full:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def frame_limit(request: Request, plan: PromptPlan, config: ModelConfig) -> int:
@@ -204,7 +226,7 @@ def speak_codes(
     step: int = PROMPT_BUCKET,
     fixed_capacity: bool = False,
     progress: Progress | None = None,
-) -> Iterator[tuple[int, np.ndarray, FinishReason]]:
+) -> Iterator[list[tuple[int, np.ndarray, FinishReason]]]:
     """Speaks prompts into codes, `rows` at a time: whoever ends makes room for the next between two chunks.
 
     Args:
@@ -223,7 +245,7 @@ def speak_codes(
         progress: told of prompts read, and of frames made out of the sum of the limits.
 
     Yields:
-        As utterances end: the plan's index, codes int32 [T, Q], and why it ended.
+        Of each chunk, the utterances that ended in it: the plan's index, codes int32 [T, Q], and why it ended.
     """
     if not plans:
         return
@@ -273,7 +295,7 @@ def speak_codes(
             state = grow_compiled(state, capacity)
         state, chunk = generate_chunk(params, config, generation, state, chunk_frames)
         # The device makes this chunk while the caller decodes those who ended in the one before.
-        yield from ended
+        yield ended
         chunk, stopped, ended = np.asarray(chunk), np.asarray(state.ended), []
         for row, seat in enumerate(seats):
             if seat is None:
@@ -287,7 +309,7 @@ def speak_codes(
                 seats[row] = None
         if progress is not None:
             progress("speak", made, sum(frame_limits))
-    yield from ended
+    yield ended
 
 
 def expected_frames(tokens: int) -> int:
@@ -329,7 +351,7 @@ def decode_codes(
     whole = [np.concatenate(both) for both in zip(references, codes, strict=True)]
     samples: list[np.ndarray] = []
     if official:
-        samples += [np.asarray(codec_chunked(params, config.decoder, row[None])[0], np.float32) for row in whole]
+        samples += [_decode_officially(params, config, row) for row in whole]
     else:
         together = rows or codec_rows()
         for first in range(0, len(whole), together):
@@ -360,3 +382,16 @@ def _decode_exactly(
         chunks.append(np.asarray(samples))
     whole = np.concatenate(chunks, axis=1)
     return [whole[row, : len(utterance) * config.frame_samples] for row, utterance in enumerate(codes)]
+
+
+def _decode_officially(params: dict[str, Any], config: CodecConfig, codes: np.ndarray) -> np.ndarray:
+    """As `decoder.decode_chunked`; chunks are padded on the right to a few lengths, which changes no sample before."""
+    longest = decoder.OFFICIAL_CONTEXT_FRAMES + decoder.OFFICIAL_CHUNK_FRAMES
+    samples = [np.zeros(0, np.float32)]
+    for context, start, end in decoder.official_chunks(len(codes)):
+        chunk = codes[start - context : end]
+        padding = min(bucket(len(chunk), _CODEC_CHUNK_FRAMES), longest) - len(chunk)
+        decoded = codec_whole(params, config.decoder, np.pad(chunk, ((0, padding), (0, 0)))[None])[0]
+        kept = slice(context * config.frame_samples, len(chunk) * config.frame_samples)
+        samples.append(np.asarray(decoded, np.float32)[kept])
+    return np.concatenate(samples)

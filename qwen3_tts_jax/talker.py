@@ -50,5 +50,8 @@ class Talker(nn.Module):
         return self.codec_embedding(ids)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [..., D] → float32 logits of the next code 0, [..., V]."""
+        """Hidden states [..., D] → logits of the next code 0, float32 [..., V].
+
+        In bfloat16 models they are products that were rounded to bfloat16, and then widened.
+        """
         return self.codec_head(hidden).astype(jnp.float32)

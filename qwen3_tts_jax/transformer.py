@@ -57,6 +57,11 @@ class Attention(nn.Module):
         return Linear(width, dtype=config.dtype, name="o")(y), cache
 
 
+def _norm(config: TransformerConfig, name: str) -> nn.Module:
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(config.norm_eps, name=name)
+
+
 class Block(nn.Module):
     """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)), each with an optional gain."""
 
@@ -72,13 +77,12 @@ class Block(nn.Module):
         layer: int,
     ) -> tuple[jax.Array, Cache]:
         config = self.config
-        norm = RMSNorm if config.norm == "rms" else LayerNorm
         mlp = SwiGLU if config.mlp == "swiglu" else GeluMLP
 
-        y = norm(config.norm_eps, name="attention_norm")(x)
+        y = _norm(config, "attention_norm")(x)
         y, cache = Attention(config, name="attention")(y, rope, mask, cache, layer)
         x = x + (LayerScale(name="attention_layer_scale")(y) if config.layer_scale else y)
-        y = norm(config.norm_eps, name="mlp_norm")(x)
+        y = _norm(config, "mlp_norm")(x)
         y = mlp(config.mlp_width, dtype=config.dtype, name="mlp")(y)
         return x + (LayerScale(name="mlp_layer_scale")(y) if config.layer_scale else y), cache
 
@@ -106,5 +110,5 @@ class Transformer(nn.Module):
         for layer in range(config.num_layers):
             x, cache = Block(config, name=f"layers_{layer}")(x, rope, mask, cache, layer)
         if config.final_norm:
-            x = RMSNorm(config.norm_eps, name="norm")(x)
+            x = _norm(config, "norm")(x)
         return x, cache.advance(steps)

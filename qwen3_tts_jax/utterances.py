@@ -8,7 +8,6 @@ the silence that they begin and end with.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -60,14 +59,17 @@ def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tok
     for piece in chain([request.text], pieces):
         complete, pending = phonemes.sentences(pending + piece)
         for sentence in complete:
-            with suppress(phonemes.UnspeakableError):
+            try:
                 yield from spoken_as(replace(request, text=sentence), tokenizer)
                 said = True
+            except phonemes.UnspeakableError:
+                phonemes.warn_of_foreign_letters(sentence)
     try:
         yield from spoken_as(replace(request, text=pending), tokenizer)
     except phonemes.UnspeakableError:
         if not said:
             raise
+        phonemes.warn_of_foreign_letters(pending)
 
 
 def _utterance(request: Request, text: str, tokenizer: Tokenizer) -> Request:
@@ -85,30 +87,35 @@ def utterance_number(number: int, place: int) -> int:
 
 
 def joined(
-    spoken: Iterable[tuple[int, np.ndarray, FinishReason]], counts: Sequence[int], limits: Sequence[int | None]
-) -> Iterator[tuple[int, np.ndarray, FinishReason]]:
+    spoken: Iterable[Sequence[tuple[int, np.ndarray, FinishReason]]],
+    counts: Sequence[int],
+    limits: Sequence[int | None],
+) -> Iterator[list[tuple[int, np.ndarray, FinishReason]]]:
     """Puts the utterances of each request together again.
 
     Args:
-        spoken: utterances in any order: index among all, codes int32 [T, Q], and why it ended.
+        spoken: groups of utterances in any order: index among all, codes int32 [T, Q], and why it ended.
         counts: how many utterances each request is spoken as; those of the first come first.
         limits: the most frames of each request; None where its utterances' own are enough.
 
     Yields:
-        With the last utterance of each request: its index, codes int32 [T, Q], and "length" where the limit of any
-        of its utterances or its own cut it, else "stop".
+        Of each group, the requests whose last utterance is in it: index, codes int32 [T, Q], and "length" where the
+        limit of any of its utterances or its own cut it, else "stop".
     """
     owners = [(index, place) for index, count in enumerate(counts) for place in range(count)]
     waiting: dict[int, dict[int, tuple[np.ndarray, FinishReason]]] = {}
-    for number, codes, reason in spoken:
-        index, place = owners[number]
-        found = waiting.setdefault(index, {})
-        found[place] = codes, reason
-        if len(found) < counts[index]:
-            continue
-        parts = [waiting[index][place] for place in range(counts[index])]
-        del waiting[index]
-        whole = np.concatenate([codes for codes, _ in parts])
-        cut = whole[: limits[index]]
-        ended = len(cut) == len(whole) and all(reason == "stop" for _, reason in parts)
-        yield index, cut, "stop" if ended else "length"
+    for group in spoken:
+        complete: list[tuple[int, np.ndarray, FinishReason]] = []
+        for number, codes, reason in group:
+            index, place = owners[number]
+            found = waiting.setdefault(index, {})
+            found[place] = codes, reason
+            if len(found) < counts[index]:
+                continue
+            parts = [waiting[index][place] for place in range(counts[index])]
+            del waiting[index]
+            whole = np.concatenate([codes for codes, _ in parts])
+            cut = whole[: limits[index]]
+            ended = len(cut) == len(whole) and all(reason == "stop" for _, reason in parts)
+            complete.append((index, cut, "stop" if ended else "length"))
+        yield complete

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from qwen3_tts_jax import torch_file
-from qwen3_tts_jax.files import completed
+from qwen3_tts_jax.files import check_place, completed
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 FORMAT = "qwen3-tts-jax voice"
@@ -51,10 +51,7 @@ def save(
         OSError: the folder does not exist, or no file can be written there.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file")
+    check_place(path)
     _require_whole(f"the voice for {path}", voice)
     # The safetensors package writes the memory of a view, whatever its strides.
     tensors = {"x_vector": np.ascontiguousarray(voice.x_vector)}

@@ -53,8 +53,8 @@ def make_voices(
         sliding_window: see `codec.encoder.encode`.
 
     Raises:
-        ValueError: a model of another type, as many texts as there are not recordings, a recording that is
-            empty, not finite, silent, shorter than 0.5 s or longer than 300 s, or a text without a letter.
+        ValueError: a model of another type, not one text per recording, a recording that is empty, not finite,
+            silent, shorter than 0.5 s or longer than 300 s, or a text without a letter.
 
     Warns:
         UserWarning: a text has fewer than one letter per second of its recording.

@@ -24,9 +24,8 @@ from qwen3_tts_jax.generate import empty_batch_compiled, generate_stream, grow_c
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, plan_prompt
 from qwen3_tts_jax.sharding import whole_rows
-from qwen3_tts_jax.stream import CHUNK_FRAMES, cache_capacity, decode_chunk, prime_decoder
+from qwen3_tts_jax.stream import CHUNK_FRAMES, CODEC_FRAMES, SpokenText, decode_chunk, first_capacity, prime_decoder
 from qwen3_tts_jax.synthesis import (
-    FRAMES_PER_TOKEN,
     PROMPT_BUCKET,
     bucket,
     codec_rows,
@@ -38,9 +37,6 @@ from qwen3_tts_jax.synthesis import (
 )
 from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voices import BUCKET_SECONDS, make_voices
-
-# A stream's decoder is compiled for 16, 8, 4, 2 and 1 frames.
-_ALL_DECODER_SIZES = 31
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ def _ways(
                 lambda item=item, size=size: _speak(model, item, generation, size, fill=True),
             )
         if stream:
-            room = _stream_room(plan, frames)
+            room = first_capacity(plan, SpokenText(plan.trailing_text_ids.tolist()), frames, max(CHUNK_FRAMES))
             add(
                 ("stream", slots[0], room),
                 f"stream, {text}",
@@ -167,12 +163,6 @@ def _job_limit(model: Qwen3TTS, request: Request) -> int:
     """The most frames of such an item of a batch job."""
     tokens = len(model.tokenizer.assistant(request.text)) - ROLE_IDS - CLOSING_IDS
     return min(expected_frames(tokens), model.config.max_new_tokens - 1)
-
-
-def _stream_room(plan: PromptPlan, frames: int) -> int:
-    """Slots of a stream's cache."""
-    expected = FRAMES_PER_TOKEN * (len(plan.text_ids) + len(plan.trailing_text_ids))
-    return cache_capacity(bucket(len(plan.text_ids), PROMPT_BUCKET) + min(frames, expected) + max(CHUNK_FRAMES))
 
 
 class _EnoughError(Exception):
@@ -205,7 +195,8 @@ def _stream(
     if larger is not None:
         state = grow_compiled(empty_batch_compiled(params, config, 1, larger // 2, longest), larger)
         generate_stream(params, config, generation, state, np.int32(0), longest)
-    silence = np.zeros((_ALL_DECODER_SIZES, config.talker.num_codebooks), np.int32)
+    # One chunk of each length that the decoder is compiled for.
+    silence = np.zeros((sum(CODEC_FRAMES), config.talker.num_codebooks), np.int32)
     decoder = params["codec"]["decoder"]
     decode_chunk(decoder, config.codec, prime_decoder(decoder, config.codec, silence[:0]), silence)
 

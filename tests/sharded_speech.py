@@ -6,7 +6,10 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.sharded_speec
 from __future__ import annotations
 
 import json
+import logging
+import re
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from qwen3_tts_jax import generate, hf_export, sharding
+from qwen3_tts_jax import generate, hf_export, sharding, speech_tokenizer, stream
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
-from qwen3_tts_jax.convert.rules import model_rules
+from qwen3_tts_jax.convert.rules import all_rules, model_rules
 from qwen3_tts_jax.prompt import PromptPlan, batch_plans
 from qwen3_tts_jax.synthesis import speak_codes
 from tests.drawn_tree import drawn_tree
@@ -80,7 +83,38 @@ def speak_in_turns(params: dict[str, Any], config: ModelConfig) -> list[tuple[in
         params, config, SAMPLED, prompts, frame_limits=limits, seed=3, utterances=range(len(prompts)), rows=8,
         chunk_frames=3, fixed_capacity=True,
     )  # fmt: skip
-    return sorted((index, codes.tolist()) for index, codes, _ in spoken)
+    return sorted((index, codes.tolist()) for ended in spoken for index, codes, _ in ended)
+
+
+class Compiled(logging.Handler):
+    """Counts what JAX compiles while `jax.log_compiles()`, by the function's name.
+
+    A function's `_cache_size` counts what is called in another way, too, and by the same program.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = re.match(r"Compiling jit\((\w+)\)", record.getMessage())
+        if found:
+            self.count[found[1]] += 1
+
+
+def in_steps(params: dict[str, Any], config: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes and samples of a stream, and codes of a recording."""
+    text = stream.SpokenText([4, 5, 6])
+    streamed = {"frame_limit": 12, "seed": 3, "schedule": (4,)}
+    codes = np.concatenate(
+        [codes for codes, _ in stream.stream_codes(params, config, SAMPLED, plans(config, 1)[0], text, **streamed)]
+    )
+    decoder_params = params["codec"]["decoder"]
+    state = stream.prime_decoder(decoder_params, config.codec, codes[:0])
+    _, samples = stream.decode_chunk(decoder_params, config.codec, state, np.tile(codes, (4, 1))[:32])
+    noise = np.random.default_rng(0).uniform(-1, 1, 40 * config.codec.frame_samples).astype(np.float32)
+    (heard,) = speech_tokenizer.encode_recordings(params["codec"]["encoder"], config.codec, [noise])
+    return codes, samples, heard
 
 
 def spec(leaf: jax.Array) -> list[str | None]:
@@ -143,6 +177,17 @@ def main() -> None:
         "spoken": len(turns),
         "programs": generate.generate_chunk._cache_size() - before,
     }
+    whole_tree = jax.tree.map(jnp.asarray, drawn_tree(all_rules(config), seed=3))
+    compiled = Compiled()
+    expected = in_steps(whole_tree, config)
+    logging.getLogger("jax").addHandler(compiled)
+    with jax.log_compiles():
+        found = in_steps(sharding.shard_params(whole_tree, config, mesh), config)
+    steps = {
+        "equal": np.array_equal(found[0], expected[0]) and np.array_equal(found[2], expected[2]),
+        "largest_error": float(np.abs(found[1] - expected[1]).max()),
+        "programs": {name: compiled.count[name] for name in ("generate_at_most", "decode_step", "encode_step")},
+    }
     few, _ = speak(params, config, 3)
     uneven = report(config, params, (2, 1), few)
     with tempfile.TemporaryDirectory() as folder:
@@ -156,6 +201,7 @@ def main() -> None:
                 "meshes": meshes,
                 "uneven": uneven,
                 "in_turns": in_turns,
+                "in_steps": steps,
                 "loaded": loads,
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -143,6 +144,41 @@ def test_other_files_are_refused(exported, tmp_path):
         load_programs(tmp_path / "other.zip")
     with pytest.raises(FileNotFoundError):
         load_programs(tmp_path / "none.zip")
+
+
+def no_list(files):
+    files["programs.json"] = b"[]"
+
+
+def other_field(files):
+    manifest = json.loads(files["programs.json"])
+    manifest["sizes"][0]["columns"] = 3
+    files["programs.json"] = json.dumps(manifest).encode()
+
+
+def no_weights(files):
+    manifest = json.loads(files["programs.json"])
+    files["programs.json"] = json.dumps({name: manifest[name] for name in manifest if name != "weights"}).encode()
+
+
+def cut(files):
+    files["0/chunk.bin"] = files["0/chunk.bin"][:100]
+
+
+def zeros(files):
+    files["0/chunk.bin"] = bytes(100)
+
+
+@pytest.mark.parametrize("damage", [no_list, other_field, no_weights, cut, zeros])
+def test_damaged_files_are_refused(exported, tmp_path, damage):
+    with zipfile.ZipFile(exported) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    damage(files)
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"p\.zip holds no exported programs: "):
+        load_programs(tmp_path / "p.zip")
 
 
 def test_the_command(tokenizer_folder, tmp_path):

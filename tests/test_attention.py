@@ -79,9 +79,9 @@ def test_one_query_equals_the_portable_form(rows):
     lengths = jnp.asarray([4, 11, 7])[:rows]
     for mask in (jnp.arange(11) < lengths[:, None, None], jnp.arange(11)[None, None] < 5):
         portable = attention.portable(queries, keys, values, mask)
-        for form in (attention._once, attention._once_on_cpu):
+        for form in (attention._single_query, attention._single_query_on_cpu):
             np.testing.assert_allclose(form(queries, keys, values, mask), portable, rtol=1e-5, atol=1e-6)
-    assert not np.allclose(portable, attention._once(queries, keys, values, mask[..., ::-1]), atol=1e-2)
+    assert not np.allclose(portable, attention._single_query(queries, keys, values, mask[..., ::-1]), atol=1e-2)
 
 
 @pytest.mark.parametrize("make", [whole, window])

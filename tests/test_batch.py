@@ -11,8 +11,9 @@ import pytest
 
 from qwen3_tts_jax import Qwen3TTS, generate, synthesis, voice_file
 from qwen3_tts_jax.batch import speak
-from qwen3_tts_jax.batch.manifest import MAX_SEED, Item
+from qwen3_tts_jax.batch.manifest import Item
 from qwen3_tts_jax.batch.plan import Task, plan
+from qwen3_tts_jax.prompt import MAX_SEED
 from qwen3_tts_jax.synthesis import Speech
 from tests.command import write_models, write_recording
 from tests.shapes import SMALL

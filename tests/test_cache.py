@@ -53,6 +53,14 @@ def test_any_split_equals_one_pass(config, splits):
     assert cache.length.tolist() == [11, 11]
 
 
+@pytest.mark.parametrize(("norm", "parameters"), [("rms", {"scale"}), ("layer", {"scale", "bias"})])
+def test_the_last_norm_is_of_the_kind_of_the_others(norm, parameters):
+    config = replace(CONFIG, norm=norm)
+    x = jnp.zeros((1, 1, config.width))
+    tree = jax.eval_shape(Transformer(config).init, jax.random.key(0), x, empty(config, 1, 1))["params"]
+    assert set(tree["norm"]) == set(tree["layers_0"]["mlp_norm"]) == parameters
+
+
 @pytest.mark.parametrize("config", [CONFIG, WINDOWED], ids=["full", "window"])
 def test_the_future_cannot_change_the_past(config):
     run, x = model(config), inputs(1, 9)

@@ -14,7 +14,8 @@ from qwen3_tts_jax import compile_cache
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
 
-# Compiles one program that takes a while, and tells the folder and how often a program was found in it.
+# Compiles one program that takes a while, and tells the folder, how often a program was found in it, and how many
+# seconds a program must take to be kept.
 _SCRIPT = """
 import jax, jax.numpy as jnp
 from qwen3_tts_jax.compile_cache import keep_compiled
@@ -23,12 +24,17 @@ jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if na
 folder = keep_compiled(*{arguments!r})
 f = lambda x: [x := jnp.sin(x @ x) for _ in range(500)][-1]
 jax.block_until_ready(jax.jit(f)(jnp.ones((40, 40))))
-print(folder, len(hits), sep="|")
+print(folder, len(hits), jax.config.jax_persistent_cache_min_compile_time_secs, sep="|")
 """
 
 
 def run(tmp_path: Path, *arguments: str, stderr: str = "", **environment: str) -> tuple[str, int]:
     """The folder in use, and how many programs were found there."""
+    return report(tmp_path, *arguments, stderr=stderr, **environment)[:2]
+
+
+def report(tmp_path: Path, *arguments: str, stderr: str = "", **environment: str) -> tuple[str, int, float]:
+    """All that the script tells."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     inherited |= {"HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     inherited.pop("XDG_CACHE_HOME", None)
@@ -37,8 +43,8 @@ def run(tmp_path: Path, *arguments: str, stderr: str = "", **environment: str) -
         [sys.executable, "-c", script], env=inherited | environment, capture_output=True, text=True, check=True
     )
     assert result.stderr == stderr
-    folder, hits = result.stdout.strip().split("|")
-    return folder, int(hits)
+    folder, hits, seconds = result.stdout.strip().split("|")
+    return folder, int(hits), float(seconds)
 
 
 def files(folder: Path) -> list[Path]:
@@ -59,9 +65,15 @@ def test_the_folder_can_be_chosen(tmp_path, name):
     chosen = tmp_path / "chosen"
     folder, _ = run(tmp_path, **{name: str(chosen)}) if name else run(tmp_path, str(chosen))
     assert Path(folder) == chosen or Path(folder).parent == chosen / "qwen3-tts-jax"
-    # In a folder of the user's own JAX keeps what the user's settings say.
-    assert files(chosen) or name == "JAX_COMPILATION_CACHE_DIR"
+    assert files(chosen)
     assert not (tmp_path / ".cache").exists()
+
+
+@pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"])
+def test_small_programs_are_kept_unless_the_user_says_otherwise(tmp_path, name):
+    folder = {name: str(tmp_path)}
+    assert report(tmp_path, **folder)[2] == 0.05
+    assert report(tmp_path, **folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="1000")[2] == 1000
 
 
 def test_it_can_be_switched_off(tmp_path):

@@ -156,9 +156,8 @@ def test_the_text_track_is_fed_frame_by_frame_then_padded():
     assert jnp.abs(track[0, 4] - pad).max() > 0.1
     _, state = speak(PLANS, GREEDY, 3)
     codes = jnp.asarray(np.random.default_rng(0).integers(0, 40, (3, Q)), jnp.int32)
-    later = [
-        g.advance(params(), CONFIG, state.replace(frame=jnp.full(3, frame)), codes).hidden for frame in (3, 13, 50)
-    ]
+    advance = jax.jit(g.advance, static_argnums=1)
+    later = [advance(params(), CONFIG, state.replace(frame=jnp.full(3, frame)), codes).hidden for frame in (3, 13, 50)]
     assert jnp.abs(later[0] - later[1])[2].max() > 1e-3
     np.testing.assert_array_equal(later[1], later[2])
 
@@ -252,6 +251,18 @@ def test_a_cache_that_grows_keeps_what_it_holds():
         assert state.cache.capacity == 70
         codes.append(np.concatenate([first, g.generate_chunk(params(), CONFIG, SAMPLED, state, 4)[1]], axis=1))
     np.testing.assert_array_equal(*codes)
+
+
+def test_functions_that_are_not_compiled_may_be_followed_by_compiled_ones():
+    """Those are given the state for good, and with it each of its buffers once."""
+    whole, _ = speak(PLANS, GREEDY, 4)
+    batch = batch_plans(PLANS, tts_pad=CONFIG.prompt.tts_pad, trailing_length=13)
+    keys, limits = g.utterance_keys(5, jnp.arange(3)), jnp.full(3, 99)
+    read = g.prefill(params(), CONFIG, batch, keys, limits, 64)
+    state = g.insert_compiled(g.empty_batch(params(), CONFIG, 3, 64, 13), jnp.arange(3), read)
+    for filled in (state, read):
+        _, codes = g.generate_chunk(params(), CONFIG, GREEDY, filled, 4)
+        np.testing.assert_array_equal(codes, whole)
 
 
 def test_an_x_vector_stands_at_the_speaker_alone():

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3_tts_jax import Qwen3TTS, Request
+from qwen3_tts_jax import Qwen3TTS, Request, SpeechTokenizer
+from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.convert import load_codec, resolve, resolve_codec
 from qwen3_tts_jax.hf_config import read_codec
 from qwen3_tts_jax.packaged import MINI, local_folder
@@ -21,7 +22,7 @@ from qwen3_tts_jax.phonemes import LONGEST_UTTERANCE, utterances
 from qwen3_tts_jax.prompt import plan_prompt
 from qwen3_tts_jax.synthesis import UTTERANCE_BUCKET
 from qwen3_tts_jax.utterances import joined, spoken_as, spoken_as_it_arrives, utterance_number
-from tests.command import assert_refused, run
+from tests.command import assert_refused, run, write_recording
 
 LINE = (
     "speaking with mini, the small English voice in the package{}; "
@@ -165,16 +166,17 @@ def test_other_models_speak_requests_as_they_are(tokenizer):
 def test_utterances_are_joined_in_order():
     codes = [np.full((i + 1, 2), i, np.int32) for i in range(4)]
     spoken = [(2, codes[2], "stop"), (3, codes[3], "length"), (0, codes[0], "stop"), (1, codes[1], "stop")]
-    whole, cut = joined(spoken, [1, 1, 2], [None, None, None]), joined(spoken, [3, 1], [3, 4])
-    assert [(index, rows[:, 0].tolist(), reason) for index, rows, reason in whole] == [
-        (2, [2, 2, 2, 3, 3, 3, 3], "length"),
-        (0, [0], "stop"),
-        (1, [1, 1], "stop"),
+
+    def together(counts, limits):
+        groups = joined([spoken[:1], spoken[1:3], spoken[3:]], counts, limits)
+        return [[(index, rows[:, 0].tolist(), reason) for index, rows, reason in group] for group in groups]
+
+    assert together([1, 1, 2], [None, None, None]) == [
+        [],
+        [(2, [2, 2, 2, 3, 3, 3, 3], "length"), (0, [0], "stop")],
+        [(1, [1, 1], "stop")],
     ]
-    assert [(index, rows[:, 0].tolist(), reason) for index, rows, reason in cut] == [
-        (1, [3, 3, 3, 3], "length"),
-        (0, [0, 1, 1], "length"),
-    ]
+    assert together([3, 1], [3, 4]) == [[], [(1, [3, 3, 3, 3], "length")], [(0, [0, 1, 1], "length")]]
     assert utterance_number(5, 0) == 5
     assert len({utterance_number(number, place) for number in range(50) for place in range(50)}) == 2500
 
@@ -203,6 +205,9 @@ def test_say_refuses_before_loading(no_weights):
         (["Hi.", "--speaker", "ryan"], "unknown speaker 'ryan'; there are heart, henry"),
         (["Hi.", "--language", "german"], "unknown language 'german'; there are auto, english"),
         ([" "], "the text is empty"),
+        (["Hi.", "--model", ""], "'' is neither a folder, nor"),
+        (["Hi.", "--model", "mini", "--revision", "main"], "--revision is of a repository, and mini is none"),
+        (["Hi.", "--verify"], "mini comes with this package: there is no published file"),
     ]:
         assert_refused(run("say", *arguments), part)
     assert list(Path.cwd().iterdir()) == []
@@ -212,6 +217,34 @@ def test_an_instruction_is_left_out_with_a_warning():
     result = run("say", TEXT, "--instruct", "sadly", "--max-seconds", "0.1", "--quiet")
     assert result.exit_code == 0
     assert result.stderr == "warning: this model (0b6 custom_voice) takes no instruct; it is dropped\n"
+
+
+def test_sentences_in_other_alphabets_are_left_out_with_a_warning(mini):
+    spoken = utterances("Hello.")
+    for pieces in (["Привет. Hello there."], ["Hello there. При", "вет."]):
+        arriving = spoken_as_it_arrives(Request("", speaker="heart"), iter(pieces), mini.tokenizer)
+        with pytest.warns(UserWarning, match="letters that are not English are left out: Привет"):
+            assert len(list(arriving)) == 1
+    with pytest.warns(UserWarning, match="letters that are not English are left out: Привет"):
+        assert utterances("Привет. Hello.") == spoken
+    with pytest.raises(ValueError, match=r"nothing to say in 'Привет\.': this model reads English alone"):
+        utterances("Привет.")
+
+
+def test_its_encoder_is_not_trained():
+    """Which is known of its copies too."""
+    write_recording(Path("a.wav"), 0.7)
+    Path("a.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "Hi.", "speaker": "anna"}) + "\n")
+    assert run("export", "mini", "-o", "copy").exit_code == 0
+    for model in ("mini", "copy"):
+        assert_refused(run("codec", "encode", "a.wav", "-m", model), "encoder is not trained: it cannot encode")
+        result = run("train", "sft", "a.jsonl", "-m", model, "-o", "run", "--quiet")
+        assert_refused(result, "encoder is not trained")
+    codec = SpeechTokenizer.from_pretrained("copy")
+    with pytest.raises(ConfigError, match="encoder is not trained"):
+        codec.encode("a.wav")
+    assert_refused(run("train", "codec", ".", "--start", "copy", "--decoder-only", "-o", "run"), "is not trained")
+    assert not Path("run").exists()
 
 
 def test_a_text_that_is_piped_in_is_streamed():

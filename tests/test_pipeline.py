@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 
 from qwen3_tts_jax import Qwen3TTS, Request, synthesis
+from qwen3_tts_jax.codec.decoder import decode_chunked
 from qwen3_tts_jax.generate import generate_chunk, prefill_compiled
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
@@ -100,6 +102,21 @@ def test_the_official_decode_is_the_same_below_300_frames(model):
         np.testing.assert_allclose(a.samples, b.samples, atol=1e-5)
 
 
+def test_the_official_decode_of_any_length_needs_few_programs(model):
+    params, config = model.params["codec"]["decoder"], model.config.codec
+    codes = np.random.default_rng(0).integers(0, 53, (330, 16)).astype(np.int32)
+    chunked = jax.jit(decode_chunked, static_argnums=1)
+    before = synthesis.codec_whole._cache_size()
+    for frames in (330, 320, 310, 305, 290):
+        (samples,) = synthesis.decode_codes(params, config, [codes[:frames]], official=True)
+        assert samples.shape == (frames * config.frame_samples,)
+        if frames in (330, 290):
+            expected = chunked(params, config.decoder, codes[None, :frames])[0]
+            np.testing.assert_allclose(samples, expected, rtol=0, atol=1e-5)
+    # Of whole chunks with the frames before them, and of 30 to 55 frames.
+    assert synthesis.codec_whole._cache_size() - before == 4
+
+
 @pytest.mark.parametrize("together", [1, 8])
 def test_progress_counts_every_stage_to_its_end(model, monkeypatch, together):
     monkeypatch.setattr(synthesis, "codec_rows", lambda: together)
@@ -132,6 +149,28 @@ def test_a_row_that_ends_is_refilled_between_chunks(model, monkeypatch):
         alone = model.synthesize([wanted[index]], seed=3, utterances=[index])[0]
         np.testing.assert_array_equal(speech.codes, alone.codes)
         np.testing.assert_allclose(speech.samples, alone.samples, atol=1e-5)
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_speech_is_there_after_the_chunk_in_which_it_ended(model, monkeypatch, fill):
+    """Also where several are decoded together; rows that are filled up wait until they are full."""
+    monkeypatch.setattr(synthesis, "codec_rows", lambda: 8)
+    limits = [20, 4, 12, 4]
+    wanted = [replace(request, max_frames=limit) for request, limit in zip(requests(4), limits, strict=True)]
+    frames, seen = [0], {}
+
+    def note(stage, done, total):
+        if stage == "speak":
+            frames[0] = done
+
+    for index, _ in model.synthesize_each(wanted, seed=3, batch_size=4, fill=fill, progress=note):
+        seen[index] = frames[0]
+    decoded = []
+    model.synthesize(wanted, batch_size=4, fill=fill, progress=lambda *each: decoded.append(each))
+    # Where all is wanted together, nothing is decoded before.
+    assert [done for stage, done, _ in decoded if stage == "decode"] == [4]
+    # Of 40 frames, 16 are made in the first chunk.
+    assert seen == ({0: 40, 1: 40, 2: 40, 3: 40} if fill else {0: 40, 1: 16, 2: 32, 3: 16})
 
 
 def test_filled_batches_give_the_same_bytes_in_any_company(model):
@@ -176,6 +215,13 @@ def test_dtypes_of_weights_and_of_tables(folder):
         ({"text": ["a", "b"], "speaker": ["ryan"] * 3}, "batch lengths differ: text=2, speaker=3"),
         ({"text": "a", "language": ["english"] * 2}, "batch lengths differ: text=1, speaker=1, language=2"),
         ({"max_new_tokens": 1}, "max_new_tokens must be at least 2"),
+        ({"max_new_tokens": 4.5}, r"max_new_tokens must be a whole number, got 4\.5"),
+        ({"top_k": 20.0}, r"top_k must be a whole number, got 20\.0"),
+        ({"subtalker_top_k": "5"}, "subtalker_top_k must be a whole number, got '5'"),
+        ({"temperature": "1"}, "temperature must be a number, got '1'"),
+        ({"seed": 1.0}, r"seed must be a whole number, got 1\.0"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"seed": -1}, "seed must be 0 … 2147483647, got -1"),
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
         ({"text": "word " * 40_000}, "exceeds the model's context of 32768"),
     ],
@@ -199,7 +245,32 @@ def test_the_wrong_method_names_the_right_one(model):
 def test_a_batch_holds_at_least_one(model):
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         model.synthesize(requests(1), batch_size=0)
+    with pytest.raises(ValueError, match=r"batch_size must be a whole number, got 1\.5"):
+        model.synthesize(requests(1), batch_size=1.5)
     assert model.synthesize([]) == []
+
+
+def test_what_is_no_request(model):
+    for wanted, message in (
+        (["Hello."], "requests must be `Request`s, got 'Hello.'"),
+        (Request("Hello.", speaker="ryan"), "'Request' object is not iterable"),
+    ):
+        for speak in (model.synthesize, model.synthesize_each):
+            with pytest.raises(TypeError, match=message):
+                speak(wanted)
+    for fields in ({"text": b"Hello."}, {"text": ("a", "b")}, {"text": None}, {"text": "a", "instruct": 5}):
+        with pytest.raises(TypeError, match="must be a str, got"):
+            Request(**fields)
+    assert len(model.synthesize(replace(each, max_frames=1) for each in requests(2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("chunk_frames", "message"),
+    [(0, "chunk_frames must be at least 1, got 0"), (2.5, r"chunk_frames must be a whole number, got 2\.5")],
+)
+def test_a_chunk_has_at_least_one_frame(model, chunk_frames, message):
+    with pytest.raises(ValueError, match=message):
+        Qwen3TTS(model.config, model.params, model.tokenizer, chunk_frames=chunk_frames)
 
 
 @pytest.mark.parametrize(

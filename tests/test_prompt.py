@@ -202,6 +202,7 @@ SPEAKERS = "aiden, dylan, eric, ono_anna, ryan, serena, sohee, uncle_fu, vivian"
             "unknown text_mode 'streaming'; there are all_at_once, as_it_comes",
         ),
         (CUSTOM_VOICE, Request("a", speaker="ryan", max_frames=0), "max_frames must be at least 1, got 0"),
+        (CUSTOM_VOICE, Request("a", speaker="ryan", max_frames=3.5), r"max_frames must be a whole number, got 3\.5"),
     ],
 )
 def test_bad_requests_are_refused(config: ModelConfig, request_: Request, message: str):
@@ -213,6 +214,7 @@ def test_bad_requests_are_refused(config: ModelConfig, request_: Request, messag
 
 def test_good_requests_pass():
     validate(Request("a", speaker="Ryan", max_frames=1), CUSTOM_VOICE)
+    validate(Request("a", speaker="Ryan", max_frames=np.int64(1)), CUSTOM_VOICE)
     validate(Request("\u200b", instruct=""), VOICE_DESIGN)
 
 

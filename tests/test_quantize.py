@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax import Qwen3TTS, Request
 from qwen3_tts_jax.convert.rules import model_rules
-from qwen3_tts_jax.quantize import quantize
+from qwen3_tts_jax.quantize import _quantize_weight, quantize
 from tests.drawn_tree import drawn_tree
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
@@ -46,6 +46,24 @@ def test_every_weight_is_within_half_a_step_and_each_output_uses_the_whole_range
     kept = [path for path in before if f"{path.removesuffix('/weight')}/weight_int8" not in after]
     assert all(after[path] is before[path] for path in kept)
     assert len(after) == len(kept) + 2 * len(layers)
+
+
+def test_float_weights_can_be_freed_one_by_one(monkeypatch):
+    params = jax.tree.map(jnp.array, drawn_tree(model_rules(CONFIG), seed=4))
+    expected = quantize(params)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params["talker"]["transformer"]))
+    held = [sum(leaf.nbytes for leaf in jax.live_arrays())]
+
+    def noted(weight):
+        made = _quantize_weight(weight)
+        held.append(sum(leaf.nbytes for leaf in jax.live_arrays()))
+        return made
+
+    monkeypatch.setattr("qwen3_tts_jax.quantize._quantize_weight", noted)
+    freed = quantize(params, donate=True)
+    jax.tree.map(np.testing.assert_array_equal, freed, expected)
+    assert max(held) < held[0] + largest / 3
+    assert held[-1] < held[0]
 
 
 def test_a_row_of_zeros_stays_zero():

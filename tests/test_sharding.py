@@ -65,6 +65,12 @@ def test_rows_are_refilled_on_a_mesh_too(spoken):
     assert spoken["in_turns"] == {"equal": True, "spoken": 11, "programs": 1}
 
 
+def test_steps_of_streams_and_recordings_use_one_program(spoken):
+    assert spoken["in_steps"]["equal"]
+    assert spoken["in_steps"]["largest_error"] < 1e-5
+    assert spoken["in_steps"]["programs"] == {"generate_at_most": 1, "decode_step": 1, "encode_step": 1}
+
+
 @pytest.mark.parametrize("kind", ["published", "converted"])
 def test_a_checkpoint_is_loaded_straight_to_its_devices(spoken, kind):
     assert spoken["loaded"][kind]

@@ -214,6 +214,19 @@ def test_what_stops_early_leaves_nothing(load):
     assert closed == [True] * 4
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_is_no_generator_is_left_open(load, tmp_path, ended):
+    """A file is its caller's, who may want to read on."""
+    (tmp_path / "text.txt").write_text("One.\nTwo.\n", encoding="utf-8")
+    with open(tmp_path / "text.txt", encoding="utf-8") as file:
+        chunks = load("1.7B-CustomVoice", -1.0).stream_custom_voice(file, "ryan", max_new_tokens=6)
+        next(chunks)
+        if ended:
+            list(chunks)
+        chunks.close()
+        assert not file.closed
+
+
 def test_a_failing_source_of_text_frees_too(load):
     model = load("1.7B-CustomVoice", -1.0)
 
@@ -252,6 +265,8 @@ def test_many_short_streams_keep_nothing(load):
         ("1.7B-CustomVoice", "custom_voice", {"text": iter("a"), "speaker": "nobody"}, "unknown speaker 'nobody'"),
         ("1.7B-CustomVoice", "custom_voice", {"text": "a", "speaker": "ryan", "schedule": ()}, r"at least 1, got \[\]"),
         ("1.7B-CustomVoice", "custom_voice", {"text": "a", "speaker": "ryan", "schedule": (1, 0)}, "at least 1, got"),
+        ("1.7B-CustomVoice", "custom_voice", {"text": "a", "speaker": "ryan", "schedule": (1, 2.5)}, "number, got 2"),
+        ("1.7B-CustomVoice", "custom_voice", {"text": "a", "speaker": "ryan", "max_new_tokens": 9.5}, "number, got 9"),
         ("1.7B-CustomVoice", "custom_voice", {"text": "a", "speaker": "ryan", "top_k": -1}, "top_k must be 0"),
         (
             "1.7B-CustomVoice", "custom_voice",

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MAX_SEED = 2**31 - 1
+from qwen3_tts_jax.prompt import MAX_SEED
+
 TEXT_MODES = ("all-at-once", "as-it-comes")
 
 # Bytes: file systems allow 255, of which the ending takes some.

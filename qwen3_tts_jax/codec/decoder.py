@@ -35,6 +35,9 @@ _KERNEL = 7
 _DILATIONS = (1, 3, 9)
 _OVERLAP = 2
 
+OFFICIAL_CHUNK_FRAMES, OFFICIAL_CONTEXT_FRAMES = 300, 25
+"""Of the official package, which decodes this many frames at once, after this many before them."""
+
 Contexts = dict[str, Any]
 """Past inputs [B, past, C] of every convolution that needs some, named like the modules."""
 
@@ -197,8 +200,8 @@ def decode_chunked(
     params: Mapping[str, Any],
     config: CodecDecoderConfig,
     codes: jax.Array,
-    chunk_frames: int = 300,
-    context_frames: int = 25,
+    chunk_frames: int = OFFICIAL_CHUNK_FRAMES,
+    context_frames: int = OFFICIAL_CONTEXT_FRAMES,
 ) -> jax.Array:
     """Decodes as the official package does, codes [B, T, Q] → samples [B, T·frame_samples].
 
@@ -207,8 +210,17 @@ def decode_chunked(
     look further back and positions start again; use it to compare with the official package.
     """
     samples = []
-    for start in range(0, codes.shape[1], chunk_frames):
-        context = context_frames if start > context_frames else start
-        chunk = codes[:, start - context : start + chunk_frames]
+    for context, start, end in official_chunks(codes.shape[1], chunk_frames, context_frames):
+        chunk = codes[:, start - context : end]
         samples.append(decode(params, config, chunk)[:, context * config.frame_samples :])
     return jnp.concatenate(samples, axis=1)
+
+
+def official_chunks(
+    frames: int, chunk_frames: int = OFFICIAL_CHUNK_FRAMES, context_frames: int = OFFICIAL_CONTEXT_FRAMES
+) -> list[tuple[int, int, int]]:
+    """The chunks of `decode_chunked`: how many frames each sees before it, its first, and the one after its last."""
+    return [
+        (context_frames if start > context_frames else start, start, min(start + chunk_frames, frames))
+        for start in range(0, frames, chunk_frames)
+    ]
