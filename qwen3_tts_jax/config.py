@@ -92,6 +92,11 @@ class TalkerConfig:
         )
         _require(self.num_codebooks > 1, f"num_code_groups must be at least 2, got {self.num_codebooks}")
 
+    @property
+    def codebook_size(self) -> int:
+        """Of codebook 0."""
+        return self.codec_vocab_size - self.num_special_codes
+
 
 @dataclass(frozen=True)
 class CodePredictorConfig:
@@ -344,7 +349,7 @@ class ModelConfig:
             f"the talker makes {self.talker.num_codebooks} codes a frame, the codec reads {self.codec.num_codebooks}",
         )
         sizes = {
-            "talker": self.talker.codec_vocab_size - self.talker.num_special_codes,
+            "talker": self.talker.codebook_size,
             "code predictor": self.code_predictor.codebook_size,
         }
         for part, size in sizes.items():

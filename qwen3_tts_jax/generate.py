@@ -179,7 +179,7 @@ def insert(state: DecodeState, rows: jax.Array, new: DecodeState) -> DecodeState
 def allowed_codes(config: ModelConfig, frame: jax.Array) -> jax.Array:
     """What code 0 may be at `frame` [B]: the codes themselves and, from frame 2 on, the end of speech; bool [B, V]."""
     ids = jnp.arange(config.talker.codec_vocab_size)
-    is_code = ids < config.talker.codec_vocab_size - config.talker.num_special_codes
+    is_code = ids < config.talker.codebook_size
     return is_code | ((ids == config.prompt.codec_eos) & (frame[:, None] >= MIN_FRAMES))
 
 

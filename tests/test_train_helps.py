@@ -78,7 +78,7 @@ def test_steps_in_bfloat16_move_the_masters_as_steps_in_float32():
     assert {leaf.dtype for leaf in narrow[1].trained.values()} == {np.dtype("float32")}
     # Adam's first moments are the gradients; its steps would only have their signs.
     moments = [
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(states[1].optimizer[1][0].mu)])
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(states[1].optimizer[1].mu)])
         for states in (wide, narrow)
     ]
     cosine = np.dot(*moments) / np.prod([np.linalg.norm(each) for each in moments])

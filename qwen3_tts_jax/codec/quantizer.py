@@ -19,6 +19,12 @@ from qwen3_tts_jax.layers import PRECISION, Linear
 _MIN_USAGE = 1e-5
 
 
+def entries_of(embedding_sum: jax.Array, cluster_usage: jax.Array) -> jax.Array:
+    """Sums [..., C] of the vectors that fell on entries, and how many [...] → the entries float32 [..., C]."""
+    usage = cluster_usage.astype(jnp.float32)
+    return embedding_sum.astype(jnp.float32) / jnp.maximum(usage, _MIN_USAGE)[..., None]
+
+
 class ResidualQuantizer(nn.Module):
     """`num_codebooks` codebooks whose entries are added up, between two projections.
 
@@ -54,8 +60,7 @@ class ResidualQuantizer(nn.Module):
             self.output_projection(jnp.zeros((self.codebook_dim,), self.dtype))
 
         def nearest(residual: jax.Array, table: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            entries, usage = (leaf.astype(jnp.float32) for leaf in table)
-            entries = entries / jnp.maximum(usage, _MIN_USAGE)[:, None]
+            entries = entries_of(*table)
             # |x − e|² less |x|², which is the same for every entry.
             products = jnp.einsum("btc,vc->btv", residual, entries, precision=PRECISION)
             codes = jnp.argmin(jnp.sum(entries * entries, axis=-1) - 2 * products, axis=-1).astype(jnp.int32)
@@ -72,9 +77,7 @@ class ResidualQuantizer(nn.Module):
         codes = jnp.maximum(codes, 0)
         codebooks = jnp.arange(codes.shape[-1])
         # Gathered before the cast and the division: the tables are far larger than T rows of them.
-        entries = self.embedding_sum[codebooks, codes].astype(jnp.float32)
-        usage = self.cluster_usage[codebooks, codes].astype(jnp.float32)
-        entries = entries / jnp.maximum(usage, _MIN_USAGE)[..., None]
+        entries = entries_of(self.embedding_sum[codebooks, codes], self.cluster_usage[codebooks, codes])
         # One after the other, as the reference does.
         quantized = entries[:, :, 0]
         for codebook in range(1, codes.shape[-1]):

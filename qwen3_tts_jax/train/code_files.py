@@ -10,40 +10,32 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.train.codec_data import Recording
 from qwen3_tts_jax.train.lines import DataError, Line
 
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
-def read_codes(lines: Sequence[Line], config: ModelConfig) -> dict[Line, np.ndarray]:
-    """Codes int32 [T, Q] of the lines that name a file of them; a .npz file is opened once.
+def read_codes(lines: Sequence[Line | Recording], config: CodecConfig) -> dict[Line | Recording, np.ndarray]:
+    """Codes int32 [T, Q] of those that name a file of them; a .npz file is opened once.
 
     Raises:
-        DataError: a broken file, an array that is not there, or one that holds no codes of the model.
+        DataError: a broken file, an array that is not there, or one that holds no codes of the codec.
     """
-    num_codebooks = config.talker.num_codebooks
-    sizes = [config.talker.codec_vocab_size - config.talker.num_special_codes]
-    sizes += [config.code_predictor.codebook_size] * (num_codebooks - 1)
-    return read_arrays(lines, sizes)
-
-
-def read_arrays(lines: Sequence[Line | Recording], sizes: Sequence[int]) -> dict[Line | Recording, np.ndarray]:
-    """`read_codes` of codes below `sizes` [Q], for whatever names a file of codes and, in a .npz file, a key."""
     codes: dict[Line | Recording, np.ndarray] = {}
     archives: dict[Path, list[Line | Recording]] = {}
     for line in lines:
         if line.codes is not None and line.key is None:
             with _reading(line):
-                codes[line] = _checked(np.load(line.codes, allow_pickle=False), line, sizes)
+                codes[line] = _checked(np.load(line.codes, allow_pickle=False), line, config)
         elif line.codes is not None:
             archives.setdefault(line.codes, []).append(line)
     for path, named in archives.items():
         with _reading(named[0]), np.load(path, allow_pickle=False) as archive:
             for line in named:
                 with _reading(line):
-                    codes[line] = _checked(archive[line.key], line, sizes)
+                    codes[line] = _checked(archive[line.key], line, config)
     return codes
 
 
@@ -62,16 +54,15 @@ def _reading(line: Line | Recording) -> Iterator[None]:
         raise DataError(f"{_name(line)} cannot be read: {error}") from error
 
 
-def _checked(codes: np.ndarray, line: Line | Recording, sizes: Sequence[int]) -> np.ndarray:
-    if codes.ndim != 2 or codes.shape[1] != len(sizes) or not np.issubdtype(codes.dtype, np.integer):
+def _checked(codes: np.ndarray, line: Line | Recording, config: CodecConfig) -> np.ndarray:
+    count, size = config.num_codebooks, config.decoder.codebook_size
+    if codes.ndim != 2 or codes.shape[1] != count or not np.issubdtype(codes.dtype, np.integer):
         raise DataError(
-            f"{_name(line)} must be whole numbers [T, {len(sizes)}], a column per codebook, got {codes.dtype} "
+            f"{_name(line)} must be whole numbers [T, {count}], a column per codebook, got {codes.dtype} "
             f"{list(codes.shape)}"
         )
     if len(codes) == 0:
         raise DataError(f"{_name(line)} has no frames")
-    if codes.min() < 0 or (codes >= np.array(sizes)).any():
-        raise DataError(
-            f"{_name(line)} has codes from {codes.min()} to {codes.max()}; the codec's are 0 … {min(sizes) - 1}"
-        )
+    if codes.min() < 0 or codes.max() >= size:
+        raise DataError(f"{_name(line)} has codes from {codes.min()} to {codes.max()}; the codec's are 0 … {size - 1}")
     return codes.astype(np.int32)

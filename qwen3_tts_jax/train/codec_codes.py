@@ -21,7 +21,7 @@ import numpy as np
 from qwen3_tts_jax.codec.decoder import initial_state
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig
-from qwen3_tts_jax.train.code_files import read_arrays
+from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.codec_data import Clips, Recording
 from qwen3_tts_jax.train.lines import raise_problems
 from qwen3_tts_jax.train.soft_codes import decode_latents
@@ -48,8 +48,7 @@ def read_recording_codes(
     missing = next((recording for recording in recordings if recording.codes is None), None)
     if missing is not None:
         raise_problems([f"{missing.where} has no codes, and others have: all recordings of a run have them, or none"])
-    sizes = [config.decoder.codebook_size] * config.num_codebooks
-    read = read_arrays(recordings, sizes)
+    read = read_codes(recordings, config)
     problems = []
     for recording, length in zip(recordings, seconds, strict=True):
         frames, expected = len(read[recording]), math.ceil(round(length * config.sample_rate) / config.frame_samples)

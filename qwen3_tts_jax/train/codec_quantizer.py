@@ -15,9 +15,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from qwen3_tts_jax.codec.quantizer import entries_of
 from qwen3_tts_jax.layers import PRECISION
-
-_MIN_USAGE = 1e-5  # of `codec.quantizer`
 
 
 @flax.struct.dataclass
@@ -42,7 +41,7 @@ class Quantized:
 
 def entries(codebooks: Mapping[str, jax.Array]) -> jax.Array:
     """`embedding_sum` [q, V, C] and `cluster_usage` [q, V] → the entries [q, V, C]."""
-    return codebooks["embedding_sum"] / jnp.maximum(codebooks["cluster_usage"], _MIN_USAGE)[..., None]
+    return entries_of(codebooks["embedding_sum"], codebooks["cluster_usage"])
 
 
 def quantize_residuals(

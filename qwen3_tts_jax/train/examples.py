@@ -69,7 +69,7 @@ def check_lengths(lines: Sequence[Line], tokenizer: Tokenizer, config: ModelConf
     Raises:
         DataError: such a clip, or a file that holds no sound.
     """
-    written = read_codes(lines, config)
+    written = read_codes(lines, config.codec)
     for line in lines:
         spoken = len(written[line]) if line in written else _frames(line, "audio", config)
         frames = [spoken, _frames(line, "ref_audio", config)]
@@ -134,7 +134,7 @@ def make_examples(
     """
     hears = config.speaker_encoder is not None
     sources = {line: line.ref_audio or line.audio for line in lines if line.codes is None}
-    written = read_codes(lines, config)
+    written = read_codes(lines, config.codec)
     if not sources:
         return [Example(line, written[line]) for line in lines]
     codes = _Encoded(Path(cache), "codes", fingerprint(params["codec"]["encoder"]))

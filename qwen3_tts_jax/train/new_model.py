@@ -105,7 +105,7 @@ def with_new_speakers(config: ModelConfig, names: Sequence[str]) -> ModelConfig:
     names = list(dict.fromkeys(name.lower() for name in names))
     if len(names) > _LAST_SPEAKER - _FIRST_SPEAKER + 1:
         raise ConfigError(f"{len(names)} speakers do not fit: there is room for {_LAST_SPEAKER - _FIRST_SPEAKER + 1}")
-    first = config.talker.codec_vocab_size - config.talker.num_special_codes + _FIRST_SPEAKER
+    first = config.talker.codebook_size + _FIRST_SPEAKER
     return replace(config, prompt=replace(config.prompt, speakers={name: first + i for i, name in enumerate(names)}))
 
 

@@ -58,11 +58,8 @@ def spoil(key: jax.Array, codes: jax.Array, config: ModelConfig, recipe: Regular
     """What is read of codes int32 [B, T, Q] in a step of training; −1 where a row has no frame stays."""
     where_key, code_key, forget_key, choice_key = jax.random.split(key, 4)
     there = codes >= 0
-    num_codebooks = codes.shape[-1]
-    sizes = [config.talker.codec_vocab_size - config.talker.num_special_codes]
-    sizes += [config.code_predictor.codebook_size] * (num_codebooks - 1)
-    parts = jnp.array([recipe.noise_0] + [recipe.noise] * (num_codebooks - 1))
-    random = jax.random.randint(code_key, codes.shape, 0, jnp.array(sizes), jnp.int32)
+    parts = jnp.array([recipe.noise_0] + [recipe.noise] * (codes.shape[-1] - 1))
+    random = jax.random.randint(code_key, codes.shape, 0, config.talker.codebook_size, jnp.int32)
     replaced = there & (jax.random.uniform(where_key, codes.shape) < parts)
     noisy = jnp.where(replaced, random, codes)
     forgotten = jax.random.uniform(forget_key, codes.shape[:2]) < recipe.forget

@@ -15,11 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from qwen3_tts_jax.codec import decoder
-from qwen3_tts_jax.codec.quantizer import ResidualQuantizer, SplitResidualQuantizer
+from qwen3_tts_jax.codec.quantizer import ResidualQuantizer, SplitResidualQuantizer, entries_of
 from qwen3_tts_jax.config import CodecDecoderConfig
 from qwen3_tts_jax.layers import PRECISION
-
-_MIN_USAGE = 1e-5  # of `codec.quantizer`
 
 
 def decode_soft(params: Mapping[str, Any], config: CodecDecoderConfig, weights: jax.Array) -> jax.Array:
@@ -91,8 +89,7 @@ def decoder_latents(
 
 
 def _mean_latents(quantizer: ResidualQuantizer, weights: jax.Array) -> jax.Array:
-    entries = quantizer.embedding_sum.astype(jnp.float32)
-    entries = entries / jnp.maximum(quantizer.cluster_usage.astype(jnp.float32), _MIN_USAGE)[..., None]
+    entries = entries_of(quantizer.embedding_sum, quantizer.cluster_usage)
     return quantizer.output_projection(jnp.einsum("btqv,qvc->btc", weights, entries, precision=PRECISION))
 
 
