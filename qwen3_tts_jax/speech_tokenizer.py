@@ -49,9 +49,7 @@ def encode_recordings(
 
     Raises:
         ValueError: a recording of another shape or dtype, empty or not finite, before anything is computed.
-        qwen3_tts_jax.config.ConfigError: the encoder is not trained.
     """
-    config.require_encoder()
     for row, samples in enumerate(recordings):
         _check_recording(row, samples)
     # Rows of a batch should end in about the same step.
@@ -172,7 +170,9 @@ class SpeechTokenizer:
 
         Raises:
             ValueError, TypeError, OSError: as `audio.read`, or bare samples without a rate.
+            qwen3_tts_jax.config.ConfigError: the encoder is not trained.
         """
+        self.config.require_encoder()
         sources = audio if isinstance(audio, list) else [audio]
         recordings = [self._read(row, source, sample_rate) for row, source in enumerate(sources)]
         return encode_recordings(
