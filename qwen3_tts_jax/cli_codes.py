@@ -18,7 +18,7 @@ from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.cli_model import Source
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.console import ProgressLine, check_output, plain_messages, refuse, refusing
-from qwen3_tts_jax.files import check_folder, completed
+from qwen3_tts_jax.files import check_folder, completed, require_absent
 
 _CODES_ENDINGS = (".npz", ".safetensors")
 _SOUND_ENDINGS = (".wav", ".flac", ".ogg")
@@ -137,9 +137,9 @@ def _sound_files(path: Path, names: Sequence[str], output: Path) -> list[Path]:
     with refusing(OSError):
         check_folder(output if output.is_dir() else output.parent)
     files = [output / f"{name}.wav" for name in names]
-    for file in files:
-        if file.exists():
-            refuse(f"{file} is there already: choose another folder or move it away")
+    with refusing(FileExistsError):
+        for file in files:
+            require_absent(file)
     return files
 
 

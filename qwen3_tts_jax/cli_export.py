@@ -41,10 +41,11 @@ def export(
     sft` or `train talker`, finished or not. `convert` goes the other way, from the published layout to Orbax.
     """
     from qwen3_tts_jax.cli_model import Source, folder_bytes, parts_of, read_config, stored_sizes
-    from qwen3_tts_jax.console import ProgressLine, plain_messages, quiet_orbax, refuse, refusing
+    from qwen3_tts_jax.console import ProgressLine, plain_messages, quiet_orbax, refusing
+    from qwen3_tts_jax.files import require_absent
 
-    if output.exists():
-        refuse(f"{output} is there already: choose another folder or move it away")
+    with refusing(FileExistsError):
+        require_absent(output)
     quiet_orbax()
     with plain_messages(), refusing(ValueError, OSError):
         from qwen3_tts_jax.train.saved_run import export_run, is_run

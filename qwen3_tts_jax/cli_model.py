@@ -17,6 +17,7 @@ import typer
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig, TransformerConfig
 from qwen3_tts_jax.console import ProgressLine, quiet_orbax, refuse, refusing
+from qwen3_tts_jax.files import require_absent
 from qwen3_tts_jax.packaged import MINI, MINI_VOICES, local_folder
 from qwen3_tts_jax.presets import PRESETS, preset
 
@@ -69,8 +70,9 @@ class Source:
             # Files that are not the published ones, which `info` does not look for.
             refuse(f"{self.model}: {'; '.join(error.problems)}")
         except ModelNotFoundError as error:
-            random = _RANDOM_WEIGHTS.format(self.published())
-            hint = f"; to try without it, write random weights (README, Parity): {random}" if self.published() else ""
+            hint, name = "", self.published()
+            if name is not None:
+                hint = f"; to try without it, write random weights (README, Parity): {_RANDOM_WEIGHTS.format(name)}"
             refuse(f"{error}{hint}")
         except FileNotFoundError as error:
             refuse(f"{self.model} is no model: {Path(error.filename).name} is missing")
@@ -272,8 +274,8 @@ def _layers(stack: TransformerConfig) -> str:
 
 def convert_model(source: Source, destination: Path, dtype: str, quiet: bool) -> None:
     """All parts of a published checkpoint → an Orbax checkpoint in `destination`."""
-    if destination.exists():
-        refuse(f"{destination} is there already: choose another folder or move it away")
+    with refusing(FileExistsError):
+        require_absent(destination)
     from qwen3_tts_jax.convert import CheckpointError, load_params
     from qwen3_tts_jax.convert.check import check_folder, is_converted
 

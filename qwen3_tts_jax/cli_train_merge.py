@@ -34,9 +34,10 @@ def merge(
     """
     from qwen3_tts_jax.cli_model import Source, parts_of, read_config
     from qwen3_tts_jax.console import ProgressLine, plain_messages, quiet_orbax, refuse, refusing
+    from qwen3_tts_jax.files import require_absent
 
-    if output.exists():
-        refuse(f"{output} is there already: choose another folder or move it away")
+    with refusing(FileExistsError):
+        require_absent(output)
     if not lora.is_file():
         refuse(f"{lora} is not there")
     quiet_orbax()

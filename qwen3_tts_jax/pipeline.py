@@ -38,9 +38,7 @@ class Qwen3TTS:
         Raises:
             ValueError: another `chunk_frames`.
         """
-        check_whole("chunk_frames", chunk_frames)
-        if chunk_frames < 1:
-            raise ValueError(f"chunk_frames must be at least 1, got {chunk_frames}")
+        check_whole("chunk_frames", chunk_frames, least=1)
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.chunk_frames = chunk_frames
 

@@ -145,8 +145,8 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"seed must be 0 … {MAX_SEED}, got {seed}")
 
 
-def check_whole(name: str, value: Any) -> None:
-    """Refuses a count that is no whole number: the device would cut it, and the host wait for it for ever.
+def check_whole(name: str, value: Any, least: int | None = None) -> None:
+    """Refuses a count that is no whole number, which the device would cut and the host wait for, or is below `least`.
 
     Raises:
         ValueError: names it and its value.
@@ -155,6 +155,8 @@ def check_whole(name: str, value: Any) -> None:
         operator.index(value)
     except TypeError:
         raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def validate(request: Request, config: ModelConfig) -> None:
@@ -170,9 +172,7 @@ def validate(request: Request, config: ModelConfig) -> None:
     if request.text_mode not in get_args(TextMode):
         raise ValueError(f"unknown text_mode {request.text_mode!r}; there are {', '.join(get_args(TextMode))}")
     if request.max_frames is not None:
-        check_whole("max_frames", request.max_frames)
-        if request.max_frames < 1:
-            raise ValueError(f"max_frames must be at least 1, got {request.max_frames}")
+        check_whole("max_frames", request.max_frames, least=1)
     languages = config.prompt.languages
     if str(request.language).lower() not in ("auto", *languages):
         raise ValueError(f"unknown language {request.language!r}; there are auto, {', '.join(sorted(languages))}")

@@ -123,9 +123,7 @@ def synthesize_each(
     All that can be refused is refused at once, not when the first speech is asked for.
     """
     check_seed(seed)
-    check_whole("batch_size", batch_size)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_whole("batch_size", batch_size, least=1)
     utterances = range(len(requests)) if utterances is None else utterances
     if len(utterances) != len(requests):
         raise ValueError(f"{len(requests)} requests have {len(utterances)} utterance numbers; give one for each")

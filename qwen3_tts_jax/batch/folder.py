@@ -166,14 +166,13 @@ class JobFolder:
         """What a job that was killed had not finished, be it this one or, where nothing was, another before it."""
         known = {self.path / record[key] for record in records.values() for key in ("file", "codes") if key in record}
         before, was = (job["items"], job["settings"].get("format")) if job else ({}, None)
-        folders = [self.path / name for name in (_CODES, _SPOOL, _SHARDS) if (self.path / name).is_dir()]
-        for folder in [self.path, *folders]:
-            shards = folder.name in (_SPOOL, _SHARDS) and folder != self.path
-            if shards and not self._sharded and was != "parquet":
-                continue
-            for found in folder.iterdir():
-                # Of the files of whole items only those that the job is known to have made.
-                own = shards or found.stem in before
+        # What lies elsewhere than in the folders of shards may be the user's, unless it is named as an item was.
+        owned = {self.path: False, self.path / _CODES: False}
+        if self._sharded or was == "parquet":
+            owned |= {self.path / _SPOOL: True, self.path / _SHARDS: True}
+        for folder, wholly in owned.items():
+            for found in folder.iterdir() if folder.is_dir() else ():
+                own = wholly or found.stem in before
                 if is_partial(found) or (own and found.suffix in _OF_ITEMS and found not in known):
                     yield found
 

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 def fingerprint(params: Mapping[str, Any]) -> str:
     """A digest of every leaf's path, shape and first and last 64 numbers.
 
-    In bfloat16, so that it does not depend on the dtype that the base is loaded in.
+    In bfloat16, so that it does not depend on the dtype that the weights are loaded in.
     """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
