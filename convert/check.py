@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from qwen3_tts_jax.convert.rules import codec_rules, model_rules
 from qwen3_tts_jax.convert.safetensors_file import DTYPES, BrokenFileError, StoredTensor, read_header
 
 WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 CODEC_FOLDER = "speech_tokenizer"
 MARKER = "qwen3_tts_jax.json"
 """Its presence says that a folder holds a converted checkpoint."""
 
 _SHOWN = 40
+_SMALL = (".json", ".txt", ".jinja")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -41,6 +44,17 @@ class CheckpointError(ValueError):
 def is_converted(folder: str | Path) -> bool:
     """Whether `orbax_checkpoint.save` wrote the folder."""
     return (Path(folder) / MARKER).exists()
+
+
+def copy_small_files(source: Path, destination: Path) -> None:
+    """Copies what a folder holds besides weights: configs and tokenizer files, but for what describes its weights.
+
+    `destination` is created if need be.
+    """
+    destination.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix in _SMALL and file.name not in (MARKER, WEIGHTS_INDEX):
+            shutil.copyfile(file, destination / file.name)
 
 
 def check_folder(folder: Path, config: ModelConfig) -> dict[str, StoredTensor]:
@@ -123,7 +137,7 @@ def _compare(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> list[
 
 def _index(folder: Path, top: Path, problems: list[str]) -> dict[str, StoredTensor]:
     """The tensors of `model.safetensors`, or of the shards that its index names."""
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / WEIGHTS_INDEX
     tensors: dict[str, StoredTensor] = {}
     if (folder / WEIGHTS).exists():
         files, weight_map = [WEIGHTS], {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax.config import ModelConfig
-from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, WEIGHTS, CheckpointError, check_tree
+from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, CheckpointError, check_tree, copy_small_files
 from qwen3_tts_jax.convert.load import Placement, Progress
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
@@ -61,7 +60,7 @@ def save(folder: str | Path, params: Mapping[str, Any], config: ModelConfig, sou
         raise CheckpointError(source_folder, ["its JSON files describe another model than the parameters"])
     with completed_folder(folder) as temporary:
         for directory in (Path(), Path(CODEC_FOLDER)):
-            _copy_small_files(source_folder / directory, temporary / directory)
+            copy_small_files(source_folder / directory, temporary / directory)
         with _checkpointer(rules) as checkpointer:
             for part in parts:
                 args = ocp.args.PyTreeSave(_subtree(leaves, part))
@@ -170,13 +169,6 @@ def _flat_part(leaves: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 def _subtree(leaves: Mapping[str, Any], part: str) -> dict[str, Any]:
     return unflatten_dict(_flat_part(leaves, part), sep="/")
-
-
-def _copy_small_files(source: Path, destination: Path) -> None:
-    destination.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
-        if file.suffix in (".json", ".txt") and file.name not in (MARKER, f"{WEIGHTS}.index.json"):
-            shutil.copyfile(file, destination / file.name)
 
 
 def _nbytes(leaves: Iterable[Any]) -> int:

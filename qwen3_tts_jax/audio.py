@@ -235,7 +235,7 @@ def write(path: str | Path, samples: np.ndarray, sample_rate: int, *, sync: bool
         for start in range(0, len(clipped), _BLOCK):
             file.write(clipped[start : start + _BLOCK])
     with completed(path, sync=sync) as temporary:
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content.getvalue())
 
 
 def _format_of(path: Path) -> tuple[str, str]:

@@ -35,7 +35,7 @@ def batch(
         Literal["wav", "flac", "parquet"],
         typer.Option("--format", help="Sound files, or shards for Hugging Face datasets with FLAC in them."),
     ] = "wav",
-    shard_items: Annotated[int, typer.Option(min=1, help="Items in a Parquet shard.")] = 1000,
+    shard_items: Annotated[int | None, typer.Option(min=1, help="Items in a Parquet shard; 1000 by default.")] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Items at a time; all batches are filled up to it, so that none changes another.")
     ] = 8,
@@ -96,7 +96,7 @@ class BatchOptions(SpeechOptions):
     manifest: Path
     output: Path
     audio_format: str
-    shard_items: int
+    shard_items: int | None
     batch_size: int
     save_codes: bool
     skip_bad: bool

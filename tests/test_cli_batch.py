@@ -72,6 +72,7 @@ def test_help_has_examples_and_imports_no_jax():
         (["m.jsonl", "-o", "out", "--greedy", "--top-p", "0.5"], ["--greedy draws nothing and takes no --top-p"]),
         (["m.jsonl", "-o", "out", "--temperature", "0"], ["--temperature must be above 0"]),
         (["m.jsonl", "-o", "out", "--top-p", "1.5"], ["top_p"]),
+        (["m.jsonl", "-o", "out", "--shard-items", "9"], ["--shard-items is for --format parquet"]),
         (["m.jsonl", "-o", "out", "--workers", "2"], ["--workers is for --engine ray"]),
         (["m.jsonl", "-o", "out", "--model", "no/such/folder"], ["no/such/folder", "neither a folder"]),
     ],

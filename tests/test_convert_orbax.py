@@ -29,6 +29,7 @@ def write_json(folder, config):
     (folder / "generation_config.json").write_text(json.dumps(generation))
     (folder / "speech_tokenizer" / "config.json").write_text(json.dumps(codec))
     (folder / "merges.txt").write_text("a b\n")
+    (folder / "chat_template.jinja").write_text("{{ text }}\n")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,8 @@ def test_the_folder_needs_no_other(source, converted):
     names = {str(path.relative_to(converted)) for path in converted.rglob("*") if path.is_file()}
     small_files = {name for name in names if not name.startswith("params/")}
     assert small_files == {
-        MARKER, "config.json", "generation_config.json", "merges.txt", "speech_tokenizer/config.json",
+        MARKER, "chat_template.jinja", "config.json", "generation_config.json", "merges.txt",
+        "speech_tokenizer/config.json",
     }  # fmt: skip
     assert json.loads((converted / MARKER).read_text()) == {
         "format": 2,

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from qwen3_tts_jax.batch.plan import Task
     from qwen3_tts_jax.batch.speak import Result
 
+SHARD_ITEMS = 1000
 _LOCK, _INDEX, _JOB = ".lock", "index.jsonl", "job.json"
 # Disks take several files in little more time than one.
 _WRITERS = 8
@@ -63,7 +64,7 @@ class JobFolder:
     path: Path
     audio_format: str = "wav"
     save_codes: bool = False
-    shard_items: int = 1000
+    shard_items: int = SHARD_ITEMS
 
     def __post_init__(self) -> None:
         self.finished: dict[str, Record] = {}

@@ -18,7 +18,7 @@ import typer
 
 from qwen3_tts_jax.arguments import part_dtypes
 from qwen3_tts_jax.batch import manifest, speak
-from qwen3_tts_jax.batch.folder import FolderError, JobFolder, Writer
+from qwen3_tts_jax.batch.folder import SHARD_ITEMS, FolderError, JobFolder, Writer
 from qwen3_tts_jax.batch.manifest import BadLine
 from qwen3_tts_jax.batch.plan import Task, plan, weights_digest
 from qwen3_tts_jax.cli_batch import BatchOptions
@@ -41,8 +41,8 @@ def run_batch(options: BatchOptions) -> None:
     unasked = options.model is None
     options = replace(options, model=MINI if unasked else options.model)
     sampling = sampling_arguments(options)
-    _check_extras(options)
-    job = JobFolder(options.output, options.audio_format, options.save_codes, options.shard_items)
+    _check_options(options)
+    job = JobFolder(options.output, options.audio_format, options.save_codes, options.shard_items or SHARD_ITEMS)
     with plain_messages(), _downloads() as downloads:
         with refusing(manifest.ManifestError, OSError):
             items, bad = manifest.read(options.manifest)
@@ -84,14 +84,16 @@ def _downloads() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_extras(options: BatchOptions) -> None:
-    """Refuses what needs a package that is not there."""
+def _check_options(options: BatchOptions) -> None:
+    """Refuses what needs a package that is not there, and options without what they are for."""
     for needed, package, extra in (
         (options.audio_format == "parquet", "pyarrow", "parquet"),
         (options.engine == "ray", "ray", "ray"),
     ):
         if needed and find_spec(package) is None:
             refuse(f"this needs {package}: pip install 'qwen3-tts-jax[{extra}]'")
+    if options.shard_items is not None and options.audio_format != "parquet":
+        refuse("--shard-items is for --format parquet")
     if options.workers is not None and options.engine != "ray":
         refuse("--workers is for --engine ray")
     if options.devices is not None and options.engine == "ray":

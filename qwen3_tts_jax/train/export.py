@@ -11,7 +11,7 @@ from typing import Any
 from qwen3_tts_jax import hf_config, hf_export
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert import export_safetensors
-from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, WEIGHTS
+from qwen3_tts_jax.convert.check import CODEC_FOLDER, WEIGHTS_INDEX, copy_small_files
 from qwen3_tts_jax.files import completed_folder, require_absent
 
 _WEIGHTS = ".safetensors"
@@ -51,8 +51,11 @@ def export_model(
     if not own_codec and not list(codec.glob(f"*{_WEIGHTS}")):
         raise FileNotFoundError(f"{codec} holds no weights: give params with the codec, or another source")
     with completed_folder(folder) as temporary:
-        _copy(source, temporary, weights=False)
-        _copy(codec, temporary / CODEC_FOLDER, weights=not own_codec)
+        copy_small_files(source, temporary)
+        copy_small_files(codec, temporary / CODEC_FOLDER)
+        if not own_codec:
+            for file in (*codec.glob(f"*{_WEIGHTS}"), *codec.glob(WEIGHTS_INDEX)):
+                shutil.copyfile(file, temporary / CODEC_FOLDER / file.name)
         names = ("config.json", f"{CODEC_FOLDER}/config.json", "generation_config.json")
         written = dict(zip(names, hf_export.to_hf(config), strict=True))
         if not own_codec:
@@ -78,13 +81,3 @@ def _processors(config: ModelConfig) -> dict[str, dict[str, Any]]:
     }
     name = "preprocessor_config.json"
     return {name: text, f"{CODEC_FOLDER}/{name}": hf_export.codec_preprocessor_to_hf(config.codec)}
-
-
-def _copy(source: Path, target: Path, *, weights: bool) -> None:
-    """The small files of a folder, but for the mark of a converted checkpoint, and its weights if wanted."""
-    target.mkdir(parents=True, exist_ok=True)
-    wanted = (".json", ".txt", ".jinja", *([_WEIGHTS] if weights else []))
-    left_out = (MARKER,) if weights else (MARKER, f"{WEIGHTS}.index.json")
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix in wanted and file.name not in left_out:
-            shutil.copyfile(file, target / file.name)
