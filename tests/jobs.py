@@ -34,6 +34,11 @@ def rows(count: int, text: str = "Number {}. ") -> list[dict]:
     return [{"id": f"i{i}", "text": text.format(i) * (1 + i % 3)} for i in range(count)]
 
 
+def formatted(audio_format: str, per_shard: int) -> list[str]:
+    """The options of a format."""
+    return ["--format", audio_format] + ["--shard-items", str(per_shard)] * (audio_format == "parquet")
+
+
 def index(out: str = "out") -> dict[str, dict]:
     found = [json.loads(line) for line in Path(out, "index.jsonl").read_text().splitlines()]
     assert len({record["id"] for record in found}) == len(found)

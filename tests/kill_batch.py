@@ -20,7 +20,7 @@ from pathlib import Path
 
 from qwen3_tts_jax.batch import index as batch_index
 from tests.command import start, write_model
-from tests.jobs import contents, index, rows, start_stand_in, wait_for_items, write
+from tests.jobs import contents, formatted, index, rows, start_stand_in, wait_for_items, write
 from tests.tokenizer_files import write_tokenizer_files
 
 
@@ -41,7 +41,7 @@ def main() -> int:
 def _compare(options: argparse.Namespace) -> int:
     model = write_model(Path.cwd(), "1.7B-CustomVoice", write_tokenizer_files(Path("tokenizer")), eos_boost=1.0)
     write(*rows(options.lines, "Item {} is of some length. "))
-    arguments = ["--save-codes", "--retry", "1", "--format", options.format, "--shard-items", "64"]
+    arguments = ["--save-codes", "--retry", "1", *formatted(options.format, 64)]
     arguments += ["--batch-size", str(options.batch_size), "--quiet"]
 
     def job(out: str) -> subprocess.Popen:

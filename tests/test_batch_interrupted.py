@@ -18,7 +18,7 @@ from qwen3_tts_jax import Qwen3TTS
 from qwen3_tts_jax.batch import index as batch_index
 from qwen3_tts_jax.batch.folder import JobFolder
 from tests.command import assert_refused, run, start, write_model
-from tests.jobs import ROOT, contents, index, rows, start_stand_in, wait_for_items, write
+from tests.jobs import ROOT, contents, formatted, index, rows, start_stand_in, wait_for_items, write
 from tests.stand_in import StandIn
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -74,12 +74,12 @@ import subprocess, sys
 from pathlib import Path
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from tests.command import run
-from tests.jobs import contents, index, rows, write
+from tests.jobs import contents, formatted, index, rows, write
 from tests.stand_in import StandIn
 
 Qwen3TTS.from_pretrained = StandIn
 write(*rows(24))
-job = ["batch", "m.jsonl", "-m", sys.argv[1], "--format", sys.argv[2], "--save-codes", "--shard-items", "20"]
+job = ["batch", "m.jsonl", "-m", sys.argv[1], "--save-codes", *formatted(sys.argv[2], 20)]
 full = run(*job, "-o", "disk/out")
 assert full.exit_code == 1, (full.exception, full.stderr)
 assert full.stderr.count("\\n") == 1 and ": No space left on device; " in full.stderr, full.stderr
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up(folder, model, audio_format):
 def test_a_job_that_is_killed_again_and_again(model, stand_in, audio_format):
     count = 80
     write(*rows(count, "Item {} is of some length. "))
-    options = ["--save-codes", "--batch-size", "5", "--retry", "1", "--format", audio_format, "--shard-items", "7"]
+    options = ["--save-codes", "--batch-size", "5", "--retry", "1", *formatted(audio_format, 7)]
     moments, kills, finished = random.Random(3), 0, {}
     for _ in range(5):
         process = start_stand_in(model, "out", *options, pause=0.02)
