@@ -54,7 +54,7 @@ def _project(module: nn.Module, x: jax.Array, outputs: tuple[int, ...]) -> jax.A
     if not module.has_variable("params", "weight_int8"):
         return multiply(x, module.param("weight", weight_init, shape, module.dtype))
     weight = module.param("weight_int8", nn.initializers.zeros, shape, jnp.int8)
-    scale = module.param("scale", nn.initializers.ones, outputs)
+    scale = module.param("scale", nn.initializers.ones, outputs, jnp.float32)
     return (multiply(x, weight.astype(module.dtype)) * scale).astype(module.dtype)
 
 

@@ -19,12 +19,13 @@ def process_logits(
     In order: repetition penalty, forbidden codes and, when sampling, temperature, top-k, top-p.
 
     Args:
-        logits: float32 [B, V].
+        logits: [B, V].
         config: which of them apply and how strongly.
         seen: bool [B, V], codes that the penalty applies to: positive logits are divided by it and
             negative ones multiplied (Keskar et al. 2019, arXiv:1909.05858). None: no penalty.
         allowed: bool [B, V] or [V]; False forbids a code. None allows all.
     """
+    logits = logits.astype(jnp.float32)
     if seen is not None and config.repetition_penalty != 1.0:
         penalised = jnp.where(logits < 0, logits * config.repetition_penalty, logits / config.repetition_penalty)
         logits = jnp.where(seen, penalised, logits)
@@ -55,7 +56,7 @@ def _kth_largest(logits: jax.Array, k: int) -> jax.Array:
             higher = floor + jnp.left_shift(jnp.int32(1), 31 - i)
             return jnp.where(jnp.sum(ordered >= higher, axis=-1, keepdims=True) >= k, higher, floor)
 
-        lowest = jnp.full((*logits.shape[:-1], 1), jnp.iinfo(jnp.int32).min)
+        lowest = jnp.full((*logits.shape[:-1], 1), jnp.iinfo(jnp.int32).min, jnp.int32)
         found = jax.lax.fori_loop(0, 32, step, lowest)
         return jax.lax.bitcast_convert_type(jnp.where(found < 0, found ^ jnp.int32(0x7FFFFFFF), found), jnp.float32)
 

@@ -142,7 +142,7 @@ class AttentiveStatisticsPooling(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         own = _own_frames(x, lengths)
-        equal = 1 / x.shape[1] if lengths is None else own / lengths[:, None, None]
+        equal = 1 / x.shape[1] if lengths is None else own / lengths[:, None, None].astype(x.dtype)
         everywhere = jnp.broadcast_to(_statistics(x, equal), (*x.shape[:-1], 2 * x.shape[-1]))
         hidden = SameConv(self.attention_channels, name="tdnn")(jnp.concatenate([x, everywhere], axis=-1))
         scores = SameConv(x.shape[-1], name="conv")(jnp.tanh(nn.relu(hidden)))
@@ -170,8 +170,8 @@ class SameConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-        kernel = self.param("kernel", weight_init, (self.kernel_size, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", weight_init, (self.kernel_size, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         reach = (self.kernel_size - 1) * self.dilation
         if reach > 0:
             # An even kernel pads one more at the end, as PyTorch does.

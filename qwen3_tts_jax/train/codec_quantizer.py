@@ -95,7 +95,7 @@ def learn_codebooks(
     def learn(total: jax.Array, usage: jax.Array, inputs: jax.Array, codes: jax.Array, used: jax.Array, key: jax.Array):
         flat = inputs.reshape(-1, width)
         weights = jnp.broadcast_to(used[:, None], codes.shape).reshape(-1).astype(jnp.float32)
-        fell = jax.nn.one_hot(codes.reshape(-1), size) * weights[:, None]
+        fell = jax.nn.one_hot(codes.reshape(-1), size, dtype=jnp.float32) * weights[:, None]
         usage = decay * usage + (1 - decay) * fell.sum(axis=0)
         total = decay * total + (1 - decay) * jnp.einsum("nv,nc->vc", fell, flat, precision=PRECISION)
         chosen = jax.random.choice(key, len(flat), (size,), p=(weights + 1e-9) / jnp.sum(weights + 1e-9))

@@ -45,7 +45,7 @@ class Teacher:
 
 def start_head(teacher: Teacher, width: int, seed: int) -> jax.Array:
     """The head [D, C] before the first step, C = `width`."""
-    return jax.random.normal(jax.random.key(seed), (teacher.width, width)) * width**-0.5
+    return jax.random.normal(jax.random.key(seed), (teacher.width, width), jnp.float32) * width**-0.5
 
 
 def distance(vectors: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:

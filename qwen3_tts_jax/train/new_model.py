@@ -142,11 +142,11 @@ def new_params(config: ModelConfig, seed: int = 0) -> Params:
     for rule, key in zip(rules, jax.random.split(jax.random.key(seed), len(rules)), strict=True):
         *_, module, name = rule.flax.split("/")
         if name == "scale":
-            leaf = jnp.ones(rule.flax_shape)
+            leaf = jnp.ones(rule.flax_shape, jnp.float32)
         elif name == "bias":
-            leaf = jnp.zeros(rule.flax_shape)
+            leaf = jnp.zeros(rule.flax_shape, jnp.float32)
         else:
-            leaf = 0.02 * jax.random.normal(key, rule.flax_shape)
+            leaf = 0.02 * jax.random.normal(key, rule.flax_shape, jnp.float32)
             if module in ("o", "down"):
                 leaf = leaf / math.sqrt(2 * layers[rule.part])
         leaves[rule.flax] = leaf
