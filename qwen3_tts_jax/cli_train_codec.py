@@ -13,7 +13,7 @@ from qwen3_tts_jax.cli_options import examples
 
 EPILOG = examples(
     "qwen3-tts-jax train codec recordings/ -o my-codec --validation held-out/",
-    "qwen3-tts-jax train codec data.jsonl -o my-codec --size medium --steps 20000 --adversary-start 10000",
+    "qwen3-tts-jax train codec data.jsonl -o my-codec --size medium --steps 20000 --discriminator-start 10000",
     "qwen3-tts-jax codec encode hello.wav -o hello.npz --model my-codec/codec",
 )
 
@@ -68,13 +68,13 @@ def codec(
     continuous_steps: Annotated[int, typer.Option(help="Steps before anything is quantized.")] = 0,
     unquantized: Annotated[float, typer.Option(help="Part of pieces that are not quantized in the first half.")] = 0.0,
     average: Annotated[float, typer.Option(help="Decay of an average of the weights, to be written; 0: none.")] = 0.0,
-    adversary_start: Annotated[
+    discriminator_start: Annotated[
         int | None,
-        typer.Option(help="The first step with an adversary, which makes it sound clearer; none by default."),
+        typer.Option(help="The first step with a discriminator, which makes it sound clearer; none by default."),
     ] = None,
-    adversary_every: Annotated[int, typer.Option(help="It learns every N steps.")] = 2,
-    adversary_seconds: Annotated[float, typer.Option(help="Of each piece it hears.")] = 0.75,
-    adversary_kind: Annotated[Literal["hinge", "least-squares"], typer.Option(help="Its loss.")] = "hinge",
+    discriminator_every: Annotated[int, typer.Option(help="It learns every N steps.")] = 2,
+    discriminator_seconds: Annotated[float, typer.Option(help="Of each piece it hears.")] = 0.75,
+    discriminator_kind: Annotated[Literal["hinge", "least-squares"], typer.Option(help="Its loss.")] = "hinge",
     features: Annotated[
         Path | None,
         typer.Option(help="Folder of a teacher's features [T, D], .npy or .npz, named as the recordings; or in lines."),
@@ -115,7 +115,7 @@ def codec(
             refuse("--features needs --feature-rate, how many of them there are per second")
 
         from qwen3_tts_jax import hf_config
-        from qwen3_tts_jax.train.codec_adversary import Adversary
+        from qwen3_tts_jax.train.codec_discriminator import Discriminator
         from qwen3_tts_jax.train.codec_job import CodecTraining, codec_to_start_from, prepare_codec, run_codec
         from qwen3_tts_jax.train.codec_spectral import spectral_recipes
         from qwen3_tts_jax.train.codec_start import codec_shape
@@ -129,10 +129,10 @@ def codec(
                 folder, shape = codec_to_start_from(start)
             else:
                 shape = codec_shape(size) if config is None else hf_config.read_codec_file(config)
-            adversary = None
-            if adversary_start is not None:
-                heard = round(adversary_seconds * shape.sample_rate)
-                adversary = Adversary(heard, adversary_start, adversary_every, adversary_kind)
+            discriminator = None
+            if discriminator_start is not None:
+                heard = round(discriminator_seconds * shape.sample_rate)
+                discriminator = Discriminator(heard, discriminator_start, discriminator_every, discriminator_kind)
             warm = warmup if warmup is not None else min(steps // 20, 500)
             recipe = CodecRecipe(
                 shape,
@@ -143,7 +143,7 @@ def codec(
                 unquantized_steps=steps // 2 if unquantized else 0,
                 decoder_only=decoder_only or bool(spectral_steps),
                 average=average,
-                adversary=adversary,
+                discriminator=discriminator,
             )
             spectral = ()
             if spectral_steps:

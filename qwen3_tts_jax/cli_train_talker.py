@@ -137,7 +137,7 @@ def talker(
             if alignment:
                 until = steps // 2 if alignment_steps is None else alignment_steps
                 aligned = AlignmentConfig(alignment, alignment_layer, until, guide=guide)
-            spoilt = Regularization(noise, noise_0, forget, dropout, predictor_share)
+            corrupted = Regularization(noise, noise_0, forget, dropout, predictor_share)
             modes = {"both": ("all_at_once", "as_it_comes")}.get(text_mode, (text_mode.replace("-", "_"),))
             warm = warmup if warmup is not None else min(steps // 20, 500)
             training = TalkerTraining(
@@ -151,7 +151,7 @@ def talker(
                     kind=optimizer,
                 ),
                 loss=LossConfig(codes=code_weight, codebooks=weights, end=end_weight),
-                regularization=None if spoilt == Regularization() else spoilt,
+                regularization=None if corrupted == Regularization() else corrupted,
                 alignment=aligned,
                 average=average,
                 dtype=dtype,

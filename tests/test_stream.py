@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
-import time
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -99,13 +99,16 @@ def test_text_in_pieces_is_the_text(load, variant, options, size):
     np.testing.assert_allclose(joined(in_pieces), whole, rtol=0, atol=1e-5)
 
 
-def test_speech_starts_before_the_text_is_there(load):
+def test_speech_starts_before_the_text_is_there(load, monkeypatch):
     model, taken = load("1.7B-CustomVoice", -1.0), []
+    now = 0.0
+    monkeypatch.setattr(stream, "time", SimpleNamespace(monotonic=lambda: now))
 
     def pieces():
+        nonlocal now
         for number in itertools.count():
             taken.append(number)
-            time.sleep(slow)
+            now += slow
             yield "word "
 
     slow = 0.02

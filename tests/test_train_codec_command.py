@@ -74,7 +74,7 @@ def test_a_codec_from_recordings(recordings, shape, tmp_path):
 
 
 def test_what_a_run_is_told(recordings, shape, tmp_path, monkeypatch):
-    """Of the options, without training: a codec to go on from, its decoder alone, an adversary, a teacher."""
+    """Of the options, without training: a codec to go on from, its decoder alone, a discriminator, a teacher."""
     told = []
 
     def fit(params, recipe, data, crops, folder, **options):
@@ -105,15 +105,15 @@ def test_what_a_run_is_told(recordings, shape, tmp_path, monkeypatch):
 
     result = train(
         recordings, "-o", tmp_path / "two", "--start", tmp_path / "one" / "codec", "--decoder-only", *SHORT,
-        "--adversary-start", 1, "--adversary-kind", "least-squares", "--adversary-seconds", 0.09, "--quiet",
+        "--discriminator-start", 1, "--discriminator-kind", "least-squares", "--discriminator-seconds", 0.09, "--quiet",
     )  # fmt: skip
     assert result.exit_code == 0, (result.exception, result.stderr)
     again, recipe, _, _, options = told[1]
     assert recipe.decoder_only
     assert recipe.codec == CODEC
     assert not options["fresh"]
-    adversary = recipe.adversary
-    assert (adversary.samples, adversary.start, adversary.every, adversary.kind) == (2160, 1, 2, "least-squares")
+    found = recipe.discriminator
+    assert (found.samples, found.start, found.every, found.kind) == (2160, 1, 2, "least-squares")
     kernel = params["decoder"]["conv_out"]["kernel"]
     np.testing.assert_array_equal(again["decoder"]["conv_out"]["kernel"], kernel)
     assert options["settings"]["base"] == fingerprint(again)
@@ -187,8 +187,8 @@ def test_a_decoder_from_given_codes(recordings, shape, tmp_path, monkeypatch):
         (("--crop-seconds", 0.08), "pieces of 0.08 s are too short"),
         (("--batch-seconds", 0.04), "a batch of 0.04 s holds no piece of 0.1 s"),
         (("--dropout", 2), "dropout must be a part"),
-        (("--adversary-start", 0, "--adversary-seconds", 0.01), "must hear at least 2048 samples, got 240"),
-        (("--adversary-start", 0), "the adversary cannot hear 0.75 s of pieces of 0.1 s"),
+        (("--discriminator-start", 0, "--discriminator-seconds", 0.01), "must hear at least 2048 samples, got 240"),
+        (("--discriminator-start", 0), "the discriminator cannot hear 0.75 s of pieces of 0.1 s"),
         (("--learning-rate", 0), "learning rate must be above 0"),
         (("--validation", "none.jsonl"), "none.jsonl is no folder"),
     ],

@@ -1,4 +1,4 @@
-"""What a codec is trained with besides itself: recordings and their cache, a teacher's features, an adversary."""
+"""What a codec is trained with besides itself: recordings and their cache, a teacher's features, a discriminator."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from qwen3_tts_jax import audio
 from qwen3_tts_jax.codec.conv import sin_squared
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.train import codec_data
-from qwen3_tts_jax.train.codec_adversary import Adversary, codec_losses, learn_to_tell, start_adversary
 from qwen3_tts_jax.train.codec_codes import cut_codes, read_recording_codes, with_codes
 from qwen3_tts_jax.train.codec_data import Clips, Recording, check_headers, decode_recordings, find_recordings
+from qwen3_tts_jax.train.codec_discriminator import Discriminator, codec_losses, discriminator_step, start_discriminator
 from qwen3_tts_jax.train.codec_teacher import Features, Teacher, distance, read_features
 from qwen3_tts_jax.train.lines import DataError
 from tests.command import write_recording
@@ -280,16 +280,16 @@ def test_features_beside_recordings(recordings, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hinge", "least-squares"])
-def test_an_adversary_learns_to_tell(kind):
-    config = Adversary(512, kind=kind, fft_sizes=(256,), channels=4, learning_rate=3e-3)
-    state, rng = start_adversary(config), np.random.default_rng(0)
+def test_a_discriminator_learns_to_tell(kind):
+    config = Discriminator(512, kind=kind, fft_sizes=(256,), channels=4, learning_rate=3e-3)
+    state, rng = start_discriminator(config), np.random.default_rng(0)
     time = np.arange(1024) / 24_000
 
     def pair():
         tone = 0.3 * np.sin(2 * np.pi * rng.uniform(200, 2000, (4, 1)) * time)
         return (0.1 * rng.normal(size=tone.shape)).astype(np.float32), tone.astype(np.float32)
 
-    learn = jax.jit(lambda state, made, real: learn_to_tell(state, config, made, real))
+    learn = jax.jit(lambda state, made, real: discriminator_step(state, config, made, real))
     losses = jax.jit(lambda state, made, real: codec_losses(state.params, config, made, real))
     before = losses(state, *pair())
     for _ in range(60):
@@ -304,11 +304,11 @@ def test_an_adversary_learns_to_tell(kind):
     assert np.abs(gradient).max() > 0
 
 
-def test_refused_adversaries():
+def test_refused_discriminators():
     with pytest.raises(ConfigError, match="must hear at least 2048 samples, got 2000"):
-        Adversary(2000)
+        Discriminator(2000)
     with pytest.raises(ConfigError, match="every 1 or more steps"):
-        replace(Adversary(2048), every=0)
+        replace(Discriminator(2048), every=0)
 
 
 def test_the_gradient_of_sin_squared():

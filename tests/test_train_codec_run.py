@@ -14,9 +14,9 @@ from qwen3_tts_jax.codec.decoder import decode
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.train import codec_run
 from qwen3_tts_jax.train import codec_step as codec_step_module
-from qwen3_tts_jax.train.codec_adversary import Adversary
 from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes
 from qwen3_tts_jax.train.codec_data import Clips
+from qwen3_tts_jax.train.codec_discriminator import Discriminator
 from qwen3_tts_jax.train.codec_loss import mel_loss
 from qwen3_tts_jax.train.codec_run import Crops, evaluate_codec, fit_codec
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
@@ -39,7 +39,7 @@ STEPS = 6
 # All that can be on is on, so that one compiled step serves most tests.
 RECIPE = CodecRecipe(
     CODEC, OptimizerConfig(3e-3, STEPS, 1), dead_below=0.05, average=0.5, continuous_steps=1, unquantized=0.5,
-    unquantized_steps=3, adversary=Adversary(512, fft_sizes=(128,), channels=2), teacher=Teacher(7),
+    unquantized_steps=3, discriminator=Discriminator(512, fft_sizes=(128,), channels=2), teacher=Teacher(7),
 )  # fmt: skip
 CROPS = Crops(rows=4, samples=FRAMES * FRAME, starts=0.25, seed=3)
 
@@ -135,7 +135,7 @@ def test_the_best_by_validation_is_kept(tmp_path, monkeypatch):
     assert spoken == [(2, ["decoder", "encoder"]), (4, ["decoder", "encoder"])]
 
 
-def test_when_the_adversary_takes_part(tmp_path, monkeypatch):
+def test_when_the_discriminator_takes_part(tmp_path, monkeypatch):
     taken = []
 
     def step(state, *_, against, targets, **__):
@@ -144,7 +144,7 @@ def test_when_the_adversary_takes_part(tmp_path, monkeypatch):
         return state.replace(step=state.step + 1), {"mel": 1.0, "finite": True}
 
     monkeypatch.setattr(codec_run, "codec_step", step)
-    train(tmp_path, replace(RECIPE, adversary=replace(RECIPE.adversary, start=4)), save=0)
+    train(tmp_path, replace(RECIPE, discriminator=replace(RECIPE.discriminator, start=4)), save=0)
     assert taken == [False] * 4 + [True] * 2
 
 
@@ -195,7 +195,7 @@ def test_a_phase_without_quantization():
 def test_the_loss_is_the_sum_of_its_parts():
     params = random_codec(CODEC)
     state = start_codec(params, RECIPE)
-    before = jax.tree.map(np.array, state.adversary.params)
+    before = jax.tree.map(np.array, state.discriminator.params)
     weights = {"mel": 15, "spectral": 1, "waveform": 0.1, "commitment": 0.25, "teacher": 1} | {
         "adversarial": 1, "features": 2
     }  # fmt: skip
@@ -205,7 +205,7 @@ def test_the_loss_is_the_sum_of_its_parts():
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
         assert all(float(metrics[name]) > 1e-4 for name in weights)
         # It learns in every second step.
-        now = jax.tree.map(np.array, state.adversary.params)
+        now = jax.tree.map(np.array, state.discriminator.params)
         same = [np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (before, now)), strict=True)]
         assert all(same) if step == 1 else sum(same) < 0.2 * len(same)
         before = now
@@ -233,7 +233,7 @@ def test_the_decoder_alone_learns():
 
 GIVEN = CodecRecipe(
     CODEC, OptimizerConfig(1e-2, STEPS, 1), decoder_only=True, average=0.5,
-    adversary=Adversary(512, start=3, fft_sizes=(128,), channels=2, weight=0.1, features=0.2),
+    discriminator=Discriminator(512, start=3, fft_sizes=(128,), channels=2, weight=0.1, features=0.2),
 )  # fmt: skip
 GIVEN_CROPS = replace(CROPS, context=40)
 
@@ -311,7 +311,7 @@ def test_a_decoder_learns_from_given_codes(learnt, tmp_path, no_encoder):
     log = [line for line in log_of(tmp_path) if "loss" in line]
     assert log[-1]["mel"] < 0.8 * log[0]["mel"]
     assert "commitment" not in log[0]
-    assert [("adversary" in line) for line in log] == [False] * 3 + [True] * 3
+    assert [("discriminator" in line) for line in log] == [False] * 3 + [True] * 3
     judged = [line["validation_mel"] for line in log_of(tmp_path) if "validation_mel" in line]
     assert result.mel == min(judged)
     for mine, old in zip(jax.tree.leaves(result.params["encoder"]), jax.tree.leaves(learnt["encoder"]), strict=True):

@@ -18,7 +18,7 @@ from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.lines import Line
 from qwen3_tts_jax.train.loss import Batch
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
-from qwen3_tts_jax.train.regularization import Regularization, drop_out, spoil
+from qwen3_tts_jax.train.regularization import Regularization, corrupt, drop_out
 from qwen3_tts_jax.train.step import Recipe, start, train_step
 from tests.train_model import CUSTOM_VOICE, TEXTS, Letters, Q, V, params, prompts, random_codes
 
@@ -94,7 +94,7 @@ def test_steps_in_bfloat16_move_the_masters_as_steps_in_float32():
 def test_what_is_spoilt():
     codes = np.asarray(random_codes((140, 130, 136), seed=1))
     recipe = Regularization(noise=0.3, noise_0=0.1, forget=0.2, predictor_share=0.5)
-    seen = spoil(jax.random.key(1), codes, CUSTOM_VOICE, recipe)
+    seen = corrupt(jax.random.key(1), codes, CUSTOM_VOICE, recipe)
     there = codes[..., 0] >= 0
     changed = (np.asarray(seen.predictor) != codes)[there]
     assert changed[:, 0].mean() == pytest.approx(0.1 * (1 - 1 / V), abs=0.05)
@@ -109,7 +109,7 @@ def test_what_is_spoilt():
     assert seen.chosen.shape == (210,)
     assert len(set(np.asarray(seen.chosen).tolist())) == 210
     assert there.reshape(-1)[np.asarray(seen.chosen)].all()
-    other = spoil(jax.random.key(2), codes, CUSTOM_VOICE, recipe)
+    other = corrupt(jax.random.key(2), codes, CUSTOM_VOICE, recipe)
     assert set(np.asarray(other.chosen).tolist()) != set(np.asarray(seen.chosen).tolist())
     for wrong in ({"noise": 1.0}, {"dropout": -0.1}, {"predictor_share": 0}):
         with pytest.raises(ConfigError):

@@ -78,7 +78,7 @@ class CodecTraining:
         """Rows and samples of a step, and, with given codes, their context.
 
         Raises:
-            ConfigError: pieces shorter than the losses' longest window or than what the adversary hears, no whole
+            ConfigError: pieces shorter than the losses' longest window or than what the discriminator hears, no whole
                 piece in a batch, or less than no context.
         """
         codec = self.recipe.codec
@@ -87,10 +87,10 @@ class CodecTraining:
             raise ConfigError(
                 f"pieces of {self.crop_seconds} s are too short: the losses need {_SHORTEST_CROP} samples"
             )
-        adversary = self.recipe.adversary
-        if adversary is not None and adversary.samples > samples:
+        discriminator = self.recipe.discriminator
+        if discriminator is not None and discriminator.samples > samples:
             raise ConfigError(
-                f"the adversary cannot hear {adversary.samples / codec.sample_rate:g} s of pieces of "
+                f"the discriminator cannot hear {discriminator.samples / codec.sample_rate:g} s of pieces of "
                 f"{samples / codec.sample_rate:g} s"
             )
         rows = round(self.batch_seconds * codec.sample_rate / samples)

@@ -114,7 +114,7 @@ def fit_codec(
         if features is not None:
             frame_samples = recipe.codec.frame_samples
             targets = features.targets(places, crops.samples // frame_samples, data.sample_rate, frame_samples)
-        against = recipe.adversary is not None and step >= recipe.adversary.start
+        against = recipe.discriminator is not None and step >= recipe.discriminator.start
         given = _given(data, places, recipe, crops)
         state, metrics = codec_step(
             state, params, samples, jax.random.fold_in(key, step), recipe, targets=targets, against=against, given=given

@@ -17,9 +17,15 @@ from qwen3_tts_jax.codec.encoder import encode_latents
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.layers import multiply
-from qwen3_tts_jax.train import codec_adversary, codec_teacher
-from qwen3_tts_jax.train.codec_adversary import Adversary, AdversaryState
+from qwen3_tts_jax.train import codec_teacher
 from qwen3_tts_jax.train.codec_codes import GivenCodes, decode_crops
+from qwen3_tts_jax.train.codec_discriminator import (
+    Discriminator,
+    DiscriminatorState,
+    codec_losses,
+    discriminator_step,
+    start_discriminator,
+)
 from qwen3_tts_jax.train.codec_loss import mel_loss, spectral_loss
 from qwen3_tts_jax.train.codec_quantizer import (
     Quantized,
@@ -56,7 +62,7 @@ class CodecRecipe:
         decoder_only: encoder and codebooks stay as they are.
         average: decay of the moving average of the weights, which is what is judged and written; 0 takes the
             weights themselves.
-        adversary: that the codec learns to convince; None without.
+        discriminator: that the codec learns to convince; None without.
         teacher: whose features codebook 0 learns to tell; None without.
     """
 
@@ -74,7 +80,7 @@ class CodecRecipe:
     unquantized_steps: int = 0
     decoder_only: bool = False
     average: float = 0.0
-    adversary: Adversary | None = None
+    discriminator: Discriminator | None = None
     teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
@@ -104,7 +110,7 @@ class CodecState:
         codebooks: of the encoder, by kind: embedding_sum [q, V, C] and cluster_usage [q, V].
         optimizer: optax's state.
         average: moving averages of `trained`; empty where the recipe has none.
-        adversary: where the recipe has one.
+        discriminator: where the recipe has one.
     """
 
     step: jax.Array
@@ -112,7 +118,7 @@ class CodecState:
     codebooks: dict[str, dict[str, jax.Array]]
     optimizer: optax.OptState
     average: dict[str, jax.Array]
-    adversary: AdversaryState | None = None
+    discriminator: DiscriminatorState | None = None
 
 
 def start_codec(params: Mapping[str, Any], recipe: CodecRecipe, *, fresh: bool = True, seed: int = 0) -> CodecState:
@@ -122,7 +128,7 @@ def start_codec(params: Mapping[str, Any], recipe: CodecRecipe, *, fresh: bool =
         params: the trees encoder and decoder.
         recipe: see there.
         fresh: forget the codebooks; the first batch then fills them.
-        seed: of the adversary and of the teacher's head.
+        seed: of the discriminator and of the teacher's head.
     """
     parts = ("decoder",) if recipe.decoder_only else ("encoder", "decoder")
     leaves = flatten_dict({part: params[part] for part in parts}, sep="/")
@@ -136,8 +142,8 @@ def start_codec(params: Mapping[str, Any], recipe: CodecRecipe, *, fresh: bool =
     codebooks = start_codebooks(params, recipe.codec, fresh=fresh)
     average = {path: jnp.array(leaf) for path, leaf in trained.items()} if recipe.average else {}
     optimizer = recipe.optimizer.optimizer().init(trained)
-    adversary = None if recipe.adversary is None else codec_adversary.start_adversary(recipe.adversary, seed)
-    return CodecState(jnp.zeros((), jnp.int32), trained, codebooks, optimizer, average, adversary)
+    discriminator = None if recipe.discriminator is None else start_discriminator(recipe.discriminator, seed)
+    return CodecState(jnp.zeros((), jnp.int32), trained, codebooks, optimizer, average, discriminator)
 
 
 def start_codebooks(
@@ -244,12 +250,12 @@ def codec_step(
         key: of all that is drawn.
         recipe: static.
         targets: a teacher's features [B, T, D] of each frame, where the recipe has a teacher.
-        against: static; whether the adversary takes part.
+        against: static; whether the discriminator takes part.
         given: codes of `samples`, which begin on whole frames, for a decoder alone; None has the encoder make them.
 
     Returns:
         The next state, and loss and its parts, gradient_norm, learning_rate, finite [] and perplexity [Q] of the
-        step; with the adversary also its own loss as adversary; with given codes no commitment. Where loss or
+        step; with the discriminator also its own loss as discriminator; with given codes no commitment. Where loss or
         gradient are not finite the state is the old one.
     """
     if given is not None and not recipe.decoder_only:
@@ -263,8 +269,8 @@ def codec_step(
     continuous = jax.random.uniform(row_key, (len(samples),)) < part
 
     def piece(all_samples: jax.Array) -> jax.Array:
-        """What the adversary hears of each row."""
-        length = recipe.adversary.samples
+        """What the discriminator hears of each row."""
+        length = recipe.discriminator.samples
         first = jax.random.randint(piece_key, (), 0, samples.shape[1] - length + 1)
         return jax.lax.dynamic_slice_in_dim(all_samples, first, length, axis=1)
 
@@ -290,11 +296,12 @@ def codec_step(
             losses["teacher"] = codec_teacher.distance(vectors, head, targets)
             total += recipe.teacher.weight * losses["teacher"]
         if against:
-            taught, losses["adversary"] = codec_adversary.codec_losses(
-                state.adversary.params, recipe.adversary, piece(made), piece(samples)
+            taught, losses["discriminator"] = codec_losses(
+                state.discriminator.params, recipe.discriminator, piece(made), piece(samples)
             )
             losses |= taught
-            total += recipe.adversary.weight * taught["adversarial"] + recipe.adversary.features * taught["features"]
+            total += recipe.discriminator.weight * taught["adversarial"]
+            total += recipe.discriminator.features * taught["features"]
         return total, (losses, results, codes, made)
 
     (total, (losses, results, codes, made)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
@@ -307,12 +314,12 @@ def codec_step(
             kind: learn_codebooks(codebooks[kind], results[kind], one, recipe.decay, dead_below)
             for kind, one in zip(KINDS, kind_keys, strict=True)
         }
-    adversary = state.adversary
+    discriminator = state.discriminator
     if against:
-        learnt = codec_adversary.learn_to_tell(adversary, recipe.adversary, piece(made), piece(samples))
+        learnt = discriminator_step(discriminator, recipe.discriminator, piece(made), piece(samples))
         # A conditional would cost many times what it saves: XLA's CPU backend runs convolutions in it slowly.
-        learns = state.step % recipe.adversary.every == 0
-        adversary = jax.tree.map(lambda new, old: jnp.where(learns, new, old), learnt, adversary)
+        learns = state.step % recipe.discriminator.every == 0
+        discriminator = jax.tree.map(lambda new, old: jnp.where(learns, new, old), learnt, discriminator)
     # At first the average follows faster, lest it remember where it started.
     decay = jnp.minimum(recipe.average, (1 + state.step) / (10 + state.step))
     average = {path: decay * leaf + (1 - decay) * trained[path] for path, leaf in state.average.items()}
@@ -321,7 +328,7 @@ def codec_step(
     rate = recipe.optimizer.schedule()(state.step)
     metrics = {"loss": total, **losses, "gradient_norm": norm, "learning_rate": rate, "finite": finite}
     metrics["perplexity"] = perplexity(codes, codec.encoder.codebook_size)
-    new = CodecState(state.step + 1, trained, codebooks, optimizer, average, adversary)
+    new = CodecState(state.step + 1, trained, codebooks, optimizer, average, discriminator)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state), metrics
 
 

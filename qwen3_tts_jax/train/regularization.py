@@ -15,7 +15,7 @@ from qwen3_tts_jax.config import ConfigError, ModelConfig
 
 @dataclass(frozen=True)
 class Regularization:
-    """Parts of what is read that are spoilt; the targets stay as they are.
+    """Parts of what is read that are corrupted; the targets stay as they are.
 
     Attributes:
         noise: of codes 1 … Q − 1, read by talker and code predictor, that are replaced by random ones.
@@ -54,7 +54,7 @@ class Seen:
     chosen: jax.Array | None = None
 
 
-def spoil(key: jax.Array, codes: jax.Array, config: ModelConfig, recipe: Regularization) -> Seen:
+def corrupt(key: jax.Array, codes: jax.Array, config: ModelConfig, recipe: Regularization) -> Seen:
     """What is read of codes int32 [B, T, Q] in a step of training; −1 where a row has no frame stays."""
     where_key, code_key, forget_key, choice_key = jax.random.split(key, 4)
     there = codes >= 0

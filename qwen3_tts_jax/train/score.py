@@ -163,7 +163,7 @@ def teacher_force(
             `activations` too. Static under jit.
         remat: keep only the states between layers for the backward pass and compute the rest again
             (Chen et al. 2016, arXiv:1604.06174).
-        seen: what the model reads in the place of `codes`; see `regularization.spoil`.
+        seen: what the model reads in the place of `codes`; see `regularization.corrupt`.
 
     Raises:
         ValueError: a path of `capture` that no module has.

@@ -19,7 +19,7 @@ from qwen3_tts_jax.train.alignment import AlignmentConfig, alignment_loss, guide
 from qwen3_tts_jax.train.lora import LoraConfig, adapted, init_adapters, merge_adapters
 from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, count_targets, loss_parts, parts_of_some, total
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
-from qwen3_tts_jax.train.regularization import Regularization, drop_out, spoil
+from qwen3_tts_jax.train.regularization import Regularization, corrupt, drop_out
 from qwen3_tts_jax.train.score import teacher_force
 
 PARTS = ("talker", "code_predictor")
@@ -38,7 +38,7 @@ class Recipe:
         frozen: starts of paths that are not trained ("talker/text_embedding"), where `lora` is None.
         speaker_rows: rows of the codec embedding, of new speakers, that a LoRA run trains too.
         remat: compute activations again in the backward pass; slower by a third, far less memory.
-        regularization: what is spoilt of what a step reads; None spoils nothing.
+        regularization: what is corrupted of what a step reads; None corrupts nothing.
         alignment: an auxiliary loss; None is without.
         average: decay of the moving average of what is trained, which is then what is judged and kept; 0 takes the
             weights themselves.
@@ -189,8 +189,8 @@ def _helped_value(
     """`_value` of what `recipe.regularization` leaves, with the alignment's losses, which are returned too, [2]."""
     model, hard = recipe.model, recipe.regularization or Regularization()
     params = to_compute(assemble(trained, frozen, recipe), model)
-    spoil_key, drop_key = jax.random.split(key)
-    seen = spoil(spoil_key, batch.codes, model, hard)
+    corrupt_key, drop_key = jax.random.split(key)
+    seen = corrupt(corrupt_key, batch.codes, model, hard)
     forced = teacher_force(
         params,
         model,

@@ -1,4 +1,4 @@
-"""An adversary that learns to tell recordings from what a codec makes of them, and what it teaches the decoder.
+"""A discriminator that learns to tell recordings from what a codec makes of them, and what it teaches the decoder.
 
 It looks at complex short-time Fourier transforms at several scales (Défossez et al. 2022, arXiv:2210.13438, section
 3.4), through convolutions over time whose channels are the frequencies: those over time and frequency, with few
@@ -31,7 +31,7 @@ Params = dict[str, dict[str, jax.Array]]
 
 
 @dataclass(frozen=True)
-class Adversary:
+class Discriminator:
     """Its shape, and how it takes part.
 
     Attributes:
@@ -59,24 +59,24 @@ class Adversary:
 
     def __post_init__(self) -> None:
         if self.samples < max(self.fft_sizes):
-            raise ConfigError(f"the adversary must hear at least {max(self.fft_sizes)} samples, got {self.samples}")
+            raise ConfigError(f"the discriminator must hear at least {max(self.fft_sizes)} samples, got {self.samples}")
         if self.every < 1:
-            raise ConfigError(f"the adversary must learn in every 1 or more steps, got {self.every}")
+            raise ConfigError(f"the discriminator must learn in every 1 or more steps, got {self.every}")
 
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam with the betas that are usual against an adversary."""
+        """Adam with the betas that are usual for a discriminator."""
         return optax.adam(self.learning_rate, 0.8, 0.99)
 
 
 @flax.struct.dataclass
-class AdversaryState:
+class DiscriminatorState:
     """What it has learnt: {"fft_512/layer_0": {"kernel", "bias"}, …}, and optax's state."""
 
     params: Params
     optimizer: optax.OptState
 
 
-def start_adversary(config: Adversary, seed: int = 0) -> AdversaryState:
+def start_discriminator(config: Discriminator, seed: int = 0) -> DiscriminatorState:
     """Random weights."""
     params: Params = {}
     rng = np.random.default_rng(seed)
@@ -89,11 +89,11 @@ def start_adversary(config: Adversary, seed: int = 0) -> AdversaryState:
             bias = np.zeros(outputs, np.float32)
             params[f"fft_{size}/layer_{i}"] = {"kernel": jnp.asarray(weights), "bias": jnp.asarray(bias)}
             inputs = outputs
-    return AdversaryState(params, config.optimizer().init(params))
+    return DiscriminatorState(params, config.optimizer().init(params))
 
 
 def discriminate(
-    params: Mapping[str, Any], config: Adversary, samples: jax.Array
+    params: Mapping[str, Any], config: Discriminator, samples: jax.Array
 ) -> list[tuple[jax.Array, list[jax.Array]]]:
     """Samples [B, N] → of each scale, how much like a recording it is [B, T], and the activations of all layers."""
     results = []
@@ -124,12 +124,12 @@ def _convolve(layer: Mapping[str, jax.Array], x: jax.Array, dilation: int = 1) -
 
 
 def codec_losses(
-    params: Mapping[str, Any], config: Adversary, made: jax.Array, samples: jax.Array
+    params: Mapping[str, Any], config: Discriminator, made: jax.Array, samples: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """What the codec is to lessen, adversarial and features [], and the adversary's own loss [].
+    """What the codec is to lessen, adversarial and features [], and the discriminator's own loss [].
 
     Args:
-        params: of the adversary.
+        params: of the discriminator.
         config: see there.
         made: samples [B, N] of the codec.
         samples: of the recordings.
@@ -140,26 +140,28 @@ def codec_losses(
     for (real_logits, real_activations), (logits, activations) in zip(real, fake, strict=True):
         miss = 1 - logits
         taken.append(jnp.mean(jax.nn.relu(miss) if config.kind == "hinge" else miss**2))
-        own.append(_own_loss(config, real_logits, logits))
+        own.append(_discriminator_loss(config, real_logits, logits))
         for x, y in zip(real_activations, activations, strict=True):
             distances.append(jnp.mean(jnp.abs(x - y)) / (jnp.mean(jnp.abs(x)) + 1e-6))
     losses = {"adversarial": sum(taken) / len(taken), "features": sum(distances) / len(distances)}
     return losses, jax.lax.stop_gradient(sum(own) / len(own))
 
 
-def _own_loss(config: Adversary, real: jax.Array, fake: jax.Array) -> jax.Array:
+def _discriminator_loss(config: Discriminator, real: jax.Array, fake: jax.Array) -> jax.Array:
     if config.kind == "hinge":
         return jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
     return jnp.mean((1 - real) ** 2) + jnp.mean(fake**2)
 
 
-def learn_to_tell(state: AdversaryState, config: Adversary, made: jax.Array, samples: jax.Array) -> AdversaryState:
-    """The adversary after one step on what the codec made and the recordings, [B, N] each."""
+def discriminator_step(
+    state: DiscriminatorState, config: Discriminator, made: jax.Array, samples: jax.Array
+) -> DiscriminatorState:
+    """The discriminator after one step on what the codec made and the recordings, [B, N] each."""
 
     def value(params: Params) -> jax.Array:
         results = zip(discriminate(params, config, samples), discriminate(params, config, made), strict=True)
-        losses = [_own_loss(config, real, fake) for (real, _), (fake, _) in results]
+        losses = [_discriminator_loss(config, real, fake) for (real, _), (fake, _) in results]
         return sum(losses) / len(losses)
 
     updates, optimizer = config.optimizer().update(jax.grad(value)(state.params), state.optimizer)
-    return AdversaryState(optax.apply_updates(state.params, updates), optimizer)
+    return DiscriminatorState(optax.apply_updates(state.params, updates), optimizer)
