@@ -27,6 +27,9 @@ Progress = Callable[[int, int], None]
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 """Where the leaf with this path and shape goes; see `sharding.placement`."""
 
+Finish = Callable[[str, jax.Array], Mapping[str, jax.Array]]
+"""What becomes of the leaf with this path once it is placed, by path; see `quantize.quantize_leaf`."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,14 +39,15 @@ def load_checkpoint(
     parts: Iterable[str] = SYNTHESIS_PARTS,
     progress: Progress | None = None,
     placement: Placement | None = None,
+    finish: Finish | None = None,
 ) -> dict[str, Any]:
     """`load_params`, or `orbax_checkpoint.load` where the folder was converted."""
     if not is_converted(folder):
-        return load_params(folder, config, parts, progress, placement)
+        return load_params(folder, config, parts, progress, placement, finish)
     # Only here, for the import of Orbax takes a second.
     from qwen3_tts_jax.convert import orbax_checkpoint
 
-    return orbax_checkpoint.load(folder, config, parts, progress, placement)
+    return orbax_checkpoint.load(folder, config, parts, progress, placement, finish)
 
 
 def load_params(
@@ -52,13 +56,15 @@ def load_params(
     parts: Iterable[str] = SYNTHESIS_PARTS,
     progress: Progress | None = None,
     placement: Placement | None = None,
+    finish: Finish | None = None,
 ) -> dict[str, Any]:
     """Loads `parts` (of `rule.PARTS`) of a checkpoint, to `placement` or else onto JAX's default device.
 
     The folder is in the published layout: `model.safetensors` and `speech_tokenizer/model.safetensors`,
     each a single file or sharded, in float32, bfloat16 or float16. Every name, shape and dtype of both is
     checked before any weight is read. Weights come in the config's compute dtypes, gathered tables in the
-    file's dtype. One tensor is in flight at a time, so the peak of memory is little above the tree's size.
+    file's dtype. One tensor is in flight at a time, so the peak of memory is little above the size of the tree, as
+    `finish` makes it of the leaves.
 
     Returns:
         Nested dicts of arrays, {"talker": {"codec_head": {"weight": …}, …}, …}.
@@ -69,7 +75,7 @@ def load_params(
     """
     rules = select(all_rules(config), config, parts)
     stored = check_folder(Path(folder), config)
-    return _load(folder, rules, stored, lambda rule: compute_dtype(config, rule), progress, placement)
+    return _load(folder, rules, stored, lambda rule: compute_dtype(config, rule), progress, placement, finish)
 
 
 def load_codec(folder: str | Path, config: CodecConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -99,6 +105,7 @@ def _load(
     dtype_of: Callable[[Rule], jnp.dtype | None],
     progress: Progress | None,
     placement: Placement | None = None,
+    finish: Finish | None = None,
 ) -> dict[str, Any]:
     total = sum(stored[name].nbytes for rule in rules for name in rule.torch)
     done = 0
@@ -109,7 +116,7 @@ def _load(
         if progress is not None:
             progress(done, total)
 
-    leaves = {}
+    leaves: dict[str, jax.Array] = {}
     with ExitStack() as stack:
         streams = {
             file: stack.enter_context(file.open("rb"))
@@ -124,7 +131,8 @@ def _load(
                 read_into(streams[stored[name].file], stored[name], rule.transform, out, advance)
             # Waiting keeps host copies from piling up in front of an accelerator.
             where = None if placement is None else placement(rule.flax, rule.flax_shape)
-            leaves[rule.flax] = jax.block_until_ready(jax.device_put(array, where))
+            leaf = jax.device_put(array, where)
+            leaves |= jax.block_until_ready({rule.flax: leaf} if finish is None else finish(rule.flax, leaf))
     _log.info("loaded %d leaves (%.2f GB) from %s", len(leaves), total / 1e9, folder)
     return unflatten_dict(leaves, sep="/")
 

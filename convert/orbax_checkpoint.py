@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, CheckpointError, check_tree, copy_small_files
-from qwen3_tts_jax.convert.load import Placement, Progress
+from qwen3_tts_jax.convert.load import Finish, Placement, Progress
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
 from qwen3_tts_jax.files import completed_folder, require_absent
@@ -78,11 +78,12 @@ def load(
     parts: Iterable[str] = SYNTHESIS_PARTS,
     progress: Progress | None = None,
     placement: Placement | None = None,
+    finish: Finish | None = None,
 ) -> dict[str, Any]:
     """Loads `parts` of a folder that `save` wrote, to `placement` or else onto JAX's default device.
 
     Dtypes are those of `load.load_params`: compute dtypes, and gathered tables as they were saved.
-    `progress` is called after every part with the bytes done and the bytes to do.
+    `progress` is called after every part with the bytes done and the bytes to do, `finish` for each leaf of a part.
 
     Raises:
         CheckpointError: `folder` was not written by `save`, or by a newer version; it lacks a part; or it
@@ -93,6 +94,7 @@ def load(
     rules = select(all_rules(config), config, parts)
     _check_marker(folder, parts)
     params: dict[str, Any] = {}
+    done = 0
     with _checkpointer(rules) as checkpointer:
         stored = {}
         for part in parts:
@@ -111,14 +113,16 @@ def load(
             tree = _subtree(wanted, part)
             args = ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
             try:
-                restored = checkpointer.restore(_part_folder(folder, part), args=args)
+                leaves = flatten_dict(checkpointer.restore(_part_folder(folder, part), args=args), sep="/")
             except Exception as error:  # Orbax itself raises bare exceptions.
                 reason = _first_line(error.__cause__ or error)
                 raise CheckpointError(folder, [f"{part} cannot be read: {reason}"]) from error
-            leaves = flatten_dict(restored, sep="/")
-            params |= {f"{part}/{path}": leaf for path, leaf in leaves.items()}
+            done += _nbytes(leaves.values())
+            for name in tuple(leaves):
+                path, leaf = f"{part}/{name}", leaves.pop(name)
+                params |= jax.block_until_ready({path: leaf} if finish is None else finish(path, leaf))
             if progress is not None:
-                progress(_nbytes(params.values()), _nbytes(wanted.values()))
+                progress(done, _nbytes(wanted.values()))
     return unflatten_dict(params, sep="/")
 
 

@@ -15,7 +15,7 @@ from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair
 from qwen3_tts_jax.attention import Choice, configure
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.prompt import Request, check_whole
-from qwen3_tts_jax.quantize import quantize
+from qwen3_tts_jax.quantize import quantize_leaf
 from qwen3_tts_jax.stream import CHUNK_FRAMES, stream
 from qwen3_tts_jax.synthesis import Progress, Speech, synthesize_each
 from qwen3_tts_jax.text import TextTokenizer
@@ -72,8 +72,8 @@ class Qwen3TTS:
             attention: of many queries at once, in parts that compute in bfloat16: "cudnn" on NVIDIA GPUs, "pallas" on
                 one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one.
             weights: "int8" rounds those of the talker and the code predictor, which are then a quarter of the size
-                (see `quantize`): for memory, and for accelerators, whose speed it is to read them. While it loads, the
-                float weights need their memory. CPUs are slower with it. Codes are no longer those of the reference.
+                (see `quantize`): for memory, and for accelerators, whose speed it is to read them. CPUs are slower
+                with it. Codes are no longer those of the reference.
             revision: branch, tag or commit on Hugging Face.
             cache_dir: where downloads are kept; Hugging Face's own cache by default.
             local_files_only: never ask the network; None lets the environment variable HF_HUB_OFFLINE decide.
@@ -102,9 +102,8 @@ class Qwen3TTS:
         placement = None if mesh is None else sharding.placement(mesh, config)
         report = None if progress is None else lambda done, total: progress("load", done, total)
         parts = convert.PARTS if config.model_type == "base" else convert.SYNTHESIS_PARTS
-        params = convert.load_checkpoint(folder, config, parts, progress=report, placement=placement)
-        if weights == "int8":
-            params = quantize(params, donate=True)
+        finish = quantize_leaf if weights == "int8" else None
+        params = convert.load_checkpoint(folder, config, parts, report, placement, finish)
         return cls(config, params, tokenizer, chunk_frames=chunk_frames)
 
     # What the official package offers, under its names.

@@ -15,29 +15,25 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 _STACKS = ("talker/transformer/", "code_predictor/transformer/")
 
 
-def quantize(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:
+def quantize(params: dict[str, Any]) -> dict[str, Any]:
     """The tree with int8 weights in the layers of the talker and the code predictor.
 
     `.../weight` [*outputs, in] becomes `.../weight_int8` and `.../scale` [*outputs] (float32). Embeddings, output
     layers, norms and the codec stay as they are; a tree that is quantized already stays too.
-
-    Args:
-        params: the parameter tree.
-        donate: free each float weight, which must be JAX's, once its int8 are there; `params` cannot be used after.
     """
     leaves: dict[str, Any] = {}
     for path, leaf in flatten_dict(params, sep="/").items():
-        if path.startswith(_STACKS) and path.endswith("/weight"):
-            values, scale = _quantize_weight(leaf)
-            if donate:
-                # Waiting keeps the next weight's int8 from being allocated before.
-                jax.block_until_ready(values)
-                leaf.delete()
-            layer = path.removesuffix("/weight")
-            leaves |= {f"{layer}/weight_int8": values, f"{layer}/scale": scale}
-        else:
-            leaves[path] = leaf
+        leaves |= quantize_leaf(path, leaf)
     return unflatten_dict(leaves, sep="/")
+
+
+def quantize_leaf(path: str, leaf: jax.Array) -> dict[str, jax.Array]:
+    """What `quantize` makes of one leaf, by path; a `convert.load.Finish`."""
+    if not (path.startswith(_STACKS) and path.endswith("/weight")):
+        return {path: leaf}
+    values, scale = _quantize_weight(leaf)
+    layer = path.removesuffix("/weight")
+    return {f"{layer}/weight_int8": values, f"{layer}/scale": scale}
 
 
 @jax.jit

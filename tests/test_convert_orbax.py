@@ -17,6 +17,7 @@ from qwen3_tts_jax.convert import CheckpointError, load_checkpoint, load_params
 from qwen3_tts_jax.convert import orbax_checkpoint as orbax
 from qwen3_tts_jax.convert.check import MARKER
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, select
+from qwen3_tts_jax.quantize import quantize, quantize_leaf
 from tests.drawn_tree import drawn_tree
 from tests.safetensors_folder import all_parts, small, write
 
@@ -67,6 +68,12 @@ def test_the_tree_comes_back(source, converted):
     assert params["talker"]["text_embedding"]["embedding"].dtype == jnp.bfloat16
     assert_equal_trees(orbax.load(converted, CONFIG, all_parts(CONFIG)), params)
     assert_equal_trees(load_checkpoint(converted, CONFIG), load_params(source, CONFIG))
+
+
+def test_weights_are_rounded_as_they_are_read(converted):
+    rounded = load_checkpoint(converted, CONFIG, finish=quantize_leaf)
+    assert any(path.endswith("/weight_int8") for path in flatten_dict(rounded, sep="/"))
+    assert_equal_trees(rounded, quantize(load_checkpoint(converted, CONFIG)))
 
 
 def test_the_folder_needs_no_other(source, converted):

@@ -1,5 +1,7 @@
 """int8 weights: what they are, that the model uses them, and what stays as it is."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,22 +50,23 @@ def test_every_weight_is_within_half_a_step_and_each_output_uses_the_whole_range
     assert len(after) == len(kept) + 2 * len(layers)
 
 
-def test_float_weights_can_be_freed_one_by_one(monkeypatch):
-    params = jax.tree.map(jnp.array, drawn_tree(model_rules(CONFIG), seed=4))
-    expected = quantize(params)
-    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params["talker"]["transformer"]))
-    held = [sum(leaf.nbytes for leaf in jax.live_arrays())]
+def test_one_float_weight_at_a_time_is_held_while_a_model_loads(tmp_path, tokenizer_folder, monkeypatch):
+    folder = write_small_checkpoint(tmp_path, CONFIG, tokenizer_folder)
+    expected = quantize(Qwen3TTS.from_pretrained(folder, dtype="float32").params)
+    gc.collect()
+    before, held = sum(leaf.nbytes for leaf in jax.live_arrays()), []
 
     def noted(weight):
         made = _quantize_weight(weight)
-        held.append(sum(leaf.nbytes for leaf in jax.live_arrays()))
+        held.append(sum(leaf.nbytes for leaf in jax.live_arrays()) - before)
         return made
 
     monkeypatch.setattr("qwen3_tts_jax.quantize._quantize_weight", noted)
-    freed = quantize(params, donate=True)
-    jax.tree.map(np.testing.assert_array_equal, freed, expected)
-    assert max(held) < held[0] + largest / 3
-    assert held[-1] < held[0]
+    params = Qwen3TTS.from_pretrained(folder, dtype="float32", weights="int8").params
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    largest = max(leaf.nbytes for path, leaf in flatten_dict(params).items() if path[-1] == "weight_int8")
+    assert max(held) < sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + 2 * 4 * largest
+    assert len(held) == 4 * (CONFIG.talker.transformer.num_layers + CONFIG.code_predictor.transformer.num_layers)
 
 
 def test_a_row_of_zeros_stays_zero():
