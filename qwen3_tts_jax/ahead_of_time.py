@@ -268,7 +268,7 @@ def _export(
     def chunk(weights, state):
         pairs = zip(state, typed, strict=True)
         state = state_tree.unflatten(
-            [jax.random.wrap_key_data(leaf) if _is_key(like) else leaf for leaf, like in pairs]
+            [jax.random.wrap_key_data(leaf, impl=generate.PRNG) if _is_key(like) else leaf for leaf, like in pairs]
         )
         state, codes = generate.generate(tree.unflatten(weights), config, generation, state, size.chunk_frames)
         return plain(state), codes

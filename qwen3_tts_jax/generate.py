@@ -21,6 +21,8 @@ from qwen3_tts_jax.sampling import draw
 from qwen3_tts_jax.talker import Talker
 
 Params = dict
+PRNG = "threefry2x32"
+"""Whatever JAX's default is: with others (rbg) a row's draws depend on its company."""
 MIN_FRAMES = 2  # The end of speech cannot be drawn before: min_new_tokens of the official package.
 
 
@@ -70,7 +72,7 @@ def _predictor(params: Params, config: ModelConfig, *args, method=None):
 
 def utterance_keys(seed: int, utterances: jax.Array) -> jax.Array:
     """PRNG keys [B] of the utterances with these numbers (int32 [B]), independent of their company."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), utterances)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed, impl=PRNG), utterances)
 
 
 def embed_codes(params: Params, config: ModelConfig, codes: jax.Array) -> jax.Array:

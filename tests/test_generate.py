@@ -80,6 +80,13 @@ def test_draws_depend_on_seed_and_utterance():
     assert (first != other_utterance).any()
 
 
+def test_draws_do_not_depend_on_the_default_generator():
+    expected, _ = speak(PLANS, SAMPLED, 8)
+    with jax.default_prng_impl("rbg"):
+        found, _ = speak(PLANS, SAMPLED, 8)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_every_draw_has_its_own_key():
     """With flat logits a draw shows its key: fold_in(fold_in(utterance, frame), codebook)."""
     tree = jax.tree.map(lambda x: x, params())
