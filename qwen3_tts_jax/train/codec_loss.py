@@ -39,7 +39,7 @@ def spectral_loss(a: jax.Array, b: jax.Array, fft_sizes: tuple[int, ...] = (512,
         b: what it should be.
         fft_sizes: of the scales.
     """
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for size in fft_sizes:
         x, y, floor = magnitudes(a, size), magnitudes(b, size), _FLOOR * (size / 1024) ** 0.5
         # Where all is equal the norm itself has no gradient.
@@ -64,7 +64,7 @@ def mel_loss(
         scales: windows in samples and their bands.
         between: frequencies in Hz; only bands whose centre is between them count. None: all.
     """
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for size, bands in scales:
         x, y = (log_mel(one, sample_rate, size, bands, between) for one in (a, b))
         total += jnp.mean(jnp.abs(x - y))
