@@ -235,6 +235,7 @@ def write(path: str | Path, samples: np.ndarray, sample_rate: int, *, sync: bool
         for start in range(0, len(clipped), _BLOCK):
             file.write(clipped[start : start + _BLOCK])
     with completed(path, sync=sync) as temporary:
+        # A view would be kept by the error of a full disk, and then could not be freed.
         temporary.write_bytes(content.getvalue())
 
 
