@@ -118,6 +118,7 @@ def load(
                 reason = _first_line(error.__cause__ or error)
                 raise CheckpointError(folder, [f"{part} cannot be read: {reason}"]) from error
             done += _nbytes(leaves.values())
+            # Taken out one by one: what `finish` replaces is freed then.
             for name in tuple(leaves):
                 path, leaf = f"{part}/{name}", leaves.pop(name)
                 params |= jax.block_until_ready({path: leaf} if finish is None else finish(path, leaf))

@@ -91,7 +91,7 @@ def test_steps_in_bfloat16_move_the_masters_as_steps_in_float32():
     assert (narrow[2].trained[path] != narrow[2].trained[path].astype(jnp.bfloat16)).mean() > 0.9
 
 
-def test_what_is_spoilt():
+def test_what_is_corrupted():
     codes = np.asarray(random_codes((140, 130, 136), seed=1))
     recipe = Regularization(noise=0.3, noise_0=0.1, forget=0.2, predictor_share=0.5)
     seen = corrupt(jax.random.key(1), codes, CUSTOM_VOICE, recipe)
