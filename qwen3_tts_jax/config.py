@@ -180,7 +180,7 @@ class CodecDecoderConfig:
     `latent_upsample_rates` are the ConvNeXt stages, `upsample_rates` the SnakeBeta stages; their
     product is the number of samples per frame. Stage i of the latter has
     `decoder_channels // 2**i` input channels. With `three_pass` the convolutions, in float32, are made of products
-    in bfloat16, see `codec.conv`.
+    in bfloat16, see `codec.conv`; with `hopper` kernels make them where shapes allow, see `codec.hopper`.
     """
 
     transformer: TransformerConfig
@@ -194,6 +194,7 @@ class CodecDecoderConfig:
     upsample_rates: tuple[int, ...]
     latent_upsample_rates: tuple[int, ...]
     three_pass: bool = False
+    hopper: bool = False
 
     def __post_init__(self) -> None:
         halvings = 2 ** len(self.upsample_rates)

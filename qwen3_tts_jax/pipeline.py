@@ -13,6 +13,7 @@ import numpy as np
 from qwen3_tts_jax import audio, convert, hf_config, sharding
 from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair_references, part_dtypes
 from qwen3_tts_jax.attention import Choice, configure
+from qwen3_tts_jax.codec import hopper
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.prompt import Request, check_whole
 from qwen3_tts_jax.quantize import quantize_leaf
@@ -68,9 +69,10 @@ class Qwen3TTS:
                 a CPU, where products in bfloat16 are ten times slower. One is that of talker and code predictor; parts
                 can be named, as in "talker=bfloat16,code_predictor=float32" or "bfloat16,codec=bfloat16_3x". The
                 codec has float32 by default; "bfloat16_3x" makes its decoder's convolutions of three products, for
-                the fast units of accelerators, at 74 dB of float32, and "bfloat16" of one, at 17 dB.
+                the fast units of accelerators, at 65 dB of float32 or better, and "bfloat16" of one, at 17 dB.
             attention: of many queries at once, in parts that compute in bfloat16: "cudnn" on NVIDIA GPUs, "pallas" on
-                one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one.
+                one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one. With "xla" the codec
+                in three passes makes no use of kernels for Hopper GPUs (`codec.hopper`) either.
             weights: "int8" rounds those of the talker and the code predictor, which are then a quarter of the size
                 (see `quantize`): for memory, and for accelerators, whose speed it is to read them. CPUs are slower
                 with it. Codes are no longer those of the reference.
@@ -97,7 +99,10 @@ class Qwen3TTS:
             str(model), revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, verify=verify
         )
         config = hf_config.read_folder(folder).with_dtypes(dtypes["talker"], dtypes["codec"], dtypes["code_predictor"])
-        config = configure(config, attention, devices=1 if mesh is None else mesh.size)
+        devices = 1 if mesh is None else mesh.size
+        config = configure(config, attention, devices)
+        if attention != "xla":
+            config = replace(config, codec=hopper.configure(config.codec, devices))
         tokenizer = TextTokenizer.from_folder(folder)
         placement = None if mesh is None else sharding.placement(mesh, config)
         report = None if progress is None else lambda done, total: progress("load", done, total)

@@ -12,7 +12,7 @@ import numpy as np
 from qwen3_tts_jax import audio as sound
 from qwen3_tts_jax import convert, hf_config
 from qwen3_tts_jax.audio import AudioLike
-from qwen3_tts_jax.codec import encoder
+from qwen3_tts_jax.codec import encoder, hopper
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.sharding import place_batch
 from qwen3_tts_jax.synthesis import Progress, bucket, decode_codes
@@ -143,7 +143,7 @@ class SpeechTokenizer:
             qwen3_tts_jax.convert.CheckpointError: weights that do not fit the config, all errors at once.
         """
         folder = convert.resolve_codec(model, revision, cache_dir, local_files_only)
-        config = hf_config.read_codec(folder).with_dtype(dtype)
+        config = hopper.configure(hf_config.read_codec(folder).with_dtype(dtype))
         report = None if progress is None else lambda done, total: progress("load", done, total)
         return cls(config, convert.load_codec(folder, config, report))
 

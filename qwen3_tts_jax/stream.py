@@ -14,7 +14,6 @@ from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from qwen3_tts_jax.codec import decoder
@@ -260,7 +259,7 @@ def stream_codes(
     capacity = first_capacity(plan, text, frame_limit, longest)
     plan = replace(plan, trailing_text_ids=text.window(0, longest, pad)[0])
     prompt = batch_plans([plan], tts_pad=pad, length=slots)
-    keys, limits = utterance_keys(seed, jnp.full(1, utterance, jnp.int32)), jnp.full(1, frame_limit, jnp.int32)
+    keys, limits = utterance_keys(seed, np.full(1, utterance, np.int32)), np.full(1, frame_limit, np.int32)
     state = prefill_compiled(params, config, prompt, keys, limits, capacity)
 
     frame, reason = 0, None

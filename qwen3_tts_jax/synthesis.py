@@ -13,7 +13,6 @@ from itertools import chain, repeat
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qwen3_tts_jax.codec import decoder
@@ -80,13 +79,18 @@ def shape_step(tokenizer: Tokenizer) -> int:
     return UTTERANCE_BUCKET if tokenizer.phonemes else PROMPT_BUCKET
 
 
-def codec_rows() -> int:
+def codec_rows(config: CodecConfig) -> int:
     """The most utterances that are decoded together.
 
     One on CPUs, where a row of a product may round differently in another place: so an utterance's samples are the same
-    in whatever company. It is about as fast, for nobody is padded to the longest.
+    in whatever company. It is about as fast, for nobody is padded to the longest. Hopper GPUs are busy with 32.
     """
-    return 1 if jax.default_backend() == "cpu" else 8
+    return 1 if jax.default_backend() == "cpu" else 32 if config.decoder.hopper else 8
+
+
+def _rows_for(config: CodecConfig, utterances: int) -> int:
+    """Rows of the program that decodes so many together: kernels for Hopper GPUs take multiples of 8."""
+    return bucket(utterances, 8 if config.decoder.hopper and utterances > 2 else 1)
 
 
 def bucket(size: int, smallest: int) -> int:
@@ -152,7 +156,7 @@ def synthesize_each(
     spoken = joined(spoken, counts, [request.max_frames for request in requests])
 
     def each() -> Iterator[tuple[int, Speech]]:
-        decoded, together = 0, min(rows, codec_rows())
+        decoded, together = 0, min(rows, codec_rows(config.codec))
         for group in _groups(spoken, together, full=full):
             samples = decode_codes(
                 params["codec"]["decoder"],
@@ -279,11 +283,11 @@ def speak_codes(
                 trailing_length=text_slots,
                 tts_pad=config.prompt.tts_pad,
             )
-            keys = utterance_keys(seed, jnp.asarray([utterances[index] for index in indices], jnp.int32))
-            limits = jnp.asarray([frame_limits[index] for index in indices], jnp.int32)
+            keys = utterance_keys(seed, np.array([utterances[index] for index in indices], np.int32))
+            limits = np.array([frame_limits[index] for index in indices], np.int32)
             prompts, keys, limits = place_batch(params, (prompts, keys, limits))
             new = prefill_compiled(params, config, prompts, keys, limits, prompt_slots)
-            state = insert_compiled(state, jnp.asarray([*taken, *[rows] * filler], jnp.int32), new)
+            state = insert_compiled(state, np.array([*taken, *[rows] * filler], np.int32), new)
         if free and progress is not None:
             jax.block_until_ready(state)
             progress("prefill", len(plans) - len(waiting), len(plans))
@@ -339,7 +343,7 @@ def decode_codes(
         config: of the codec.
         codes: of each utterance.
         references: codes [R, Q] that come before each utterance's; their samples are cut off.
-        rows: of the compiled program; by default the next bucket up to `codec_rows`. `official` has one row.
+        rows: decoded together, be they empty; by default as many as there are, up to `codec_rows`. `official` has one.
         official: decode in chunks without carried state, and cut references off in proportion, as the
             official package does.
         progress: told of utterances decoded.
@@ -351,10 +355,10 @@ def decode_codes(
     if official:
         samples += [_decode_officially(params, config, row) for row in whole]
     else:
-        together = rows or codec_rows()
+        together = rows or codec_rows(config)
         for first in range(0, len(whole), together):
             part = whole[first : first + together]
-            samples += _decode_exactly(params, config, part, rows or bucket(len(part), 1))
+            samples += _decode_exactly(params, config, part, _rows_for(config, rows or len(part)))
             if progress is not None:
                 progress("decode", len(samples), len(codes))
     cuts = [len(reference) * config.frame_samples for reference in references]
@@ -372,13 +376,14 @@ def _decode_exactly(
     for row, utterance in enumerate(codes):
         padded[row, : len(utterance)] = utterance
     state = codec_start(config.decoder, rows)
-    chunks = [np.zeros((rows, 0), np.float32)]
+    chunks = []
     for frame in range(0, frames, _CODEC_CHUNK_FRAMES):
         chunk = padded[:, frame : frame + _CODEC_CHUNK_FRAMES]
         state, chunk = place_batch(params, (state, chunk))
         state, samples = codec_step(params, config.decoder, state, chunk)
-        chunks.append(np.asarray(samples))
-    whole = np.concatenate(chunks, axis=1)
+        chunks.append(samples)
+    # Asked for once all are under way, so that the device need not wait for the host.
+    whole = np.concatenate([np.zeros((rows, 0), np.float32), *map(np.asarray, chunks)], axis=1)
     return [whole[row, : len(utterance) * config.frame_samples] for row, utterance in enumerate(codes)]
 
 

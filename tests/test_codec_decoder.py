@@ -244,6 +244,17 @@ def test_three_passes_multiply_what_bfloat16_holds():
     assert np.abs(product(*passes[2], jax.lax.Precision.DEFAULT) - y).max() > 5e-3
 
 
+@pytest.mark.parametrize(
+    ("taps", "dilation", "stride", "outputs"), [(7, 3, 1, 4), (6, 1, 3, 4), (1, 1, 1, 4), (7, 1, 1, 1)]
+)
+@pytest.mark.parametrize("three_pass", [False, True])
+def test_convolutions_for_nvidia_are_one_product_of_windows(taps, dilation, stride, outputs, three_pass):
+    x, kernel = jnp.asarray(_random(2, 32, 5)), jnp.asarray(_random(taps, 5, outputs, seed=1))
+    expected = conv._convolve(x, kernel, dilation, stride)
+    found = conv._convolve_windows(x, kernel, dilation, stride, three_pass)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("frames", [1, 40])
 def test_transposed_convolutions_in_three_passes(frames):
     """By taps and by phases."""

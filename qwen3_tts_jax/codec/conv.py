@@ -7,7 +7,7 @@ the reference. Convolutions with channels last are XLA's fastest on CPUs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import flax.linen as nn
@@ -55,10 +55,27 @@ def _convolve(
             precision=precision,
         )
 
-    return _multiply(correlate, x, kernel, three_pass)
+    default = partial(_multiply, correlate, three_pass=three_pass)
+    on_cuda = partial(_convolve_windows, dilation=dilation, stride=stride, three_pass=three_pass)
+    return jax.lax.platform_dependent(x, kernel, cuda=on_cuda, default=default)
 
 
-def _multiply(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, three_pass: bool) -> jax.Array:
+def _convolve_windows(x: jax.Array, kernel: jax.Array, dilation: int, stride: int, three_pass: bool) -> jax.Array:
+    """`_convolve` as one product of the kernel with windows of x, side by side in memory.
+
+    For such convolutions XLA tries out algorithms of cuDNN for minutes, some of which ask for a terabyte.
+    """
+    taps, inputs, outputs = kernel.shape
+    last = x.shape[1] - (taps - 1) * dilation
+    windows = [x[:, tap * dilation : tap * dilation + last : stride] for tap in range(taps)]
+    if outputs == 1:
+        return sum(jnp.sum(window * kernel[tap, :, 0], axis=-1) for tap, window in enumerate(windows))[..., None]
+    precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3 if three_pass else PRECISION
+    windows = jnp.concatenate(windows, axis=-1) if taps > 1 else windows[0]
+    return jnp.dot(windows, kernel.reshape(taps * inputs, outputs), precision=precision)
+
+
+def _multiply(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, *, three_pass: bool) -> jax.Array:
     """A product that is linear in both, in float32 or in three passes.
 
     The passes multiply what bfloat16 holds of the operands and of what is left of them. These are exact operands for
@@ -129,6 +146,13 @@ class DepthwiseCausalConv(nn.Module):
         return y + bias, context
 
 
+def phases(kernel: jax.Array, stride: int) -> jax.Array:
+    """The kernel [k, in, out] of a transposed convolution as that of a plain one: [k / stride, in, stride · out]."""
+    size, inputs, outputs = kernel.shape
+    kernel = kernel.reshape(size // stride, stride, inputs, outputs)[::-1].swapaxes(1, 2)
+    return kernel.reshape(size // stride, inputs, stride * outputs)
+
+
 class CausalTransposedConv(nn.Module):
     """Upsampling by `stride`: y[t·stride + j] += x[t] · kernel[j], [B, T, in] → [B, T·stride, features].
 
@@ -156,10 +180,7 @@ class CausalTransposedConv(nn.Module):
 
     def _by_phases(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """One convolution to the `stride` outputs of each input; copies the kernel to another layout."""
-        overlap, inputs = self.kernel_size // self.stride, x.shape[-1]
-        kernel = kernel.reshape(overlap, self.stride, inputs, self.features)[::-1].swapaxes(1, 2)
-        kernel = kernel.reshape(overlap, inputs, self.stride * self.features)
-        return _convolve(x, kernel, three_pass=self.three_pass)
+        return _convolve(x, phases(kernel, self.stride), three_pass=self.three_pass)
 
     def _by_taps(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """One product per tap, then the overlapping outputs are added; copies the activations instead.
@@ -170,7 +191,7 @@ class CausalTransposedConv(nn.Module):
         batch, rows, inputs = x.shape
         steps = rows - overlap + 1
         x = jnp.broadcast_to(x.reshape(1, batch * rows, inputs), (self.kernel_size, batch * rows, inputs))
-        y = _multiply(partial(jnp.einsum, "kni,kio->kno"), x, kernel, self.three_pass)
+        y = _multiply(partial(jnp.einsum, "kni,kio->kno"), x, kernel, three_pass=self.three_pass)
         y = y.reshape(overlap, self.stride, batch, rows, self.features)
         newest = overlap - 1
         y = sum(y[tap, :, :, newest - tap : newest - tap + steps] for tap in range(overlap))
@@ -184,11 +205,11 @@ def sin_squared(x: jax.Array) -> jax.Array:
     Several times as fast as XLA's sine on CPUs, where that is most of the codec's time. The gradient is
     2 sin(x) cos(x) by two such series, where that of the series itself would keep all of its terms in memory.
     """
-    sine = _sine(_within_half_turn(x))
+    sine = _sine(within_half_turn(x))
     return sine * sine
 
 
-def _within_half_turn(x: jax.Array) -> jax.Array:
+def within_half_turn(x: jax.Array) -> jax.Array:
     """What is left of x beside the nearest multiple of π."""
     half_turns = jnp.round(x * np.float32(1 / np.pi))
     for term in _PI_TERMS:
@@ -216,7 +237,7 @@ def _series(x: jax.Array, terms: tuple[float, ...]) -> jax.Array:
 
 def _sin_squared_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     # Half turns change the signs of both.
-    x = _within_half_turn(x)
+    x = within_half_turn(x)
     return (gradient * (2 * _sine(x) * _cosine(x)),)
 
 
@@ -232,11 +253,20 @@ class SnakeBeta(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1],)
-        alpha = jnp.exp(self.param("alpha", nn.initializers.zeros, shape, x.dtype).astype(jnp.float32))
-        beta = jnp.exp(self.param("beta", nn.initializers.zeros, shape, x.dtype).astype(jnp.float32))
-        y = x.astype(jnp.float32)
-        y = y + sin_squared(y * alpha) * (1 / (beta + 1e-9))
-        return y.astype(x.dtype)
+        return snake({name: self.param(name, nn.initializers.zeros, shape, x.dtype) for name in ("alpha", "beta")}, x)
+
+
+def snake(params: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+    """`SnakeBeta` of x [..., C] with these parameters [C]."""
+    alpha, scale = snake_rates(params)
+    y = x.astype(jnp.float32)
+    return (y + sin_squared(y * alpha) * scale).astype(x.dtype)
+
+
+def snake_rates(params: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """α and 1/β, float32 [C]."""
+    alpha, beta = (jnp.exp(params[name].astype(jnp.float32)) for name in ("alpha", "beta"))
+    return alpha, 1 / (beta + 1e-9)
 
 
 class ConvNeXtBlock(nn.Module):

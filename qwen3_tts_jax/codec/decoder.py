@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen3_tts_jax.cache import WindowCache
+from qwen3_tts_jax.codec import hopper
 from qwen3_tts_jax.codec.conv import (
     CausalConv,
     CausalTransposedConv,
@@ -155,6 +156,9 @@ class CodecDecoder(nn.Module):
         for i, rate in enumerate(config.latent_upsample_rates):
             name = f"latent_upsample_{i}"
             x, new[name] = LatentUpsample(rate, dtype, three_pass, name=name)(x, contexts[name])
+        if config.hopper and hopper.fits(config, *x.shape[:2]) and not self.is_initializing():
+            samples, ends = hopper.upsample(self.variables["params"], config, x, contexts)
+            return jnp.clip(samples, -1, 1), DecoderState(cache=cache, contexts=new | ends)
         conv_in = conv(config.decoder_channels, _KERNEL, name="conv_in")
         x, new["conv_in"] = conv_in(x, contexts["conv_in"])
         for i, rate in enumerate(config.upsample_rates):

@@ -6,8 +6,9 @@ kernels are meant, not their speed.
 
 from __future__ import annotations
 
+import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, SingleDeviceSharding
 
 from qwen3_tts_jax import generate
-from qwen3_tts_jax.codec import conv
+from qwen3_tts_jax.codec import conv, decoder
+from qwen3_tts_jax.convert.rules import codec_rules, tree_shapes
 from tests.deviceless import thunks
 from tests.deviceless.hlo import Module
 from tests.deviceless.programs import abstract_params, abstract_state, compiled_prefill, compiled_window, published
@@ -165,9 +167,29 @@ def kernels(module: Module) -> list[str]:
 
 
 @pytest.mark.parametrize("three_pass", [False, True])
-def test_three_passes_are_convolutions_that_may_use_tf32(three_pass):
+def test_convolutions_are_products(three_pass):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=an_h200()) for shape in ((2, 500, 192), (7, 192, 192))]
-    program = jax.jit(partial(conv._convolve, three_pass=three_pass)).lower(*arrays).compile()
-    calls = [each for each in Module(program.as_text()).instructions() if "__cudnn$conv" in each.rest]
-    exact = ["operand_precision={highest,highest}" in each.rest for each in calls]
-    assert exact == ([False] * 3 if three_pass else [True])
+    program = jax.jit(partial(conv._convolve, three_pass=three_pass)).lower(*arrays).compile().as_text()
+    assert "__cudnn$conv" not in program
+    assert ("dot_bf16_bf16_f32_x3" in program) == three_pass
+
+
+def test_the_end_of_the_codec_is_kernels_for_hopper():
+    config = published("1.7B", 1, 1, codec_dtype="bfloat16_3x").codec
+    config = replace(config, decoder=replace(config.decoder, hopper=True))
+    rules = [rule for rule in codec_rules(config) if rule.part == "codec/decoder"]
+    params = tree_shapes(rules)["codec"]["decoder"]
+    state = jax.eval_shape(lambda: decoder.initial_state(config.decoder, 8))
+    codes = jax.ShapeDtypeStruct((8, 4, config.decoder.num_codebooks), jnp.int32)
+    params, state, codes = jax.tree.map(lambda leaf: leaf.update(sharding=an_h200()), (params, state, codes))
+    # What Pallas asks the default device for.
+    known = {"device_kind": "NVIDIA H200", "num_cores": 132, "platform": "gpu"}
+    known = {name: known[name] for name in inspect.signature(AbstractDevice).parameters}
+    mesh = AbstractMesh((1,), ("device",), axis_types=(AxisType.Auto,), abstract_device=AbstractDevice(**known))
+    with jax.sharding.use_abstract_mesh(mesh):
+        lowered = jax.jit(decoder.decode_step, static_argnums=1).lower(params, config.decoder, state, codes)
+    found = compile_and_read(lowered, {})
+    calls = [each for each in found.hlo.instructions() if 'custom_call_target="mosaic_gpu_v2"' in each.rest]
+    # conv_in, and of each stage the transposed convolution and two of each residual unit.
+    assert len(calls) == 1 + len(config.decoder.upsample_rates) * (1 + 3 * 2)
+    assert not [each for each in found.hlo.instructions() if "__cudnn$conv" in each.rest]
