@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +109,20 @@ def _write_weights(
         model = model_class(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     drawn, done, start = {}, 0, time.monotonic()
-    for name, shape in shapes.items():
-        values = draw(name, shape, seed)
+
+    def make(name: str) -> torch.Tensor:
+        values = draw(name, shapes[name], seed)
         if name == _EOS_ROWS:
             for row, scale in row_scales.items():
                 values[row] *= scale
-        drawn[name] = torch.from_numpy(values).to(getattr(torch, dtype))
-        done += values.size
-        if values.size > 10_000_000:
-            logger.info("%6.0f M values drawn, %.0f s", done / 1e6, time.monotonic() - start)
+        return torch.from_numpy(values).to(getattr(torch, dtype))
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for name, tensor in zip(shapes, threads.map(make, shapes), strict=True):
+            drawn[name] = tensor
+            done += tensor.numel()
+            if tensor.numel() > 10_000_000:
+                logger.info("%6.0f M values drawn, %.0f s", done / 1e6, time.monotonic() - start)
     model.load_state_dict(drawn, strict=True, assign=True)
     model.config.dtype = getattr(torch, dtype)
     model.save_pretrained(folder, max_shard_size="1TB", safe_serialization=True)
