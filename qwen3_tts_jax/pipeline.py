@@ -101,8 +101,7 @@ class Qwen3TTS:
         config = hf_config.read_folder(folder).with_dtypes(dtypes["talker"], dtypes["codec"], dtypes["code_predictor"])
         devices = 1 if mesh is None else mesh.size
         config = configure(config, attention, devices)
-        if attention != "xla":
-            config = replace(config, codec=hopper.configure(config.codec, devices))
+        config = replace(config, codec=hopper.configure(config.codec, devices, kernels=attention != "xla"))
         tokenizer = TextTokenizer.from_folder(folder)
         placement = None if mesh is None else sharding.placement(mesh, config)
         report = None if progress is None else lambda done, total: progress("load", done, total)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax.codec import conv, decoder, hopper
+from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.convert.rules import codec_rules
 from tests.drawn_tree import drawn_tree
 from tests.shapes import SMALL
@@ -105,18 +106,33 @@ def test_other_shapes_are_left_to_the_modules(config, batch, steps):
     assert not hopper.fits(config, batch, steps)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "capability", "devices", "taken"),
-    [
-        ("bfloat16_3x", "9.0", 1, True),
-        ("float32", "9.0", 1, False),
-        ("bfloat16", "9.0", 1, False),
-        ("bfloat16_3x", "8.0", 1, False),
-        ("bfloat16_3x", "10.0", 1, False),
-        ("bfloat16_3x", "9.0", 2, False),
-    ],
-)
-def test_kernels_are_for_three_passes_on_one_hopper_gpu(monkeypatch, dtype, capability, devices, taken):
-    gpu = type("Device", (), {"compute_capability": capability})()
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """JAX's default device has the capability that is asked for."""
+    gpu = type("Device", (), {"compute_capability": request.param, "device_kind": "Some GPU"})()
     monkeypatch.setattr(jax, "devices", lambda: [gpu])
-    assert hopper.configure(CODEC.with_dtype(dtype), devices).decoder.hopper is taken
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "options", "taken"),
+    [
+        ("9.0", "bfloat16_3x", {}, True),
+        ("9.0", "bfloat16_3x", {"kernels": False}, False),
+        ("9.0", "bfloat16_3x", {"devices": 2}, False),
+        ("9.0", "float32", {}, False),
+        ("9.0", "bfloat16", {}, False),
+        ("8.0", "bfloat16_3x", {}, False),
+        ("10.0", "bfloat16_3x", {}, False),
+        ("gfx942", "bfloat16_3x", {}, False),
+        ("7.5", "float32", {}, False),
+    ],
+    indirect=["device"],
+)
+def test_kernels_are_for_three_passes_on_one_hopper_gpu(device, dtype, options, taken):
+    assert hopper.configure(CODEC.with_dtype(dtype), **options).decoder.hopper is taken
+
+
+@pytest.mark.parametrize("device", ["7.5"], indirect=True)
+def test_three_passes_need_units_for_bfloat16(device):
+    with pytest.raises(ConfigError, match=r"from Ampere on, and this is Some GPU: use codec=float32"):
+        hopper.configure(CODEC.with_dtype("bfloat16_3x"))

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from qwen3_tts_jax.codec.conv import phases, snake, snake_rates, within_half_turn
-from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig
+from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig, ConfigError
 
 Contexts = dict[str, Any]
 
@@ -31,13 +31,25 @@ _ALIGNED = 8  # Rows that stay together in shared memory.
 _PIECE = (64, 32)  # What leaves the chip at a time.
 
 
-def configure(config: CodecConfig, devices: int = 1) -> CodecConfig:
+def configure(config: CodecConfig, devices: int = 1, *, kernels: bool = True) -> CodecConfig:
     """The same codec, with these kernels where it decodes in three passes and JAX's default device is such a GPU.
 
-    `devices` share the work; the kernels are for one.
+    Args:
+        config: with the dtype that it computes in.
+        devices: that share the work. The kernels are for one.
+        kernels: False leaves them out.
+
+    Raises:
+        ConfigError: three passes on an NVIDIA GPU without units for bfloat16.
     """
-    is_hopper = str(getattr(jax.devices()[0], "compute_capability", "")) == "9.0"
-    hopper = config.decoder.three_pass and is_hopper and devices == 1
+    device = jax.devices()[0]
+    # An AMD GPU's capability is a name.
+    capability = str(getattr(device, "compute_capability", ""))
+    if config.decoder.three_pass and capability.replace(".", "", 1).isdecimal() and float(capability) < 8:
+        raise ConfigError(
+            f"codec=bfloat16_3x needs an NVIDIA GPU from Ampere on, and this is {device.device_kind}: use codec=float32"
+        )
+    hopper = config.decoder.three_pass and kernels and capability == "9.0" and devices == 1
     return replace(config, decoder=replace(config.decoder, hopper=hopper))
 
 
