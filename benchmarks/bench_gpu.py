@@ -1,6 +1,6 @@
 """On a GPU: this package, the official one, and faster-qwen3-tts, each in a process of its own.
 
-    python benchmarks/bench_gpu.py CHECKPOINT [--batches 1 64 256] [--frames 128] [--output gpu.jsonl]
+    python benchmarks/bench_gpu.py CHECKPOINT [--batches 1 64 256] [--frames 128] [--output gpu.jsonl] [--plot gpu.png]
 
 Ours computes in bfloat16, the codec in three passes of it; the others in bfloat16 throughout. Measured are frames
 alone, the codec alone, whole calls, and the time until a stream's first sound; each is the median of several after
@@ -212,30 +212,71 @@ def measure_faster(checkpoint: str, _batches: list[int], frames: int) -> None:
 KINDS = {"ours": measure_ours, "official": measure_official, "faster-qwen3-tts": measure_faster}
 
 
+def print_table(rows: list[dict[str, Any]], kinds: list[str]) -> None:
+    """A Markdown table of what was measured of each kind: medians with their spread."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            label = f"{row['what']}, batch {row['batch']}: {name}" if "batch" in row else ""
+            label += f" (chunks of {row['chunk']})" if "chunk" in row else ""
+            if isinstance(value, dict):
+                text = f"{value['median']:.3g} ({value['least']:.3g} to {value['most']:.3g}, {value['of']})"
+                cells.setdefault(label, {})[row["kind"]] = text
+            elif name == "speed":
+                cells.setdefault(label, {})[row["kind"]] = f"{value:.3g}"
+    print(f"\n| median (min to max, number) | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|")
+    for label, found in cells.items():
+        print(f"| {label} | {' | '.join(found.get(kind, '') for kind in kinds)} |")
+
+
+def plot(path: Path, rows: list[dict[str, Any]], kinds: list[str]) -> None:
+    """Speed of whole calls over the batch, a line per kind, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for kind in kinds:
+        calls = [row for row in rows if row["kind"] == kind and row["what"] == "whole call"]
+        axes.plot([row["batch"] for row in calls], [row["speed"] for row in calls], marker="o", label=kind)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set(xlabel="utterances at a time", ylabel="seconds of audio per second")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
-    """Measures the kinds one after the other, prints what each says, and keeps it."""
+    """Measures the kinds one after the other, prints what each says and a table of it, and keeps it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a folder in the published layout, with speakers")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256], help="default 1 64 256")
     parser.add_argument("--frames", type=int, default=128, help="of 80 ms, of each utterance (default 128)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="default all")
     parser.add_argument("--output", type=Path, help="append the lines to this file")
+    parser.add_argument("--plot", type=Path, help="draw the speed of whole calls into this PNG (needs matplotlib)")
     parser.add_argument("--worker", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         KINDS[arguments.worker](arguments.checkpoint, arguments.batches, arguments.frames)
         return
+    rows = []
     for kind in arguments.kinds:
         command = [sys.executable, __file__, arguments.checkpoint, "--worker", kind, "--frames", str(arguments.frames)]
         command += ["--batches", *map(str, arguments.batches)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
             for line in worker.stdout or ():
                 if line.startswith("{"):
-                    row = json.dumps({"kind": kind, **json.loads(line)})
-                    print(row, flush=True)
+                    rows.append({"kind": kind, **json.loads(line)})
+                    print(json.dumps(rows[-1]), flush=True)
                     if arguments.output:
                         with arguments.output.open("a", encoding="utf-8") as file:
-                            file.write(row + "\n")
+                            file.write(json.dumps(rows[-1]) + "\n")
+        if worker.returncode:
+            print(f"{kind} ended with exit status {worker.returncode}", file=sys.stderr)
+    print_table(rows, arguments.kinds)
+    if arguments.plot:
+        plot(arguments.plot, rows, arguments.kinds)
 
 
 if __name__ == "__main__":
