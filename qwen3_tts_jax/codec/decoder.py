@@ -195,7 +195,7 @@ def decode(params: Mapping[str, Any], config: CodecDecoderConfig, codes: jax.Arr
     """Decodes whole utterances in one pass, codes [B, T, Q] → samples [B, T·frame_samples].
 
     Rows may be padded on the right: samples depend on no later frame and on no other row. Activations
-    take about 3 MB per frame and row at the published shapes; decode long utterances in steps.
+    take about 3 MB per frame and row at the published shapes, 8 MB on NVIDIA GPUs; decode long utterances in steps.
     """
     return decode_step(params, config, initial_state(config, codes.shape[0]), codes)[1]
 
