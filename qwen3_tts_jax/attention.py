@@ -195,7 +195,12 @@ def _lacks(kernel: AttentionKernel) -> str | None:
     device = jax.devices()[0]
     if kernel == "pallas":
         return None if device.platform == "tpu" else f"a TPU, and this is {device.device_kind}"
-    # An AMD GPU's capability is a name.
-    capability = str(getattr(device, "compute_capability", ""))
-    new_enough = capability.replace(".", "", 1).isdecimal() and float(capability) >= 8
+    new_enough = (nvidia_capability() or 0) >= 8
     return None if new_enough else f"an NVIDIA GPU from Ampere on, and this is {device.device_kind}"
+
+
+def nvidia_capability() -> float | None:
+    """The compute capability of JAX's default device, such as 9.0; None where that is no NVIDIA GPU."""
+    # An AMD GPU's is a name.
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return float(capability) if capability.replace(".", "", 1).isdecimal() else None

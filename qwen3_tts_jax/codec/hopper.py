@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from qwen3_tts_jax.attention import nvidia_capability
 from qwen3_tts_jax.codec.conv import phases, snake, snake_rates, within_half_turn
 from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig, ConfigError
 
@@ -42,14 +43,13 @@ def configure(config: CodecConfig, devices: int = 1, *, kernels: bool = True) ->
     Raises:
         ConfigError: three passes on an NVIDIA GPU without units for bfloat16.
     """
-    device = jax.devices()[0]
-    # An AMD GPU's capability is a name.
-    capability = str(getattr(device, "compute_capability", ""))
-    if config.decoder.three_pass and capability.replace(".", "", 1).isdecimal() and float(capability) < 8:
+    capability, three_pass = nvidia_capability(), config.decoder.three_pass
+    if three_pass and capability is not None and capability < 8:
+        here = jax.devices()[0].device_kind
         raise ConfigError(
-            f"codec=bfloat16_3x needs an NVIDIA GPU from Ampere on, and this is {device.device_kind}: use codec=float32"
+            f"codec=bfloat16_3x needs an NVIDIA GPU from Ampere on, and this is {here}: use codec=float32"
         )
-    hopper = config.decoder.three_pass and kernels and capability == "9.0" and devices == 1
+    hopper = three_pass and kernels and capability == 9 and devices == 1
     return replace(config, decoder=replace(config.decoder, hopper=hopper))
 
 
