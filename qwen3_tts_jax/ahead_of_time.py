@@ -17,7 +17,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +170,7 @@ def export_programs(
     Raises:
         ValueError: no sizes, sizes twice, or a cache without room for a frame.
     """
+    from qwen3_tts_jax.codec import hopper
     from qwen3_tts_jax.files import completed
 
     file, sizes = Path(file), list(sizes)
@@ -182,6 +183,7 @@ def export_programs(
     generation = generation or config.generation
     # A kernel would tie the programs to one kind of device.
     config = config.with_attention(lambda _: "xla")
+    config = replace(config, codec=hopper.configure(config.codec, kernels=False))
     options = {} if platforms is None else {"platforms": tuple(platforms)}
     content, codec_states = {}, []
     for index, size in enumerate(sizes):

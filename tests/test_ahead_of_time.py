@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ import pytest
 
 from qwen3_tts_jax import generate
 from qwen3_tts_jax.ahead_of_time import Size, export_programs, flat_weights, load_programs
-from qwen3_tts_jax.codec import decoder
+from qwen3_tts_jax.codec import decoder, hopper
 from qwen3_tts_jax.convert.rules import all_rules
 from qwen3_tts_jax.prompt import PromptPlan, batch_plans
 from tests.command import assert_refused, one_layer, run, write_model
@@ -108,6 +109,17 @@ def test_programs_for_other_machines_in_bfloat16_need_no_weights(tmp_path):
     assert programs.platforms == ["cuda", "tpu"]
     assert [size.rows for size in programs.sizes] == [3, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["p.zip"]
+
+
+def test_programs_are_tied_to_no_kernel(tmp_path):
+    rates = {"upsample_rates": (2,), "latent_upsample_rates": (2, 2)}
+    widths = {"latent_width": 32, "decoder_channels": 128}
+    codec = replace(CONFIG.codec.decoder, **rates, **widths, three_pass=True, hopper=True)
+    config = replace(CONFIG, codec=replace(CONFIG.codec, decoder=codec))
+    assert hopper.fits(codec, batch=8, steps=4 * 2 * 2)
+    shapes = jax.eval_shape(lambda: drawn_shapes(all_rules(config)))
+    file = export_programs(tmp_path / "p.zip", shapes, config, [Size(8, 12, 30, chunk_frames=4)], platforms=["cpu"])
+    assert load_programs(file).platforms == ["cpu"]
 
 
 def drawn_shapes(rules):
