@@ -260,14 +260,13 @@ class CodecConfig:
         """The same codec computing in `dtype`: "float32", "bfloat16", or "bfloat16_3x".
 
         The last is float32, but for the decoder's convolutions, which accelerators compute several times as fast in
-        three passes of bfloat16; CPUs slower.
+        three passes of bfloat16; CPUs slower. Kernels are chosen for a dtype: `codec.hopper.configure` comes after.
         """
         three_pass = dtype == "bfloat16_3x"
         dtype = "float32" if three_pass else dtype
         encoder = replace(self.encoder, transformer=replace(self.encoder.transformer, dtype=dtype))
-        decoder = replace(
-            self.decoder, transformer=replace(self.decoder.transformer, dtype=dtype), three_pass=three_pass
-        )
+        transformer = replace(self.decoder.transformer, dtype=dtype)
+        decoder = replace(self.decoder, transformer=transformer, three_pass=three_pass, hopper=False)
         return replace(self, encoder=encoder, decoder=decoder)
 
 

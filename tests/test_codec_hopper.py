@@ -132,6 +132,12 @@ def test_kernels_are_for_three_passes_on_one_hopper_gpu(device, dtype, options, 
     assert hopper.configure(CODEC.with_dtype(dtype), **options).decoder.hopper is taken
 
 
+@pytest.mark.parametrize("device", ["9.0"], indirect=True)
+def test_another_dtype_forgets_the_kernels(device):
+    codec = hopper.configure(CODEC.with_dtype("bfloat16_3x"))
+    assert not codec.with_dtype("float32").decoder.hopper
+
+
 @pytest.mark.parametrize("device", ["7.5"], indirect=True)
 def test_three_passes_need_units_for_bfloat16(device):
     with pytest.raises(ConfigError, match=r"from Ampere on, and this is Some GPU: use codec=float32"):

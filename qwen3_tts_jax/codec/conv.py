@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_tts_jax.layers import PRECISION, LayerNorm, Linear
+
+Contexts = dict[str, Any]
+"""Past inputs [B, past, C] of every convolution that needs some, named like the modules."""
 
 _kernel_init = nn.initializers.normal(0.02)
 

@@ -21,6 +21,7 @@ from qwen3_tts_jax.codec import hopper
 from qwen3_tts_jax.codec.conv import (
     CausalConv,
     CausalTransposedConv,
+    Contexts,
     ConvNeXtBlock,
     SnakeBeta,
     context_size,
@@ -38,9 +39,6 @@ _OVERLAP = 2
 
 OFFICIAL_CHUNK_FRAMES, OFFICIAL_CONTEXT_FRAMES = 300, 25
 """Of the official package, which decodes this many frames at once, after this many before them."""
-
-Contexts = dict[str, Any]
-"""Past inputs [B, past, C] of every convolution that needs some, named like the modules."""
 
 
 @flax.struct.dataclass

@@ -16,16 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from qwen3_tts_jax.cache import Cache, KVCache, WindowCache
-from qwen3_tts_jax.codec.conv import CausalConv, context_size
+from qwen3_tts_jax.codec.conv import CausalConv, Contexts, context_size
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig, CodecEncoderConfig
 from qwen3_tts_jax.transformer import Transformer
 
 # A strided convolution's kernel spans this many strides; fixed in the reference's code.
 _OVERLAP = 2
-
-Contexts = dict[str, Any]
-"""Past inputs [B, past, C] of every convolution that needs some, named like the modules."""
 
 
 @flax.struct.dataclass

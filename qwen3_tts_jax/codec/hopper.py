@@ -20,10 +20,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from qwen3_tts_jax.attention import nvidia_capability
-from qwen3_tts_jax.codec.conv import phases, snake, snake_rates, within_half_turn
+from qwen3_tts_jax.codec.conv import Contexts, phases, snake, snake_rates, within_half_turn
 from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig, ConfigError
-
-Contexts = dict[str, Any]
 
 _GROUPS = 2  # Warpgroups that multiply.
 _MEMORY = 196_000  # Bytes of shared memory for operands, of 227 KiB.
@@ -58,7 +56,7 @@ def fits(config: CodecDecoderConfig, batch: int, steps: int) -> bool:
     widths = [config.decoder_channels // 2**i for i in range(len(config.upsample_rates) + 1)]
     outputs = [*widths, *(rate * width for rate, width in zip(config.upsample_rates, widths[1:], strict=True))]
     whole = all(width % _DEPTH == 0 for width in (config.latent_width, *widths))
-    return batch % 8 == 0 and _rows(batch * steps) > 0 and whole and all(map(_columns, outputs))
+    return batch % _ALIGNED == 0 and _rows(batch * steps) > 0 and whole and all(map(_columns, outputs))
 
 
 def _rows(count: int) -> int:
@@ -205,7 +203,7 @@ def _product(
     stages = min(4, _MEMORY // (4 * _DEPTH * (rows + columns)))
     # Products of a step may still run while the next begins.
     delay = int(steps > 1)
-    tiled = (plgpu.TilingTransform((8, _DEPTH)), plgpu.SwizzleTransform(2 * _DEPTH))
+    tiled = (plgpu.TilingTransform((_ALIGNED, _DEPTH)), plgpu.SwizzleTransform(2 * _DEPTH))
     dtype = jnp.dtype(jnp.float32 if rates is None else jnp.bfloat16)
     results = [jax.ShapeDtypeStruct((count, outputs), dtype)] * (1 if rates is None else 2)
     vectors, residuals = (bias, *(rates or ())), [] if residual is None else [residual]
@@ -277,7 +275,7 @@ def _product(
             compute_context=tile,
         )(high, low, weights_high, weights_low)
 
-    out_tiled = (plgpu.TilingTransform((8, _PIECE[1])), plgpu.SwizzleTransform(_PIECE[1] * dtype.itemsize))
+    out_tiled = (plgpu.TilingTransform((_ALIGNED, _PIECE[1])), plgpu.SwizzleTransform(_PIECE[1] * dtype.itemsize))
     made = plgpu.kernel(
         body,
         out_type=results,
