@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from qwen3_tts_jax.codec import decoder
@@ -76,17 +77,20 @@ def stream(
     if not schedule or min(schedule) < 1:
         raise ValueError(f"schedule must be numbers of frames of at least 1, got {list(schedule)}")
     if pieces is None:
-        opened = _open(request, tokenizer, config)
-        opened = chain([next(opened)], opened)
+        utterances = _utterances_of_text(request, tokenizer, config)
+        utterances = chain([next(utterances)], utterances)
     elif request.text_mode != "as_it_comes":
         raise ValueError("a text in pieces is spoken as it comes: it needs non_streaming_mode=False")
     else:
         validate(replace(request, text="…"), config)  # The text itself, once it is there.
-        opened = _open_pieces(request, pieces, tokenizer, config)
-    return _speak(params, config, request, generation, seed, opened, pieces, schedule)
+        utterances = _utterances_of_pieces(request, pieces, tokenizer, config)
+    chunks = _speak(params, config, request, generation, seed, utterances, pieces, schedule)
+    # A generator that was never started would not do what it has to when it is closed.
+    next(chunks)
+    return chunks
 
 
-class _Opened(NamedTuple):
+class _Utterance(NamedTuple):
     """An utterance, its prompt, what follows the prompt's text, and whether it is known to be the last."""
 
     request: Request
@@ -95,30 +99,32 @@ class _Opened(NamedTuple):
     last: bool
 
 
-def _opened(request: Request, tokenizer: TextTokenizer, config: ModelConfig, *, last: bool = False) -> _Opened:
+def _plan_utterance(
+    request: Request, tokenizer: TextTokenizer, config: ModelConfig, *, last: bool = False
+) -> _Utterance:
     plan = plan_prompt(request, tokenizer, config)
-    return _Opened(request, plan, SpokenText(plan.trailing_text_ids.tolist()), last)
+    return _Utterance(request, plan, SpokenText(plan.trailing_text_ids.tolist()), last)
 
 
-def _open(request: Request, tokenizer: TextTokenizer, config: ModelConfig) -> Iterator[_Opened]:
-    """Of a whole text, one after the other: the first of many is not to wait until all are phonemes."""
+def _utterances_of_text(request: Request, tokenizer: TextTokenizer, config: ModelConfig) -> Iterator[_Utterance]:
+    """Of a whole text, one after the other: the first of many waits until the second is phonemes, not until all are."""
     parts = spoken_as_it_arrives(request, (), tokenizer) if tokenizer.phonemes else iter([request])
     part = next(parts)
     for following in parts:
-        yield _opened(part, tokenizer, config)
+        yield _plan_utterance(part, tokenizer, config)
         part = following
-    yield _opened(part, tokenizer, config, last=True)
+    yield _plan_utterance(part, tokenizer, config, last=True)
 
 
-def _open_pieces(
+def _utterances_of_pieces(
     request: Request, pieces: Iterable[str], tokenizer: TextTokenizer, config: ModelConfig
-) -> Iterator[_Opened]:
+) -> Iterator[_Utterance]:
     """Of a text that is still arriving."""
     if tokenizer.phonemes:
         for part in spoken_as_it_arrives(request, pieces, tokenizer):
-            yield _opened(part, tokenizer, config)
+            yield _plan_utterance(part, tokenizer, config)
     else:
-        yield _Opened(request, *open_text(request, pieces, tokenizer, config), last=True)
+        yield _Utterance(request, *plan_arriving_text(request, pieces, tokenizer, config), last=True)
 
 
 def _speak(
@@ -127,24 +133,27 @@ def _speak(
     request: Request,
     generation: GenerationConfig,
     seed: int,
-    opened: Iterable[_Opened],
+    utterances: Iterable[_Utterance],
     pieces: Iterable[str] | None,
     schedule: Sequence[int],
-) -> Iterator[Speech]:
+) -> Iterator[Any]:
+    """Yields None once, before anything is done, then the chunks."""
     decoder_params, rate = params["codec"]["decoder"], config.codec.sample_rate
     left = math.inf if request.max_frames is None else request.max_frames
     cut = False
     try:
+        yield None
         state = prime_decoder(decoder_params, config.codec, reference_codes(request, config))
-        for place, (part, plan, text, last) in enumerate(opened):
+        for place, (part, plan, text, last) in enumerate(utterances):
             limit = min(frame_limit(part, plan, config), left)
             if limit == 0:
                 cut = True
                 break
             drawn = {"seed": seed, "utterance": utterance_number(0, place)}
             shapes = {"frame_limit": limit, "schedule": schedule}
-            for codes, reason in stream_codes(params, config, generation, plan, text, **drawn, **shapes):
-                state, samples = decode_chunk(decoder_params, config.codec, state, codes)
+            spoken = StreamedCodes(params, config, generation, plan, text, **drawn, **shapes)
+            for codes, reason in spoken:
+                state, samples = decode_chunk(decoder_params, config.codec, state, codes, meanwhile=spoken.begin)
                 left -= len(codes)
                 cut = cut or reason == "length"
                 yield Speech(samples, rate, codes, _reason(cut) if last and reason is not None else None)
@@ -178,10 +187,14 @@ class SpokenText:
         """Whether all of it is known."""
         return self._arriving is None
 
+    def has(self, frame: int, count: int) -> bool:
+        """Whether `count` frames from `frame` on have their text, without waiting for any."""
+        return self.complete or len(self.ids) >= frame + count
+
     def covered(self, frame: int, count: int) -> int:
         """How many of `count` frames from `frame` on have their text: waits for that of the first alone."""
         at_hand = True
-        while not self.complete and len(self.ids) < frame + (count if at_hand else 1):
+        while not self.has(frame, count if at_hand else 1):
             asked = time.monotonic()
             more = next(self._arriving, None)
             at_hand = time.monotonic() - asked < _AT_HAND_SECONDS
@@ -196,7 +209,7 @@ class SpokenText:
         return np.array([ids + [pad] * (length - len(ids))], np.int32)
 
 
-def open_text(
+def plan_arriving_text(
     request: Request, pieces: Iterable[str], tokenizer: TextTokenizer, config: ModelConfig
 ) -> tuple[PromptPlan, SpokenText]:
     """Reads pieces of `request.text`'s continuation until the prompt is certain.
@@ -225,68 +238,104 @@ def _arriving(text: IncrementalText, pieces: Iterable[str]) -> Iterator[list[int
     yield text.finish()
 
 
-def stream_codes(
-    params: dict[str, Any],
-    config: ModelConfig,
-    generation: GenerationConfig,
-    plan: PromptPlan,
-    text: SpokenText,
-    *,
-    frame_limit: int,
-    seed: int,
-    schedule: Sequence[int],
-    utterance: int = 0,
-) -> Iterator[tuple[np.ndarray, FinishReason | None]]:
-    """Speaks one prompt into codes, chunk by chunk.
+class StreamedCodes:
+    """One prompt spoken into codes, chunk by chunk.
 
-    Args:
-        params: the trees `talker` and `code_predictor`.
-        config: of the model.
-        generation: how codes are drawn.
-        plan: the prompt; its trailing text is not used.
-        text: what follows the prompt's text.
-        frame_limit: the most frames.
-        seed: of the draws, as in a batch, together with the utterance's number.
-        schedule: frames of each chunk; the last entry is repeated. A chunk is shorter where the text or
-            the speech ends, or where the text has not arrived.
-        utterance: its number, 0 … 2³¹ − 1.
-
-    Yields:
-        Codes int32 [T, Q] of a chunk, and None, or in the last chunk, where T may be 0, why it ended.
+    Iterating yields codes int32 [T, Q] of a chunk, and None, or in the last chunk, where T may be 0, why it ended.
+    `begin` has the device make the next chunk while the caller is busy with the last.
     """
-    longest, slots, pad = max(schedule), bucket(len(plan.text_ids), PROMPT_BUCKET), config.prompt.tts_pad
-    known = len(text.ids)
-    capacity = first_capacity(plan, text, frame_limit, longest)
-    plan = replace(plan, trailing_text_ids=text.window(0, longest, pad)[0])
-    prompt = batch_plans([plan], tts_pad=pad, length=slots)
-    keys, limits = utterance_keys(seed, np.full(1, utterance, np.int32)), np.full(1, frame_limit, np.int32)
-    state = prefill_compiled(params, config, prompt, keys, limits, capacity)
 
-    frame, reason = 0, None
-    for size in chain(schedule, repeat(schedule[-1])):
-        count = text.covered(frame, min(size, frame_limit - frame))
-        if frame < len(text.ids) and (frame > 0 or len(text.ids) > known):
-            state = set_text_compiled(params, config, state, text.window(frame, longest, pad))
-        if slots + frame + count > capacity:
-            capacity = cache_capacity(slots + frame + count)
-            state = grow_compiled(state, capacity)
-        state, chunk = generate_stream(params, config, generation, state, np.int32(count), longest)
-        codes = np.asarray(chunk)[0]
-        codes = codes[codes[:, 0] >= 0]
-        frame += len(codes)
-        if np.asarray(state.ended)[0]:
-            reason = "stop"
-        elif frame == frame_limit:
-            reason = "length"
-        yield codes, reason
-        if reason is not None:
+    def __init__(
+        self,
+        params: dict[str, Any],
+        config: ModelConfig,
+        generation: GenerationConfig,
+        plan: PromptPlan,
+        text: SpokenText,
+        *,
+        frame_limit: int,
+        seed: int,
+        schedule: Sequence[int],
+        utterance: int = 0,
+    ):
+        """Reads the prompt.
+
+        Args:
+            params: the trees `talker` and `code_predictor`.
+            config: of the model.
+            generation: how codes are drawn.
+            plan: the prompt; its trailing text is not used.
+            text: what follows the prompt's text.
+            frame_limit: the most frames.
+            seed: of the draws, as in a batch, together with the utterance's number.
+            schedule: frames of each chunk; the last entry is repeated. A chunk is shorter where the text or
+                the speech ends, or where the text has not arrived.
+            utterance: its number, 0 … 2³¹ − 1.
+        """
+        self._params, self._config, self._generation = params, config, generation
+        self._text, self._frame_limit, self._longest = text, frame_limit, max(schedule)
+        self._sizes = chain(schedule, repeat(schedule[-1]))
+        self._slots = bucket(len(plan.text_ids), PROMPT_BUCKET)
+        self._capacity = first_capacity(plan, text, frame_limit, self._longest)
+        self._text_at_start, self._frame = len(text.ids), 0
+        self._size: int | None = None
+        self._chunk: jax.Array | None = None
+        self._reason: FinishReason | None = None
+
+        pad = config.prompt.tts_pad
+        plan = replace(plan, trailing_text_ids=text.window(0, self._longest, pad)[0])
+        prompt = batch_plans([plan], tts_pad=pad, length=self._slots)
+        keys, limits = utterance_keys(seed, np.full(1, utterance, np.int32)), np.full(1, frame_limit, np.int32)
+        self._state = prefill_compiled(params, config, prompt, keys, limits, self._capacity)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, FinishReason | None]]:
+        while self._reason is None:
+            if self._chunk is None:
+                self._dispatch(self._text.covered(self._frame, self._wanted()))
+            chunk, ended = jax.device_get((self._chunk, self._state.ended))
+            self._chunk = None
+            codes = chunk[0][chunk[0, :, 0] >= 0]
+            self._frame += len(codes)
+            if ended[0]:
+                self._reason = "stop"
+            elif self._frame == self._frame_limit:
+                self._reason = "length"
+            yield codes, self._reason
+
+    def begin(self) -> None:
+        """Starts the next chunk, if there is one, its text is at hand and the cache has room for it."""
+        if self._chunk is not None or self._reason is not None:
             return
+        count = self._wanted()
+        # A larger cache is another program, and what the caller has in hand should not wait until it is compiled.
+        if self._text.has(self._frame, count) and self._slots + self._frame + count <= self._capacity:
+            self._dispatch(count)
+
+    def _wanted(self) -> int:
+        """Frames of the next chunk, where all have their text."""
+        if self._size is None:
+            self._size = next(self._sizes)
+        return min(self._size, self._frame_limit - self._frame)
+
+    def _dispatch(self, count: int) -> None:
+        params, config, text, frame = self._params, self._config, self._text, self._frame
+        if frame < len(text.ids) and (frame > 0 or len(text.ids) > self._text_at_start):
+            window = text.window(frame, self._longest, config.prompt.tts_pad)
+            self._state = set_text_compiled(params, config, self._state, window)
+        needed = self._slots + frame + count
+        if needed > self._capacity:
+            self._capacity = cache_capacity(needed)
+            self._state = grow_compiled(self._state, self._capacity)
+        self._state, self._chunk = generate_stream(
+            params, config, self._generation, self._state, np.int32(count), self._longest
+        )
+        self._size = None
 
 
 def first_capacity(plan: PromptPlan, text: SpokenText, frame_limit: int, longest: int) -> int:
     """Slots of the cache that a stream starts with: its prompt's, one for each frame to expect, and a chunk's.
 
-    The arguments are those of `stream_codes`; `longest` is the frames of its longest chunk.
+    The arguments are those of `StreamedCodes`; `longest` is the frames of its longest chunk.
     """
     expected = FRAMES_PER_TOKEN * (len(plan.text_ids) + len(text.ids)) if text.complete else _FRAMES_OF_OPEN_TEXT
     return cache_capacity(bucket(len(plan.text_ids), PROMPT_BUCKET) + min(frame_limit, expected) + longest)
@@ -307,17 +356,26 @@ def prime_decoder(params: dict[str, Any], config: CodecConfig, codes: np.ndarray
 
 
 def decode_chunk(
-    params: dict[str, Any], config: CodecConfig, state: decoder.DecoderState, codes: np.ndarray
+    params: dict[str, Any],
+    config: CodecConfig,
+    state: decoder.DecoderState,
+    codes: np.ndarray,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[decoder.DecoderState, np.ndarray]:
     """Decodes the next codes [T, Q] of one stream → the state T frames on and samples [T × frame_samples].
 
-    `params` is the subtree codec/decoder; the state is used up.
+    `params` is the subtree codec/decoder; the state is used up. `meanwhile` may give the device more to do: it is
+    called before accelerators are waited for, and on CPUs, whose cores both would share, after the samples are there.
     """
-    samples = [np.zeros((1, 0), np.float32)]
+    decoded = []
     for part in _parts(codes):
-        state, decoded = codec_step(params, config.decoder, state, part[None])
-        samples.append(np.asarray(decoded, np.float32))
-    return state, np.concatenate(samples, axis=1)[0]
+        state, samples = codec_step(params, config.decoder, state, part[None])
+        decoded.append(samples)
+    if jax.default_backend() == "cpu":
+        jax.block_until_ready(decoded)
+    meanwhile()
+    return state, np.concatenate([np.zeros((1, 0), np.float32), *jax.device_get(decoded)], axis=1)[0]
 
 
 def _parts(codes: np.ndarray) -> Iterator[np.ndarray]:

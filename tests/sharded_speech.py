@@ -107,7 +107,7 @@ def in_steps(params: dict[str, Any], config: ModelConfig) -> tuple[np.ndarray, n
     text = stream.SpokenText([4, 5, 6])
     streamed = {"frame_limit": 12, "seed": 3, "schedule": (4,)}
     codes = np.concatenate(
-        [codes for codes, _ in stream.stream_codes(params, config, SAMPLED, plans(config, 1)[0], text, **streamed)]
+        [codes for codes, _ in stream.StreamedCodes(params, config, SAMPLED, plans(config, 1)[0], text, **streamed)]
     )
     decoder_params = params["codec"]["decoder"]
     state = stream.prime_decoder(decoder_params, config.codec, codes[:0])

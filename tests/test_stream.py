@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import itertools
 from functools import cache
 from pathlib import Path
@@ -207,6 +208,8 @@ def test_what_stops_early_leaves_nothing(load):
     for _ in range(3):
         speak(TEXT)
         speak(pieces())
+    model.stream_custom_voice(unheard := pieces(), "ryan").close()
+    assert inspect.getgeneratorstate(unheard) == inspect.GEN_CLOSED
     dropped = model.stream_custom_voice(pieces(), "ryan", max_new_tokens=200)
     next(dropped)
     held = sum(array.nbytes for array in jax.live_arrays())
@@ -215,6 +218,44 @@ def test_what_stops_early_leaves_nothing(load):
     gc.collect()
     assert sum(array.nbytes for array in jax.live_arrays()) == before
     assert closed == [True] * 4
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_the_next_chunk_is_made_while_one_is_heard(load, monkeypatch, backend):
+    """On accelerators from when its predecessor's samples are under way, on CPUs from when they are there."""
+    model, events = load("1.7B-CustomVoice", -1.0), []
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+
+    def log(module, name, event):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: events.append(event) or function(*given))
+
+    log(stream, "generate_stream", "speak")
+    log(stream, "codec_step", "decode")
+    log(jax, "block_until_ready", "wait")
+    log(jax, "device_get", "fetch")
+    chunks = model.stream_custom_voice(TEXT, "ryan", schedule=(4,), max_new_tokens=13)
+    next(chunks)
+    decoded = ["wait", "speak", "fetch"] if backend == "cpu" else ["speak", "fetch"]
+    assert events == ["speak", "fetch", "decode", *decoded]
+    next(chunks)
+    assert events[len(decoded) + 3 :] == ["fetch", "decode", *decoded]
+    # There is none after the last.
+    assert next(chunks).finish_reason == "length"
+    assert events.count("speak") == 3
+
+
+def test_what_is_heard_does_not_wait_for_a_larger_cache(load, monkeypatch):
+    model = load("1.7B-CustomVoice", -1.0)
+    monkeypatch.setattr(stream, "_MIN_CAPACITY", 64)
+    monkeypatch.setattr(stream, "FRAMES_PER_TOKEN", 1)
+    grown = []
+    grow = stream.grow_compiled
+    monkeypatch.setattr(stream, "grow_compiled", lambda *given: grown.append(heard) or grow(*given))
+    heard = 0
+    for chunk in model.stream_custom_voice("Hi.", "ryan", schedule=(8,), seed=2, max_new_tokens=150):
+        heard += len(chunk.codes)
+    assert grown == [32, 96]
 
 
 @pytest.mark.parametrize("ended", [True, False])
@@ -340,5 +381,6 @@ def test_any_cutting_gives_the_samples_of_the_whole(load):
 def test_a_stream_holds_the_same_however_long_it_is(load):
     model = load("1.7B-CustomVoice", -1.0)
     chunks = model.stream(Request("Hi.", "english", "ryan", max_frames=300), schedule=(16,))
-    held = {sum(array.nbytes for array in jax.live_arrays()) for _ in chunks}
-    assert len(held) == 1
+    *held, at_the_end = [sum(array.nbytes for array in jax.live_arrays()) for _ in chunks]
+    assert len(set(held)) == 1
+    assert at_the_end <= held[0]
