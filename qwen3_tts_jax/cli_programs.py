@@ -71,9 +71,9 @@ def warmup(
 ) -> None:
     """Compile what speaking needs, and keep it for later commands.
 
-    Programs depend on the lengths of text, speech and recordings in steps, on the batch size, and on the options of
-    sampling and computing. A command of the same kind then compiles nothing that takes long, unless its speech becomes
-    unusually long.
+    Programs depend on the lengths of text, speech and recordings in steps, on the batch size, on the options of
+    computing, and on which ways of sampling are on, not on their numbers. A command of the same kind then compiles
+    nothing that takes long, unless its speech becomes unusually long.
     """
     from qwen3_tts_jax.arguments import part_dtypes
     from qwen3_tts_jax.cli_model import Source, folder_bytes, read_config

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral, Real
-from typing import Literal
+from typing import Literal, NamedTuple
 
 ModelType = Literal["base", "custom_voice", "voice_design"]
 AttentionKernel = Literal["xla", "cudnn", "pallas"]
@@ -270,12 +271,29 @@ class CodecConfig:
         return replace(self, encoder=encoder, decoder=decoder)
 
 
+class Filters(NamedTuple):
+    """What a program for drawing codes does; by how much, its numbers say.
+
+    Attributes:
+        do_sample: whether codes are drawn, and not the most likely taken.
+        most: room for top-k, 64, 128, 256, …; 0 where it is off.
+        nucleus: whether top-p is on.
+        penalty: whether repetition is penalised.
+    """
+
+    do_sample: bool
+    most: int
+    nucleus: bool
+    penalty: bool
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """How one code is drawn from its logits; see `sampling.sample` for the order of operations.
 
     `top_k=0` and `top_p=1.0` switch those filters off. `do_sample=False` takes the most likely code
-    and ignores temperature, top-k and top-p, but not the repetition penalty.
+    and ignores temperature, top-k and top-p, but not the repetition penalty. As an argument of a compiled function that
+    is not static it is a pytree of its numbers: programs depend on its `filters` alone.
     """
 
     do_sample: bool = True
@@ -300,10 +318,21 @@ class SamplingConfig:
             f"repetition_penalty must be above 0, got {self.repetition_penalty}",
         )
 
+    @cached_property
+    def filters(self) -> Filters:
+        """What of it a compiled program is made for."""
+        most = 1 << max(6, (int(self.top_k) - 1).bit_length()) if self.top_k else 0
+        return Filters(self.do_sample, most, self.top_p < 1.0, self.repetition_penalty != 1.0)
+
+    @cached_property
+    def tail(self) -> float:
+        """The mass of unlikely codes that top-p may drop."""
+        return 1.0 - self.top_p
+
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """Sampling of code 0 by the talker and of codes 1 … Q−1 by the code predictor."""
+    """Sampling of code 0 by the talker and of codes 1 … Q−1 by the code predictor; a pytree, as they are."""
 
     talker: SamplingConfig = SamplingConfig(repetition_penalty=1.05)
     code_predictor: SamplingConfig = SamplingConfig()

@@ -202,7 +202,7 @@ def predict_codes(
     Args:
         params: the trees `talker` and `code_predictor`.
         config: static under jit.
-        sampling: of these codes; static under jit.
+        sampling: of these codes.
         hidden: [B, D], the talker's state that predicted code 0.
         code_0: int32 [B].
         keys: PRNG keys [B] of the frame; codebook q draws with fold_in(key, q).
@@ -345,7 +345,7 @@ def generate_at_most(
     Args:
         params: the trees `talker` and `code_predictor`.
         config: static under jit.
-        generation: static under jit.
+        generation: how codes are drawn; its numbers may be traced.
         state: what `prefill` or the call before returned.
         num_frames: int32 [], at most `max_frames`.
         max_frames: static under jit.
@@ -387,10 +387,8 @@ def empty_batch(params: Params, config: ModelConfig, rows: int, capacity: int, t
 
 
 prefill_compiled = jax.jit(prefill, static_argnames=("config", "capacity"))
-generate_chunk = jax.jit(generate, static_argnames=("config", "generation", "num_frames"), donate_argnames="state")
-generate_stream = jax.jit(
-    generate_at_most, static_argnames=("config", "generation", "max_frames"), donate_argnames="state"
-)
+generate_chunk = jax.jit(generate, static_argnames=("config", "num_frames"), donate_argnames="state")
+generate_stream = jax.jit(generate_at_most, static_argnames=("config", "max_frames"), donate_argnames="state")
 empty_batch_compiled = jax.jit(empty_batch, static_argnames=("config", "rows", "capacity", "text_slots"))
 insert_compiled = jax.jit(insert, donate_argnames="state")
 set_text_compiled = jax.jit(set_text, static_argnames="config", donate_argnames="state")

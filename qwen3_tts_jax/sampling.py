@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+from numbers import Real
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from qwen3_tts_jax.config import SamplingConfig
+from qwen3_tts_jax.config import Filters, GenerationConfig, SamplingConfig
+
+_NUMBERS = {"temperature": np.float32, "top_k": np.int32, "tail": np.float32, "repetition_penalty": np.float32}
+
+
+def _flatten(config: SamplingConfig) -> tuple[list[Any], Filters]:
+    numbers = {name: getattr(config, name) for name in _NUMBERS}
+    # Of one type each: 1 and 1.0 are not to be two programs.
+    return [_NUMBERS[name](n) if isinstance(n, Real) else n for name, n in numbers.items()], config.filters
+
+
+def _unchecked(kind: type, **attributes: Any) -> Any:
+    """A config with numbers that may be traced, which its constructor could not check."""
+    config = object.__new__(kind)
+    config.__dict__.update(attributes)
+    return config
+
+
+jax.tree_util.register_pytree_node(
+    SamplingConfig,
+    _flatten,
+    lambda filters, numbers: _unchecked(SamplingConfig, filters=filters, **dict(zip(_NUMBERS, numbers, strict=True))),
+)
+jax.tree_util.register_pytree_node(
+    GenerationConfig,
+    lambda config: ((config.talker, config.code_predictor), None),
+    lambda _, parts: _unchecked(GenerationConfig, talker=parts[0], code_predictor=parts[1]),
+)
 
 
 def process_logits(
@@ -25,50 +56,53 @@ def process_logits(
             negative ones multiplied (Keskar et al. 2019, arXiv:1909.05858). None: no penalty.
         allowed: bool [B, V] or [V]; False forbids a code. None allows all.
     """
-    logits = logits.astype(jnp.float32)
-    if seen is not None and config.repetition_penalty != 1.0:
+    logits, filters = logits.astype(jnp.float32), config.filters
+    if seen is not None and filters.penalty:
         penalised = jnp.where(logits < 0, logits * config.repetition_penalty, logits / config.repetition_penalty)
         logits = jnp.where(seen, penalised, logits)
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
-    if not config.do_sample:
+    if not filters.do_sample:
         return logits
     logits = logits / config.temperature
-    if 0 < config.top_k < logits.shape[-1]:
-        logits = jnp.where(logits < _kth_largest(jax.lax.stop_gradient(logits), config.top_k), -jnp.inf, logits)
-    if config.top_p < 1.0:
-        logits = jnp.where(logits < _nucleus_floor(logits, config.top_p), -jnp.inf, logits)
+    if filters.most:
+        floor = _kth_largest(jax.lax.stop_gradient(logits), config.top_k, filters.most)
+        logits = jnp.where(logits < floor, -jnp.inf, logits)
+    if filters.nucleus:
+        logits = jnp.where(logits < _nucleus_floor(logits, config.tail), -jnp.inf, logits)
     return logits
 
 
-def _kth_largest(logits: jax.Array, k: int) -> jax.Array:
-    """The k-th largest of each row, float32 [B, V] → [B, 1]."""
+def _kth_largest(logits: jax.Array, k: int | jax.Array, most: int) -> jax.Array:
+    """The k-th largest of each row, float32 [B, V] → [B, 1], 1 ≤ k ≤ `most`; the least where there are fewer."""
+    most = min(most, logits.shape[-1])
+    k = jnp.minimum(k, most)
 
-    def by_sorting(logits: jax.Array) -> jax.Array:
-        return jax.lax.top_k(logits, k)[0][..., -1:]
+    def by_sorting(logits: jax.Array, k: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(jax.lax.top_k(logits, most)[0], k - 1, axis=-1)
 
-    def by_bisection(logits: jax.Array) -> jax.Array:
+    def by_bisection(logits: jax.Array, k: jax.Array) -> jax.Array:
         # Floats compare as their bits do, once those of negative ones are flipped: one bit is found per step.
         bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
         ordered = jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
 
         def step(i: jax.Array, floor: jax.Array) -> jax.Array:
             higher = floor + jnp.left_shift(jnp.int32(1), 31 - i)
-            return jnp.where(jnp.sum(ordered >= higher, axis=-1, keepdims=True) >= k, higher, floor)
+            return jnp.where(jnp.sum(ordered >= higher, axis=-1, keepdims=True, dtype=k.dtype) >= k, higher, floor)
 
         lowest = jnp.full((*logits.shape[:-1], 1), jnp.iinfo(jnp.int32).min, jnp.int32)
         found = jax.lax.fori_loop(0, 32, step, lowest)
         return jax.lax.bitcast_convert_type(jnp.where(found < 0, found ^ jnp.int32(0x7FFFFFFF), found), jnp.float32)
 
     # XLA's CPU top_k sorts the whole row, which takes twenty times as long.
-    return jax.lax.platform_dependent(logits, cpu=by_bisection, default=by_sorting)
+    return jax.lax.platform_dependent(logits, k, cpu=by_bisection, default=by_sorting)
 
 
-def _nucleus_floor(logits: jax.Array, top_p: float) -> jax.Array:
-    """The smallest logit [B, 1] of the nucleus: codes are dropped while the mass up to them is ≤ 1 − top_p."""
+def _nucleus_floor(logits: jax.Array, tail: float | jax.Array) -> jax.Array:
+    """The smallest logit [B, 1] of the nucleus: codes are dropped while the mass up to them is ≤ `tail` = 1 − top-p."""
     ascending = jnp.sort(logits, axis=-1)
     mass = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
-    dropped = jnp.sum(mass[..., :-1] <= 1.0 - top_p, axis=-1, keepdims=True)
+    dropped = jnp.sum(mass[..., :-1] <= tail, axis=-1, keepdims=True)
     return jnp.take_along_axis(ascending, dropped, axis=-1)
 
 
@@ -84,7 +118,7 @@ def draw(
     Arguments as `process_logits`, and one PRNG key per row, [B].
     """
     logits = process_logits(logits, config, seen, allowed)
-    if config.do_sample:
+    if config.filters.do_sample:
         codes = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
     else:
         codes = jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -198,6 +198,19 @@ def test_a_second_call_with_the_same_shapes_compiles_nothing():
     assert g.generate_chunk._cache_size() == chunk_size
 
 
+def test_another_temperature_compiles_nothing():
+    speak(PLANS, SAMPLED, 4, chunk=2)
+    size = g.generate_chunk._cache_size()
+    cold = GenerationConfig(
+        talker=replace(SAMPLED.talker, temperature=0.01, top_k=3),
+        code_predictor=replace(SAMPLED.code_predictor, temperature=0.01, top_k=3, top_p=0.5),
+    )
+    codes, _ = speak(PLANS, cold, 4, chunk=2)
+    assert g.generate_chunk._cache_size() == size
+    greedy = GenerationConfig.greedy(SAMPLED.talker.repetition_penalty)
+    np.testing.assert_array_equal(codes, speak(PLANS, greedy, 4, chunk=2)[0])
+
+
 def test_the_frame_is_traced_once_for_any_number_of_chunks():
     chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(g.generate, n=1), static_argnames=("config", "generation", "num_frames"))

@@ -1,5 +1,7 @@
 """Every step of the sampler, and the distribution that comes out of it."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,45 @@ def test_temperature_comes_before_top_p():
     warm = SamplingConfig(temperature=4.0, top_k=0, top_p=0.9)
     assert np.isfinite(process_logits(probabilities, cold)).sum() == 1
     assert np.isfinite(process_logits(probabilities, warm)).sum() == 3
+
+
+def test_one_program_serves_all_numbers():
+    """Numbers of one program each, as constants, and all of them through one give the same."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(4, 300)).astype(np.float32) * 4)
+    seen = jnp.asarray(rng.random((4, 300)) < 0.3)
+    traced = jax.jit(partial(process_logits))
+    for number, config in enumerate(
+        [
+            SamplingConfig(temperature=0.9, top_k=50, top_p=0.8, repetition_penalty=1.05),
+            SamplingConfig(temperature=1, top_k=1, top_p=0.3, repetition_penalty=2),
+            SamplingConfig(temperature=np.float64(3.7), top_k=np.int64(64), top_p=0.5, repetition_penalty=0.5),
+        ]
+    ):
+        expected = process_logits(logits, config, seen)
+        np.testing.assert_allclose(traced(logits, config, seen), expected, rtol=1e-6)
+        kept = np.isfinite(expected).sum(axis=1)
+        assert (kept >= 1).all()
+        assert (kept <= config.top_k).all()
+        assert traced._cache_size() == 1, number
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"do_sample": False}, {"top_k": 0}, {"top_k": 65}, {"top_p": 0.9}, {"repetition_penalty": 1.1}],
+)
+def test_what_a_program_does_is_part_of_it(other):
+    traced = jax.jit(partial(process_logits))
+    seen = jnp.full((1, 5), True)
+    for config in (SamplingConfig(), SamplingConfig(**other), SamplingConfig(**other)):
+        np.testing.assert_allclose(traced(LOGITS, config, seen), process_logits(LOGITS, config, seen), rtol=1e-6)
+    assert traced._cache_size() == 2
+
+
+@pytest.mark.parametrize("top_k", [5, 6, 64, 1000])
+def test_top_k_of_all_and_more_keeps_all(top_k):
+    assert np.isfinite(process_logits(LOGITS, SamplingConfig(top_k=top_k))).all()
+    assert np.isfinite(jax.jit(process_logits)(LOGITS, SamplingConfig(top_k=top_k))).all()
 
 
 def test_draws_follow_the_distribution():

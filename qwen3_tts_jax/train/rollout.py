@@ -36,7 +36,7 @@ class Rollout:
     end_log_probabilities: jax.Array
 
 
-@partial(jax.jit, static_argnames=("config", "generation", "num_frames"))
+@partial(jax.jit, static_argnames=("config", "num_frames"))
 def roll_out(
     params: Params,
     config: ModelConfig,
@@ -50,7 +50,7 @@ def roll_out(
     Args:
         params: the trees `talker` and `code_predictor`.
         config: static.
-        generation: how codes are drawn; static.
+        generation: how codes are drawn.
         prompts: B prompts, each repeated as often as its group is large.
         keys: PRNG keys [B], see `generate.utterance_keys`.
         num_frames: static.
@@ -95,7 +95,7 @@ def policy_loss(
     Args:
         params: as they are now; the rollout may be of earlier ones.
         config: static under jit.
-        generation: of the rollout; static under jit.
+        generation: of the rollout.
         prompts: of the rollout.
         rollout: of `roll_out`.
         advantages: float32 [B].
