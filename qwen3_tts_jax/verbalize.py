@@ -19,12 +19,13 @@ _UNITS = {
     "V": "volt", "W": "watt", "kW": "kilowatt", "kWh": "kilowatt hour", "Hz": "hertz", "kHz": "kilohertz",
     "MHz": "megahertz", "GHz": "gigahertz", "KB": "kilobyte", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte",
     "μm": "micrometer", "μg": "microgram", "μs": "microsecond",
-    "mph": "mile per hour", "km/h": "kilometer per hour", "m/s": "meter per second",
+    "mph": "mile per hour", "kbps": "kilobit per second", "Mbps": "megabit per second", "Gbps": "gigabit per second",
     "°C": "degree Celsius", "°F": "degree Fahrenheit", "°": "degree",
 }  # fmt: skip
 _SYMBOLS = {
+    "!=": "is not equal to", "<=": "at most", ">=": "at least",
     "&": "and", "@": "at", "+": "plus", "=": "equals", "×": "times", "÷": "divided by", "±": "plus or minus",
-    "≈": "about", "≤": "at most", "≥": "at least", "≠": "is not", "²": "squared", "³": "cubed", "%": "percent",
+    "≈": "about", "≤": "at most", "≥": "at least", "≠": "is not equal to", "²": "squared", "³": "cubed", "%": "percent",
     "$": "dollars", "£": "pounds", "€": "euros", "¥": "yen", "¢": "cents", "₹": "rupees", "₩": "won",
     "§": "section", "№": "number", "√": "square root of", "∞": "infinity",
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "Δ": "delta", "λ": "lambda", "μ": "mu", "π": "pi",
@@ -81,8 +82,16 @@ _MEASURE = "|".join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))
 _STOP = r"(?:\.(?!\s+[A-Z]|\s*$)|(?=\.))"
 """A stop that is no sentence's, or none."""
 _HALF = rf"([ap]m\b|[AP]M\b|[ap]\.m{_STOP}|[AP]\.M{_STOP})"
-_PHONE = r"(?:\+?1[ -])?(?:\(\d{3}\) ?|\d{3}[ -])?\d{3}-\d{4}|\d{3}\.\d{3}\.\d{4}|\+\d{1,3}(?:[ -]\(?\d{1,8}\)?){2,}"
+_PHONE = (
+    r"(?:\+?1[ -])?(?:\(\d{3}\) ?|\d{3}[ -])?\d{3}-\d{4}|\d{3}\.\d{3}\.\d{4}|\+\d{1,3}(?:[ -]\(?\d{1,8}\)?){2,}"
+    r"|0\d{1,4}(?:(?: \d{2,6}){2,4}| \d{5,7})"
+)
+_PARTS = "page|slide|step|part|chapter|section|question|exercise|episode|round|track"
 _PER = r"(?:second|minute|hour|day|night|week|month|year|person)\b"
+_NO_STREETS = "The|A|My|Your|His|Her|Our|Their|This|That|Dear|Hi|Hello|Thanks|Yes|No"
+"""What *Dr.* is a doctor's after."""
+_ROMAN = "(?!(?:XL|L[IV])\\b)(?=[IVXL]{2})((?:XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?<! )"
+"""Of two letters or more, up to 89, which are no size nor initials."""
 _POWERS = "⁰¹²³⁴-⁹"
 _LONGEST_NUMBER = 15
 """Digits; what is longer is said digit by digit."""
@@ -145,18 +154,22 @@ def _plain_number(match: re.Match) -> str:
 
 def _counted(number: str, name: str) -> str:
     """`3 feet per second`: the number, and the plural of the first word that has one."""
-    if number == "1":
-        return f"{_words(number)} {name}"
+    return f"{_words(number)} {name if number == '1' else _plural(name)}"
+
+
+def _plural(name: str) -> str:
     first, *rest = name.split()
     if rest and rest[0] == "hour":  # kilowatt hours
         rest[0] = "hours"
     else:
         first = _PLURALS.get(first) or first + "s"
-    return " ".join([_words(number), first, *rest])
+    return " ".join([first, *rest])
 
 
 def _measure(match: re.Match) -> str:
-    number, name, power = match[1], _UNITS[match[2]], match[3]
+    number, name, power = match[1], _UNITS[match[2]], match[4]
+    if match[3]:
+        name += f" per {_UNITS[match[3]]}"
     if power and " per " in name:
         return f"{_counted(number, name)} {_SYMBOLS[power]}"
     square = {"²": "square ", "³": "cubic "}.get(power, "")
@@ -187,8 +200,9 @@ def _address(match: re.Match) -> str:
 
 
 def _time(match: re.Match) -> str:
-    hour, minute, second, half = int(match[1]), match[2], match[3], match[4]
-    words = [_words(str(hour or 12 if hour < 13 else hour))]
+    hour, minute, half = int(match[1]), match[2], match[4]
+    second = int(match[3] or 0)
+    words = [_words("12" if half and hour == 0 else str(hour))]
     if minute and int(minute):
         words.append(f"oh {_words(minute[1])}" if minute[0] == "0" else _words(minute))
     elif minute and not half and not second:
@@ -196,7 +210,7 @@ def _time(match: re.Match) -> str:
             return "midnight"
         words.append("o'clock" if hour <= 12 else "hundred hours")
     if second:
-        words.append(f"and {_counted(str(int(second)), 'second')}")
+        words.append(f"and {_counted(str(second), 'second')}")
     return " ".join(words) + (f" {half[0].upper()}M" if half else "")
 
 
@@ -204,6 +218,14 @@ def _date(year: str, month: str, day: str, as_it_was: str) -> str:
     if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
         return as_it_was
     return f"{_MONTHS[int(month) - 1]} {int(day)}, {year}"
+
+
+def _day_first_or_last(match: re.Match) -> str:
+    """3/4/2025 is a day of March, as in the United States, and 25/12/1999 and 3.4.2025 begin with the day."""
+    month, sign, day, year = match.groups()
+    if sign == "." or int(month) > 12:
+        month, day = day, month
+    return _date(year, month, day, match[0])
 
 
 def _month_and_day(match: re.Match) -> str:
@@ -229,7 +251,7 @@ def _decade(match: re.Match) -> str:
 
 
 def _fraction(match: re.Match) -> str:
-    whole, upper, lower = match[1], match[2], match[3]
+    whole, upper, lower, unit = match.groups()
     if int(lower) not in _DENOMINATORS or int(upper) >= int(lower):
         return match[0].replace("/", " ")
     name = _HALVES.get(lower) or _words(lower, "ordinal").removeprefix("one ")
@@ -237,7 +259,16 @@ def _fraction(match: re.Match) -> str:
         words = f"an {name}" if name.startswith("eigh") else f"a {name}"
     else:
         words = f"{_words(upper)} {'halves' if name == 'half' else name + 's'}"
+    if unit:
+        words += " " + (_plural(_UNITS[unit]) if whole else _UNITS[unit])
     return f"{_words(whole)} and {words}" if whole else words
+
+
+def _roman(match: re.Match) -> str:
+    values = [{"I": 1, "V": 5, "X": 10, "L": 50}[letter] for letter in match[2]]
+    pairs = zip(values, [*values[1:], 0], strict=True)
+    number = sum(-value if value < following else value for value, following in pairs)
+    return match[1] + _words(str(number))
 
 
 _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
@@ -256,6 +287,8 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         ),
         *((rf"\b{re.escape(short[:-1])}{_STOP}", words) for short, words in _LAST_ABBREVIATIONS.items()),
         (r"\bSt\.(?= [A-Z])", "Saint"),
+        (rf"\b(?!(?:{_NO_STREETS}) )([A-Z][a-z]+) Dr(?:\.(?=,| [a-z])|(?=\.?\s*$))", r"\1 Drive"),
+        (rf"\b([A-Z][a-z]+ ){_ROMAN}\b", _roman),
         (rf"\b(?i:({'|'.join(_NUMBERED)})\.(?= ?\d))", lambda match: _NUMBERED[match[1].lower()]),
         (r"#(?=\d)", "number "),
         (r"\b([CF])#", r"\1 sharp"),
@@ -263,8 +296,10 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         (r"\bw/(?=\s)", "with"),
         (r"(?<=[a-z])\(s\)", "s"),
         # Dates and times.
+        (r"(?<=\d{4}-\d\d-\d\d)T(?=\d\d:)", ", "),
+        (r"(?<=\d:\d\d)Z\b", " UTC"),
         (r"\b(\d{4})-(\d\d)-(\d\d)\b", lambda match: _date(match[1], match[2], match[3], match[0])),
-        (r"\b(\d{1,2})/(\d{1,2})/(\d{4})\b", lambda match: _date(match[3], match[1], match[2], match[0])),
+        (r"(?<![\w.])(\d{1,2})([/.])(\d{1,2})\2(\d{4})\b(?!\.\d)", _day_first_or_last),
         (rf"\b({_MONTH}) {_DAY}(?:\s?[-–]\s?{_DAY})?\b(?![:.,/]\d)", _month_and_day),
         (rf"\b(?:{_DAY}\s?[-–]\s?)?{_DAY} ({_MONTH})(?!\w)", _day_and_month),
         (rf"\b({_SHORT_MONTHS})(?:\.(?! [A-Z]|$)|(?= \d{{4}}\b))", lambda match: _month(match[1])),
@@ -285,6 +320,7 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         (r"(?<=\d):(?=(?:[1-9]\d{0,2}|0)(?!\d))", " to "),
         (r"(?<![\d/])(\d+)-(?=\d/\d)", r"\1 "),  # 1-1/2
         (r"(?<=\d) - (?=\d)", " minus "),
+        (rf"\b(?i:({_PARTS})) (\d+)/(?=\d+\b)", r"\1 \2 of "),
         # Money, measures, parts.
         (rf"(\d(?:\s?(?:{_MEASURE}|[%$£€]))?|[a-z]s)/(?={_PER})", r"\1 per "),
         (rf"(\d\s?(?:{_MEASURE}|%))\s?[-–]\s?(?=\d)", r"\1 to "),
@@ -303,12 +339,16 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         (rf"({_NUMBER})\s?([$£€¥¢₹₩])(?!\w)", lambda match: _money(match[1], match[2], None)),
         (r"(\d+)'(\d+)\"", lambda match: f"{_counted(match[1], 'foot')} {_counted(match[2], 'inch')}"),
         (
+            r"(?<![\d/])(?:(\d+) )?(\d+)/(\d+)(?:(?:nd|rd|th)s?\b)?(?![\d/])"
+            rf"(?:\s?({_MEASURE})(?:\.(?=\s[a-z])|(?![\w/°'])))?",
+            _fraction,
+        ),
+        (
             rf"(?<![\d,.])({_NUMBER})(?:in\b(?!\.)|\s?in{_STOP}|\sin(?=\s(?:tall|long|wide|high|deep)\b))",
             lambda match: _counted(match[1], "inch"),
         ),
         # A stop before a word in lower case is the unit's.
-        (rf"(?<![\w,.])({_AMOUNT})\s?({_MEASURE})([²³])?(?:\.(?=\s[a-z])|(?![\w/°']))", _measure),
-        (r"(?<![\d/])(?:(\d+) )?(\d+)/(\d+)(?:(?:nd|rd|th)s?\b)?(?![\d/])", _fraction),
+        (rf"(?<![\w,.])({_AMOUNT})\s?({_MEASURE})(?:/({_MEASURE}))?([²³])?(?:\.(?=\s[a-z])|(?![\w/°']))", _measure),
         # Numbers with other signs in them.
         (r"\b(\d+)(?i:st|nd|rd|th)\b", lambda match: _words(match[1], "ordinal")),
         (
@@ -320,8 +360,8 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         (r"(?<=\w)\^(?=[\w-])", " to the power of "),
         (r"(?<!\S)<(?=\d)", "less than "),
         (r"(?<!\S)>(?=\d)", "more than "),
-        (r"(?<=\w) < (?=\d)", " is less than "),
-        (r"(?<=\w) > (?=\d)", " is more than "),
+        (r"(?<=\w) < (?=\d)|(?<=\d)<(?=\d)", " is less than "),
+        (r"(?<=\w) > (?=\d)|(?<=\d)>(?=\d)", " is more than "),
         (r"~\s?(?=\d)", "about "),
         (r"(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])", " "),
         (r"\d+(?:\.\d+){2,}", lambda match: " dot ".join(map(_words, match[0].split(".")))),
