@@ -67,7 +67,8 @@ class UnspeakableError(ValueError):
 def utterances(text: str) -> list[str]:
     """What is said of an English text, as `phonemize`, in pieces to be spoken one after the other.
 
-    They are its sentences, and clauses or words of those that are longer than `LONGEST_UTTERANCE`.
+    They are its sentences, and clauses or words of those that are longer than `LONGEST_UTTERANCE`. Sentences without a
+    mark at their end have a stop: speech of a word or two often ran on where none told that it ends.
 
     Raises:
         UnspeakableError: no word is left of it.
@@ -79,7 +80,8 @@ def utterances(text: str) -> list[str]:
     complete, rest = sentences(text)
     for sentence in (*complete, rest):
         with suppress(UnspeakableError):
-            spoken += _pieces(_phonemized(sentence))
+            said = _phonemized(sentence)
+            spoken += _pieces(said if said.endswith(PAUSES) else said + ".")
     if not spoken:
         raise UnspeakableError(_nothing_in(text))
     warn_of_foreign_letters(text)

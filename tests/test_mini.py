@@ -151,6 +151,13 @@ def test_an_utterance_is_a_sentence_in_phonemes(mini):
     assert list(arriving) == parts
 
 
+def test_a_mark_that_is_missing_or_yet_to_arrive_is_the_same(mini):
+    whole = spoken_as(Request("Hello.", speaker="heart"), mini.tokenizer)
+    assert spoken_as(Request("Hello", speaker="heart"), mini.tokenizer) == whole
+    for pieces in (["Hel", "lo"], ["Hello", "."]):
+        assert list(spoken_as_it_arrives(Request("", speaker="heart"), iter(pieces), mini.tokenizer)) == whole
+
+
 def test_the_longest_utterance_has_the_smallest_shape(mini):
     text = ("wˈɚdz ænd wˈɚdz, " * LONGEST_UTTERANCE)[: LONGEST_UTTERANCE - 1] + "."
     longest = spoken_as(Request("words", "english", "heart"), mini.tokenizer)[0]

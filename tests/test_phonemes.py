@@ -363,6 +363,19 @@ def test_clauses_stay_whole():
     ]
 
 
+@pytest.mark.parametrize("text", ["Hello", '"Hello"', "(Hello)", "Hello,", "Hello –", "Hello:", "Hello…", '"Hello."'])
+def test_sentences_end_with_a_mark(text):
+    assert utterances(text) == ["hɛlˈoʊ."]
+    assert utterances(f"{text}\n\nHello?\n\n'Hello!'") == ["hɛlˈoʊ.", "hɛlˈoʊ?", "hɛlˈoʊ!"]
+
+
+def test_parts_of_a_sentence_that_end_between_words_have_no_mark():
+    *parts, last = utterances("one two three four five six seven " * 10)
+    assert len(parts) == 3
+    assert not any(part.endswith(PAUSES) for part in parts)
+    assert last.endswith("n.")
+
+
 def test_units_are_letters_of_one_alphabet():
     assert len(set(UNITS)) == len(UNITS)
     assert set(CONSONANTS) < set(UNITS)
