@@ -31,7 +31,7 @@ def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
 
     Where the model reads phonemes, their texts are those of its sentences (see `phonemes.utterances`) in their
     durations (see `durations.frame_text`), each is read as it comes, and each has a limit of frames of its own within
-    that of the request.
+    that of the request. Sentences that begin behind the request's limit are none of them.
 
     Raises:
         ValueError: there is nothing to say in the text.
@@ -42,7 +42,14 @@ def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
     # Its library is for those alone whose model reads phonemes.
     from qwen3_tts_jax import phonemes
 
-    return [_utterance(request, durations.frame_text(text), tokenizer) for text in phonemes.utterances(request.text)]
+    parts, frames = [], 0
+    for text in phonemes.utterances(request.text):
+        # Speech lasts longer than its phonemes, for it ends in silence.
+        if request.max_frames is not None and frames > request.max_frames:
+            break
+        parts.append(_utterance(request, durations.frame_text(text), tokenizer))
+        frames += sum(durations.frames(text))
+    return parts
 
 
 def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[Request]:

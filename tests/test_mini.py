@@ -91,6 +91,17 @@ def test_a_stream_is_the_whole(mini, most):
     assert len(whole.codes) <= (most or 150)
 
 
+def test_a_limit_cuts_the_whole_and_what_is_behind_it_is_not_spoken(mini):
+    read = []
+    (whole,) = mini.synthesize([Request(TEXT, speaker="henry")], seed=3)
+    request = Request(TEXT, speaker="henry", max_frames=30)
+    (cut,) = mini.synthesize([request], seed=3, progress=lambda stage, done, total: read.append((stage, total)))
+    np.testing.assert_array_equal(cut.codes, whole.codes[:30])
+    np.testing.assert_array_equal(cut.samples, whole.samples[: 30 * 1200])
+    assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
+    assert ("prefill", 2) in read
+
+
 def test_text_in_pieces_is_spoken_sentence_by_sentence(mini):
     said = []
 
@@ -143,8 +154,10 @@ def test_an_utterance_is_a_sentence_in_phonemes(mini):
     assert {part.text_mode for part in parts} == {"as_it_comes"}
     # The phonemes' frames, the mark ahead of them, and what is left to end in.
     assert [part.max_frames for part in parts] == [sum(mini.tokenizer.phonemes.frames(text)) + 11 for text in spoken]
-    limited = spoken_as(Request(TEXT, speaker="heart", max_frames=30), mini.tokenizer)
-    assert [part.max_frames for part in limited] == [30, 30, 30]
+    first, second, _ = (sum(mini.tokenizer.phonemes.frames(text)) for text in spoken)
+    for most, count in [(1, 1), (first - 1, 1), (first, 2), (first + second - 1, 2), (first + second, 3), (999, 3)]:
+        limited = spoken_as(Request(TEXT, speaker="heart", max_frames=most), mini.tokenizer)
+        assert limited == [replace(part, max_frames=min(part.max_frames, most)) for part in parts[:count]]
     arriving = spoken_as_it_arrives(
         Request("Hello ", speaker="heart"), iter(["there. How are", " you? I am fine."]), mini.tokenizer
     )
