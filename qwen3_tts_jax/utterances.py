@@ -19,8 +19,9 @@ from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, Request, Tokenizer
 if TYPE_CHECKING:
     from qwen3_tts_jax.synthesis import FinishReason
 
-# `mini` is silent for 6 frames more than it has ids to say: what has not ended by then has run away.
-_FRAMES_AFTER_TEXT = 10
+# `mini` is silent for 6 frames more than it has ids to say, and may hold a single word's vowel for ten: what has not
+# ended by then has run away.
+_FRAMES_AFTER_TEXT = 20
 _LANGUAGE = "english"
 # Far apart in the numbers of utterances: 2³² divided by the golden ratio, an odd number.
 _STEP = 2_654_435_769
