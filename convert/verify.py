@@ -31,6 +31,7 @@ from qwen3_tts_jax.convert.trace import Rows, Trace
 from qwen3_tts_jax.convert.trace_official import trace_official
 from qwen3_tts_jax.convert.trace_ours import trace_ours
 from qwen3_tts_jax.prompt import Request, TextMode, plan_prompt
+from qwen3_tts_jax.speech_tokenizer import encoded_frames
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voice_prompt import VoicePrompt
@@ -161,8 +162,7 @@ def _recording(
 
 
 def _num_frames(config: ModelConfig, recording: Recording) -> int:
-    samples = -(-len(recording.samples) * config.codec.sample_rate // recording.rate)
-    return -(-samples // config.codec.frame_samples)
+    return encoded_frames(config.codec, len(recording.samples), recording.rate)
 
 
 def _stand_in(config: ModelConfig, recording: Recording) -> VoicePrompt | None:

@@ -92,10 +92,14 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """
     if rate == new_rate:
         return samples
-    # The quotient is rounded before the product, as in librosa: now and then that gives one sample more.
-    length = math.ceil(len(samples) * (new_rate / rate))
     resampled = soxr.resample(samples, rate, new_rate, quality="HQ")
-    return np.pad(resampled, (0, length - len(resampled)))
+    return np.pad(resampled, (0, resampled_length(len(samples), rate, new_rate) - len(resampled)))
+
+
+def resampled_length(count: int, rate: int, new_rate: int) -> int:
+    """How many samples `resample` makes of `count`."""
+    # The quotient is rounded before the product, as in librosa: now and then that gives one sample more.
+    return math.ceil(count * (new_rate / rate))
 
 
 def _open(source: str | Path) -> BinaryIO:

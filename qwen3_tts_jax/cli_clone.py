@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,12 +87,13 @@ class Recording:
         """A voice of the same size, to check a prompt with before there are weights to make the true one."""
         import numpy as np
 
+        from qwen3_tts_jax.speech_tokenizer import encoded_frames
         from qwen3_tts_jax.voice_prompt import VoicePrompt
 
         x_vector = np.zeros(config.speaker_encoder.x_vector_width, np.float32)
         if self.text is None:
             return VoicePrompt(x_vector)
-        frames = math.ceil(self.seconds * config.codec.frame_rate)
+        frames = encoded_frames(config.codec, len(self.samples), self.rate)
         return VoicePrompt(x_vector, np.zeros((frames, config.codec.num_codebooks), np.int32), self.text)
 
 

@@ -45,7 +45,7 @@ def encode_recordings(
         progress: called as progress("encode", recordings done, recordings in all).
 
     Returns:
-        Codes int32 [ceil(N / frame_samples), Q] of each.
+        Codes int32 [ceil(N / frame_samples), Q] of each; see `encoded_frames`.
 
     Raises:
         ValueError: a recording of another shape or dtype, empty or not finite, before anything is computed.
@@ -62,6 +62,11 @@ def encode_recordings(
         if progress is not None:
             progress("encode", len(codes), len(order))
     return [codes[row] for row in range(len(recordings))]
+
+
+def encoded_frames(config: CodecConfig, count: int, rate: int) -> int:
+    """How many frames a codec makes of a recording of `count` samples at `rate` Hz, which is resampled first."""
+    return -(-sound.resampled_length(count, rate, config.sample_rate) // config.frame_samples)
 
 
 def _check_recording(row: int, samples: np.ndarray) -> None:
@@ -155,7 +160,7 @@ class SpeechTokenizer:
         sliding_window: bool = True,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
-        """Recordings → codes int32 [T, Q] of each, T = ceil(seconds × frame rate).
+        """Recordings → codes int32 [T, Q] of each; T is that of `encoded_frames`.
 
         Each recording gives the codes that it gives alone. In the official package the last frame of the
         shorter recordings of a list sees the padding, and may differ.

@@ -82,7 +82,7 @@ def test_what_a_model_cannot_speak(tokenizer, tmp_path, monkeypatch, config, fie
 
 def test_a_recording_is_planned_with_as_many_frames_as_the_codec_makes(tokenizer, tmp_path, tokenizer_folder):
     model = Qwen3TTS.from_pretrained(write_model(tmp_path, "1.7B-Base", tokenizer_folder))
-    for number, (seconds, rate) in enumerate([(1.0, 16_000), (0.7031, 44_100), (0.6, 24_000)]):
+    for number, (seconds, rate) in enumerate([(1.0, 16_000), (0.7031, 44_100), (0.51, 44_100), (0.6, 24_000)]):
         path = tmp_path / f"{number}.wav"
         write_recording(path, seconds, rate)
         (task,), _ = plan([Item(1, "a", "Hi.", reference=str(path), reference_text="one")], BASE, tokenizer, 0)

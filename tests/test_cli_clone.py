@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from qwen3_tts_jax import hf_config, hf_export, voice_file
+from qwen3_tts_jax.cli_clone import Recording
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.synthesis import Speech
 from qwen3_tts_jax.voice_prompt import VoicePrompt
@@ -151,6 +152,13 @@ def test_a_recording_too_long_for_the_context_is_refused_before_loading(model, n
 
     # 1.005 s at 100 frames a second, and a frame to speak.
     assert " 110 tokens" in refused(110)
+
+
+def test_a_prompt_is_checked_with_as_many_frames_as_the_codec_makes(model):
+    config = hf_config.read_folder(model)
+    for frames in (7, 14, 55):
+        recording = Recording(np.zeros(frames * config.codec.frame_samples, np.float32), 24_000, SAYS)
+        assert len(recording.stand_in(config).codes) == frames
 
 
 def test_the_voice_of_a_file(model, calls):

@@ -16,7 +16,7 @@ from qwen3_tts_jax.codec.encoder import encode
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.convert import CheckpointError, hub
 from qwen3_tts_jax.convert.rules import codec_rules
-from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer, encode_recordings
+from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer, encode_recordings, encoded_frames
 from tests.drawn_tree import drawn_tree
 from tests.golden_codec_encoder import noise
 from tests.shapes import SMALL
@@ -76,6 +76,22 @@ def test_nothing_but_the_codec_is_needed(folder, tmp_path):
     (folder_of_both := tmp_path / "both").mkdir()
     shutil.move(alone, folder_of_both / "speech_tokenizer")
     assert SpeechTokenizer.from_pretrained(folder_of_both).config == CODEC
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000])
+def test_frames_of_a_recording_are_told_before_it_is_encoded(tokenizer, rate):
+    counts = [441, 882, 1120, 1681, 3360, 7 * FRAME, 7 * FRAME + 1, 14 * FRAME]
+    codes = tokenizer.encode(_recordings(*counts), rate)
+    assert [encoded_frames(CODEC, count, rate) for count in counts] == [len(each) for each in codes]
+
+
+def test_frames_of_recordings_that_last_whole_frames():
+    codec = SMALL["0.6B-Base"].codec
+    assert codec.frame_samples == 1920
+    # In floating point one more.
+    assert [encoded_frames(codec, frames * 1920, 24_000) for frames in (7, 14, 55)] == [7, 14, 55]
+    # The resampler makes one sample more than a frame has.
+    assert encoded_frames(codec, 3528, 44_100) == 2
 
 
 def test_a_converted_checkpoint(tokenizer, folder, tmp_path):

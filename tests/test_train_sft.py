@@ -277,6 +277,16 @@ def test_a_clip_longer_than_the_context(recordings, tokenizer_folder):
     examples.check_lengths(data, tokenizer, replace(config, talker=replace(config.talker, max_positions=110)))
 
 
+def test_durations_of_as_many_frames_as_the_codec_makes(tmp_path, tokenizer_folder):
+    config, tokenizer = SMALL["0.6B-CustomVoice"], TextTokenizer.from_folder(tokenizer_folder)
+    soundfile.write(tmp_path / "0.wav", np.full(14 * config.codec.frame_samples, 0.1), 24_000)
+    ids = len(tokenizer.assistant("Hi.")) - len(tokenizer.assistant(""))
+    line = Line("line 1", tmp_path / "0.wav", "Hi.", speaker="ryan", durations=(14, *[0] * (ids - 1)))
+    examples.check_lengths([line], tokenizer, config)
+    with pytest.raises(DataError, match=r"durations are of 15 frames; .* what says it 14 frames"):
+        examples.check_lengths([replace(line, durations=(15, *line.durations[1:]))], tokenizer, config)
+
+
 def test_rows_for_new_speakers():
     custom = SMALL["1.7B-CustomVoice"]
     size = custom.talker.codec_vocab_size

@@ -16,6 +16,7 @@ from qwen3_tts_jax import audio, voice_file, voices
 from qwen3_tts_jax.batch.manifest import URLS, BadLine, Item
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, Tokenizer, plan_prompt
+from qwen3_tts_jax.speech_tokenizer import encoded_frames
 from qwen3_tts_jax.synthesis import PROMPT_BUCKET, bucket, expected_frames, frame_limit, shape_step
 from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voice_prompt import VoicePrompt
@@ -235,10 +236,8 @@ class _Voices:
         x_vector = np.zeros(self._config.speaker_encoder.x_vector_width, np.float32)
         if item.reference_text is None:
             return VoicePrompt(x_vector), reference, digest
-        # As many frames as the codec will make of the recording: both quotients are rounded up.
         codec = self._config.codec
-        resampled = -(-count * codec.sample_rate // rate)
-        codes = np.zeros((-(-resampled // codec.frame_samples), codec.num_codebooks), np.int32)
+        codes = np.zeros((encoded_frames(codec, count, rate), codec.num_codebooks), np.int32)
         return VoicePrompt(x_vector, codes, item.reference_text), reference, digest
 
 

@@ -21,8 +21,9 @@ import numpy as np
 from qwen3_tts_jax.codec.decoder import initial_state
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig
+from qwen3_tts_jax.speech_tokenizer import encoded_frames
 from qwen3_tts_jax.train.code_files import read_codes
-from qwen3_tts_jax.train.codec_data import Clips, Recording
+from qwen3_tts_jax.train.codec_data import Clips, Length, Recording
 from qwen3_tts_jax.train.lines import raise_problems
 from qwen3_tts_jax.train.soft_codes import decode_latents
 
@@ -30,13 +31,13 @@ _TOLERANCE = 1  # frames that codes may be shorter or longer than their recordin
 
 
 def read_recording_codes(
-    recordings: Sequence[Recording], seconds: Sequence[float], config: CodecConfig
+    recordings: Sequence[Recording], lengths: Sequence[Length], config: CodecConfig
 ) -> tuple[np.ndarray, ...] | None:
     """Codes int32 [T, Q] of each recording; None where no recording has any.
 
     Args:
         recordings: of `codec_data.find_recordings`.
-        seconds: that each of them lasts.
+        lengths: of `codec_data.check_headers`.
         config: of the codec that the codes are of.
 
     Raises:
@@ -50,12 +51,12 @@ def read_recording_codes(
         raise_problems([f"{missing.where} has no codes, and others have: all recordings of a run have them, or none"])
     read = read_codes(recordings, config)
     problems = []
-    for recording, length in zip(recordings, seconds, strict=True):
-        frames, expected = len(read[recording]), math.ceil(round(length * config.sample_rate) / config.frame_samples)
+    for recording, (count, rate) in zip(recordings, lengths, strict=True):
+        frames, expected = len(read[recording]), encoded_frames(config, count, rate)
         if abs(frames - expected) > _TOLERANCE:
             problems.append(
-                f"{recording.where}: codes {recording.codes} have {frames} frames, and the recording of {length:.2f} s "
-                f"has {expected}"
+                f"{recording.where}: codes {recording.codes} have {frames} frames, and the recording of "
+                f"{count / rate:.2f} s has {expected}"
             )
     raise_problems(problems)
     return tuple(read[recording] for recording in recordings)

@@ -28,6 +28,9 @@ _FULL_SCALE = 32_767
 Progress = Callable[[int, int], None]
 """progress(recordings done, recordings in all)."""
 
+Length = tuple[int, int]
+"""Samples of a recording, and their rate in Hz."""
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -117,8 +120,8 @@ def _with_features(recording: Recording, folder: Path, features: Path, problems:
     return recording
 
 
-def check_headers(recordings: Sequence[Recording]) -> list[float]:
-    """Refuses files that hold no sound or too little of it, from their headers alone; returns the others' seconds.
+def check_headers(recordings: Sequence[Recording]) -> list[Length]:
+    """Refuses files that hold no sound or too little of it, from their headers alone; returns the others' lengths.
 
     Raises:
         DataError: the first ten such files.
@@ -131,7 +134,7 @@ def check_headers(recordings: Sequence[Recording]) -> list[float]:
             problems.append(f"{recording.where}: {recording.audio} is no sound file: {error.error_string}")
             continue
         seconds = header.frames / header.samplerate
-        lengths.append(seconds)
+        lengths.append((header.frames, header.samplerate))
         if seconds < _SHORTEST_SECONDS:
             problems.append(
                 f"{recording.where}: {recording.audio} is too short: {seconds:.3f} s, at least {_SHORTEST_SECONDS} s "

@@ -171,10 +171,10 @@ def prepare_codec(
         raise ConfigError(f"{with_them[0].where} has codes: the decoder alone can learn from them (--decoder-only)")
     if recipe.decoder_only and not spectral and not with_them:
         recipe.codec.require_encoder()
-    seconds = check_headers(everything)
-    codes = read_recording_codes(everything, seconds, recipe.codec)
+    lengths = check_headers(everything)
+    codes = read_recording_codes(everything, lengths, recipe.codec)
     if training.feature_rate is not None:
-        taught = read_features(recordings, seconds[: len(recordings)], training.feature_rate)
+        taught = read_features(recordings, lengths[: len(recordings)], training.feature_rate)
         teacher = Teacher(taught.width, training.teacher_weight)
         if spectral:
             spectral = tuple(replace(one, teacher=teacher) for one in spectral)

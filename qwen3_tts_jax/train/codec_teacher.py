@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.train.codec_data import Recording
+from qwen3_tts_jax.train.codec_data import Length, Recording
 from qwen3_tts_jax.train.lines import raise_problems
 
 HEAD = "teacher/weight"
@@ -98,12 +98,12 @@ class Features:
         return targets
 
 
-def read_features(recordings: Sequence[Recording], seconds: Sequence[float], rate: float) -> Features:
+def read_features(recordings: Sequence[Recording], lengths: Sequence[Length], rate: float) -> Features:
     """The features of all recordings, memory-mapped where they are .npy files.
 
     Args:
         recordings: of `codec_data.find_recordings`.
-        seconds: that each of them lasts.
+        lengths: of `codec_data.check_headers`.
         rate: of the features, per second.
 
     Raises:
@@ -115,13 +115,13 @@ def read_features(recordings: Sequence[Recording], seconds: Sequence[float], rat
         raise ConfigError(f"the rate of the teacher's features must be above 0, got {rate}")
     arrays: list[np.ndarray] = []
     problems = []
-    for recording, length in zip(recordings, seconds, strict=True):
+    for recording, (count, per_second) in zip(recordings, lengths, strict=True):
         if recording.features is None:
             problems.append(f"{recording.where} has no features")
             continue
         try:
             array = _read(recording.features)
-            _check(array, length, rate, arrays[0].shape[1] if arrays else array.shape[1])
+            _check(array, count / per_second, rate, arrays[0].shape[1] if arrays else array.shape[1])
         except (OSError, ValueError) as error:
             problems.append(f"{recording.where}: features {recording.features}: {error}")
         else:

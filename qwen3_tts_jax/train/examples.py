@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from qwen3_tts_jax import audio
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.files import completed
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, TextMode, Tokenizer, plan_prompt
-from qwen3_tts_jax.speech_tokenizer import encode_recordings
+from qwen3_tts_jax.speech_tokenizer import encode_recordings, encoded_frames
 from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import DataError, Line
@@ -109,7 +108,7 @@ def _frames(line: Line, name: str, config: ModelConfig) -> int:
         header = soundfile.info(file)
     except soundfile.LibsndfileError as error:
         raise DataError(f"{line.where}: {name} {file} is no sound file: {error.error_string}") from error
-    return math.ceil(header.frames / header.samplerate * config.codec.frame_rate)
+    return encoded_frames(config.codec, header.frames, header.samplerate)
 
 
 def make_examples(
