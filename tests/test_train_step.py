@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
 
 from qwen3_tts_jax import generate as g
 from qwen3_tts_jax.config import ConfigError, GenerationConfig
@@ -211,6 +212,9 @@ def test_lora_trains_its_adapters_and_new_speakers_alone(tmp_path):
         load_adapters(file, other)
     with pytest.raises(LoraError, match="cannot be read"):
         load_adapters(tmp_path / "missing", base)
+    save_file(load_file(file), file, {"kind": "qwen3_tts_jax.lora"})
+    with pytest.raises(LoraError, match="of an earlier version of this package"):
+        load_adapters(file, base)
     with pytest.raises(LoraError, match="no weight of a transformer lies in 'mlps'"):
         init_adapters(jax.random.key(0), base, LoraConfig(modules=("mlps",)))
 

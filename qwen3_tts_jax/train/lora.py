@@ -106,19 +106,22 @@ def save_adapters(
         adapters: what was trained.
         config: of them.
         base: the fingerprint of the parameters that they are for, without the rows of `speakers`.
-        speakers: the rows [D] of new speakers that were trained with them, by name.
+        speakers: the rows [D] of new speakers that were trained with them, by name, in the model's order.
     """
     path = Path(path)
     tensors = {f"{name}/{half}": np.asarray(leaf) for name, pair in adapters.items() for half, leaf in pair.items()}
     tensors |= {f"{_SPEAKERS}{name}": np.asarray(row, np.float32) for name, row in (speakers or {}).items()}
-    content = save(tensors, {"kind": _KIND, "lora": json.dumps(asdict(config)), "base": base})
+    # Files keep tensors in an order of their own; the first speaker is the one who speaks where none is named.
+    names = json.dumps(list(speakers or {}))
+    content = save(tensors, {"kind": _KIND, "lora": json.dumps(asdict(config)), "base": base, "speakers": names})
     with completed(path) as temporary:
         temporary.write_bytes(content)
     return path
 
 
 def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters, LoraConfig, dict[str, np.ndarray]]:
-    """Reads adapters for `params`, the trees talker and code_predictor of their base, and rows of speakers by name.
+    """Reads adapters for `params`, the trees talker and code_predictor of their base, and rows of speakers by name,
+    in the order that they were saved in.
 
     Raises:
         LoraError: no such file, another file, or adapters of another base.
@@ -131,14 +134,14 @@ def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters
         raise LoraError(f"{path} cannot be read: {error}") from error
     if metadata.get("kind") != _KIND:
         raise LoraError(f"{path} holds no LoRA of this package")
+    if "speakers" not in metadata:
+        raise LoraError(f"{path} is of an earlier version of this package; `export` makes a model of its run's folder")
     settings = json.loads(metadata["lora"])
     config = LoraConfig(**settings | {"modules": tuple(settings["modules"])})
-    speakers = {name: row for name, row in tensors.items() if name.startswith(_SPEAKERS)}
+    speakers = {name: tensors.pop(f"{_SPEAKERS}{name}") for name in json.loads(metadata["speakers"])}
     leaves = flatten_dict(params, sep="/")
     adapters: Adapters = {}
     for name, tensor in tensors.items():
-        if name in speakers:
-            continue
         weight, half = name.rsplit("/", 1)
         if weight not in leaves:
             raise LoraError(f"{path} is for another model: this one has no weight {weight}")
@@ -149,4 +152,4 @@ def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters
             raise LoraError(f"{path} is for a model of other widths: {weight} is {list(leaves[weight].shape)} here")
     if metadata["base"] != fingerprint({part: params[part] for part in ("talker", "code_predictor")}):
         raise LoraError(f"{path} was trained on another base model, whose weights differ: load the one it was made for")
-    return adapters, config, {name.removeprefix(_SPEAKERS): row for name, row in speakers.items()}
+    return adapters, config, speakers
