@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
@@ -25,6 +25,7 @@ from qwen3_tts_jax.train.sft import digest_of
 from tests.command import assert_refused, write_model, write_recording
 from tests.command import run as run_command
 from tests.shapes import SMALL
+from tests.train_model import random_codes
 
 
 def run(*arguments):
@@ -112,8 +113,13 @@ def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
     assert_refused(again, "model is there already")
     shutil.rmtree(output / "model")
     other = write_model(tmp_path, "1.7B-Base", base, seed=1)
-    again = run(data, "-o", output, "-m", other, *SHORT, *options, "--learning-rate", 1e-3, "--quiet")
-    assert_refused(again, "00000003 is of another run: base was")
+    for weights, differs in (({}, "encoders"), (load_file(base / "model.safetensors"), "base")):
+        if weights:
+            shutil.copytree(base / "speech_tokenizer", other / "speech_tokenizer", dirs_exist_ok=True)
+            talker = {name: -tensor for name, tensor in weights.items() if name.startswith("talker.")}
+            save_file(weights | talker, other / "model.safetensors")
+        again = run(data, "-o", output, "-m", other, *SHORT, *options, "--learning-rate", 1e-3, "--quiet")
+        assert_refused(again, f"00000003 is of another run: {differs} was")
 
 
 def check_merged(output, base, merged):
@@ -238,12 +244,19 @@ def test_held_out_speakers_are_learnt_ones(base, recordings, tmp_path):
         assert_refused(result, "held-out.jsonl line 1", part)
 
 
-def test_other_data_has_another_digest(recordings):
+def test_other_data_has_another_digest(recordings, tmp_path):
     line = Line("data.jsonl line 1", recordings / "0.wav", "Hi.", ref_audio=recordings / "1.wav", durations=(1, 2))
     others = [replace(line, where="line 2"), replace(line, durations=(2, 1)), replace(line, ref_audio=None)]
-    first, same, *rest = map(digest_of, ([each] for each in (line, *others)))
+    first, same, *rest = (digest_of([each], {}) for each in (line, *others))
     assert first == same
     assert first not in rest
+    shutil.copy(recordings / "2.wav", tmp_path / "1.wav")
+    assert first != digest_of([replace(line, ref_audio=tmp_path / "1.wav")], {})
+
+    line = replace(line, audio=None, ref_audio=None, codes=Path("codes.npz"), key="a")
+    codes = random_codes((4,))
+    first, same, other = (digest_of([line], {line: each}) for each in (codes, codes.copy(), codes[::-1]))
+    assert first == same != other
 
 
 def test_ends_of_lines_in_texts(recordings):
@@ -276,8 +289,8 @@ def test_a_clip_longer_than_the_context(recordings, tokenizer_folder):
     data = read_lines(write_data(recordings, {"audio": "2.wav", "text": "Hi."}), config)
     tokenizer = TextTokenizer.from_folder(tokenizer_folder)
     with pytest.raises(DataError, match=r"line 1: .*2.wav is too long: its 80 frames .* the model has 70"):
-        examples.check_lengths(data, tokenizer, config)
-    examples.check_lengths(data, tokenizer, replace(config, talker=replace(config.talker, max_positions=110)))
+        examples.check_lengths(data, {}, tokenizer, config)
+    examples.check_lengths(data, {}, tokenizer, replace(config, talker=replace(config.talker, max_positions=110)))
 
 
 def test_durations_of_as_many_frames_as_the_codec_makes(tmp_path, tokenizer_folder):
@@ -285,9 +298,9 @@ def test_durations_of_as_many_frames_as_the_codec_makes(tmp_path, tokenizer_fold
     soundfile.write(tmp_path / "0.wav", np.full(14 * config.codec.frame_samples, 0.1), 24_000)
     ids = len(tokenizer.assistant("Hi.")) - len(tokenizer.assistant(""))
     line = Line("line 1", tmp_path / "0.wav", "Hi.", speaker="ryan", durations=(14, *[0] * (ids - 1)))
-    examples.check_lengths([line], tokenizer, config)
+    examples.check_lengths([line], {}, tokenizer, config)
     with pytest.raises(DataError, match=r"durations are of 15 frames; .* what says it 14 frames"):
-        examples.check_lengths([replace(line, durations=(15, *line.durations[1:]))], tokenizer, config)
+        examples.check_lengths([replace(line, durations=(15, *line.durations[1:]))], {}, tokenizer, config)
 
 
 def test_rows_for_new_speakers():

@@ -16,7 +16,6 @@ from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.files import completed
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, TextMode, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encode_recordings, encoded_frames
-from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import DataError, Line
 from qwen3_tts_jax.voice_prompt import VoicePrompt
@@ -57,25 +56,27 @@ def _request(line: Line, voice: VoicePrompt | None, text_mode: TextMode) -> Requ
     return Request(line.text, line.language, line.speaker, line.instruct, text_mode, voice=voice)
 
 
-def check_lengths(lines: Sequence[Line], tokenizer: Tokenizer, config: ModelConfig) -> None:
+def check_lengths(
+    lines: Sequence[Line], codes: Mapping[Line, np.ndarray], tokenizer: Tokenizer, config: ModelConfig
+) -> None:
     """Refuses clips that do not fit the talker's context, from the headers of their files alone.
 
     Args:
         lines: of `read_lines`.
+        codes: of `read_codes`.
         tokenizer: of the model.
         config: that of `lines.add_speakers`.
 
     Raises:
         DataError: such a clip, or a file that holds no sound.
     """
-    written = read_codes(lines, config.codec)
     for line in lines:
-        spoken = len(written[line]) if line in written else _frames(line, "audio", config)
+        spoken = len(codes[line]) if line in codes else _frames(line, "audio", config)
         frames = [spoken, _frames(line, "ref_audio", config)]
         voice = None
         if config.model_type == "base":
-            codes = np.zeros((frames[1], config.talker.num_codebooks), np.int32) if line.ref_text else None
-            voice = VoicePrompt(np.zeros(config.speaker_encoder.x_vector_width, np.float32), codes, line.ref_text)
+            cloned = np.zeros((frames[1], config.talker.num_codebooks), np.int32) if line.ref_text else None
+            voice = VoicePrompt(np.zeros(config.speaker_encoder.x_vector_width, np.float32), cloned, line.ref_text)
         try:
             plan = plan_prompt(_request(line, voice, "all_at_once"), tokenizer, config)
         except ValueError as error:
@@ -115,6 +116,7 @@ def make_examples(
     params: Mapping[str, Any],
     config: ModelConfig,
     lines: Sequence[Line],
+    written: Mapping[Line, np.ndarray],
     cache: str | Path,
     progress: Progress | None = None,
 ) -> list[Example]:
@@ -124,6 +126,7 @@ def make_examples(
         params: the trees codec/encoder, where a line has no codes, and, of a base model, speaker_encoder.
         config: of the model before training.
         lines: of `read_lines`.
+        written: their codes, of `read_codes`.
         cache: a folder of encoded recordings, by their content and by the encoders' weights; may be shared.
         progress: told of recordings encoded.
 
@@ -133,7 +136,6 @@ def make_examples(
     """
     hears = config.speaker_encoder is not None
     sources = {line: line.ref_audio or line.audio for line in lines if line.codes is None}
-    written = read_codes(lines, config.codec)
     if not sources:
         return [Example(line, written[line]) for line in lines]
     codes = _Encoded(Path(cache), "codes", fingerprint(params["codec"]["encoder"]))

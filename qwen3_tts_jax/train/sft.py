@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from qwen3_tts_jax import audio, hf_config
@@ -24,6 +25,7 @@ from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.checkpoints import Checkpoints
+from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples, speaker_rows
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.fingerprint import fingerprint
@@ -94,6 +96,7 @@ class Job:
     tokenizer: TextTokenizer
     lines: list[Line]
     validation: list[Line]
+    codes: dict[Line, np.ndarray]
     rows: dict[str, int]
     recipe: Recipe
     settings: dict[str, Any]
@@ -112,7 +115,8 @@ def prepare(
         validation: more JSON lines, to judge by.
 
     Raises:
-        lines.DataError: see `read_lines`, `add_speakers`, `check_speakers` and `check_lengths`.
+        lines.DataError: see `read_lines`, `add_speakers`, `check_speakers`, `code_files.read_codes` and
+            `check_lengths`.
         FileExistsError: `output` holds a finished model.
         state_files.RunError: `output` holds a run with other settings or other data.
         ConfigError, lora.LoraError: as `step.frozen_paths`, or a codec whose encoder is not trained.
@@ -127,27 +131,33 @@ def prepare(
     model, rows = add_speakers(base, lines, known=config.known_speakers)
     check_speakers(held_out, model)
     tokenizer = TextTokenizer.from_folder(source)
-    check_lengths([*lines, *held_out], tokenizer, model)
+    codes = read_codes([*lines, *held_out], model.codec)
+    check_lengths([*lines, *held_out], codes, tokenizer, model)
     lora_rows = tuple(rows.values()) if config.lora is not None else ()
     recipe = Recipe(model, config.loss, config.optimizer, config.lora, config.frozen, lora_rows, config.remat)
     frozen_paths(tree_shapes(model_rules(model)), recipe)
-    settings = {"data": digest_of([*lines, *held_out])}
+    settings = {"data": digest_of([*lines, *held_out], codes)}
     Checkpoints(output, describe(recipe) | settings).check()
-    return Job(source, output, config, base, tokenizer, lines, held_out, rows, recipe, settings)
+    return Job(source, output, config, base, tokenizer, lines, held_out, codes, rows, recipe, settings)
 
 
-def digest_of(lines: Sequence[Line]) -> str:
-    """Tells the lines of one run from those of another."""
-    content = json.dumps([_fields(line) for line in lines])
+def digest_of(lines: Sequence[Line], codes: Mapping[Line, np.ndarray]) -> str:
+    """Tells the data of one run from that of another; recordings by the names and sizes of their files.
+
+    Args:
+        lines: of `read_lines`.
+        codes: of `read_codes`.
+    """
+    content = json.dumps([_fields(line, codes.get(line)) for line in lines])
     return f"{len(lines)} lines, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def _fields(line: Line) -> list[Any]:
+def _fields(line: Line, codes: np.ndarray | None) -> list[Any]:
     """All of a line but where its files lie."""
-    spoken = (line.audio or line.codes).name if line.key is None else f"{line.codes.name} {line.key}"
-    reference = line.ref_audio and line.ref_audio.name
+    spoken = [line.codes.name, line.key, hashlib.sha256(codes.tobytes()).hexdigest()] if line.codes else None
+    heard = [[file.name, file.stat().st_size] for file in (line.audio, line.ref_audio) if file is not None]
     told = [line.text, line.ref_text, line.language, line.speaker, line.instruct]
-    return [spoken, reference, *told, line.durations]
+    return [spoken, heard, *told, line.durations]
 
 
 def _batches(job: Job, examples: list[Example], devices: int) -> Batches | BucketedBatches:
@@ -185,8 +195,10 @@ def run(
     hears = job.base.speaker_encoder is not None
     parts = ["codec/encoder", *(["speaker_encoder"] if hears else [])]
     params = load_checkpoint(job.source, job.base, parts)
+    settings = job.settings | {"encoders": fingerprint(params)}
+    Checkpoints(job.output, settings).check()
     folder = job.output / CACHE if cache is None else cache
-    examples = make_examples(params, job.base, [*job.lines, *job.validation], folder, encoding)
+    examples = make_examples(params, job.base, [*job.lines, *job.validation], job.codes, folder, encoding)
     learnt, held_out = examples[: len(job.lines)], examples[len(job.lines) :]
     del params
 
@@ -204,7 +216,7 @@ def run(
         job.output,
         validation=_batches(job, held_out, devices) if held_out else None,
         schedule=config.schedule,
-        settings=job.settings | {"base": base},
+        settings=settings | {"base": base},
         report=report,
         speak=_speaker(job, learnt[0]) if config.schedule.sample else None,
         mesh=mesh,

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
@@ -22,6 +23,7 @@ from qwen3_tts_jax.train.alignment import AlignmentConfig
 from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.checkpoints import Checkpoints
+from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.fingerprint import fingerprint
@@ -98,6 +100,7 @@ class TalkerJob:
     tokenizer: TextTokenizer
     lines: list[Line]
     validation: list[Line]
+    codes: dict[Line, np.ndarray]
     recipe: Recipe
     settings: dict[str, Any]
 
@@ -148,7 +151,8 @@ def prepare_talker(
     full = with_speakers_of(new, [*lines, *held_out])
     if start is not None:
         _check_same(Path(start), full, config.dtype)
-    check_lengths([*lines, *held_out], text_tokenizer, full)
+    codes = read_codes([*lines, *held_out], full.codec)
+    check_lengths([*lines, *held_out], codes, text_tokenizer, full)
     recipe = Recipe(
         full,
         config.loss,
@@ -159,7 +163,7 @@ def prepare_talker(
         average=config.average,
         seed=config.seed,
     )
-    settings = {"data": digest_of([*lines, *held_out])}
+    settings = {"data": digest_of([*lines, *held_out], codes)}
     Checkpoints(output, describe(recipe) | settings).check()
     return TalkerJob(
         write_byte_tokenizer(output / TOKENIZER) if tokenizer is None else Path(tokenizer),
@@ -170,6 +174,7 @@ def prepare_talker(
         text_tokenizer,
         lines,
         held_out,
+        codes,
         recipe,
         settings,
     )
@@ -196,20 +201,19 @@ def run_talker(
         lines.DataError: a recording that cannot be learnt from.
         progress.DivergedError: loss or gradient are not finite.
         convert.CheckpointError: the weights that it starts from do not fit their config.
-        state_files.RunError: `output` holds a run that started from other weights.
+        state_files.RunError: `output` holds a run of another codec, or one that started from other weights.
     """
-    config, model, settings = job.config, job.recipe.model, job.settings
+    config, model = job.config, job.recipe.model
+    codec = load_codec(job.codec_folder, model.codec)
+    settings = job.settings | {"codec": fingerprint(codec)}
     if job.start is None:
         params = new_params(model, config.seed)
     else:
         params = load_checkpoint(job.start, hf_config.read_folder(job.start).with_dtypes("float32"), PARTS)
-        settings = settings | {"base": fingerprint(params)}
-    lines = [*job.lines, *job.validation]
-    codec: dict[str, Any] = {}
-    if any(line.codes is None for line in lines) or config.schedule.sample:
-        codec = load_codec(job.codec_folder, model.codec)
+        settings |= {"base": fingerprint(params)}
+    Checkpoints(job.output, settings).check()
     folder = job.output / CACHE if cache is None else cache
-    examples = make_examples({"codec": codec}, model, lines, folder, encoding)
+    examples = make_examples({"codec": codec}, model, [*job.lines, *job.validation], job.codes, folder, encoding)
     learnt, held_out = examples[: len(job.lines)], examples[len(job.lines) :]
     speak = None
     if config.schedule.sample:
