@@ -90,9 +90,11 @@ def test_a_run_that_has_not_ended(kind, base, tmp_path):
         average=0.0 if kind == "lora" else 0.5,
     )  # fmt: skip
     batches = Batches([Example(line, random_codes((4,)))], _Letters(), config, 1)
-    folder = tmp_path / "run"
-    describe_run(folder, recipe, source=base, tokenizer=base, codec=base / "speech_tokenizer")
+    folder = tmp_path / "began-here"
+    texts = shutil.copytree(base, folder / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
+    describe_run(folder, recipe, source=base, tokenizer=texts, codec=base / "speech_tokenizer")
     result = fit(params, recipe, batches, folder, schedule=Schedule(save=1))
+    folder = folder.rename(tmp_path / "run")
     shutil.copytree(folder / "checkpoints" / "00000001", folder / "checkpoints" / "best")
 
     exported = run("export", folder, "-o", tmp_path / "last", "--checkpoint", "last")

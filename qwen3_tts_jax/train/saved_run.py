@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -36,9 +37,9 @@ def describe_run(output: Path, recipe: Recipe, *, source: Path | None, tokenizer
     """
     lora, alignment = recipe.lora, recipe.alignment
     content = {
-        "source": None if source is None else str(source.absolute()),
-        "tokenizer": str(tokenizer.absolute()),
-        "codec": str(codec.absolute()),
+        "source": None if source is None else _place(source, output),
+        "tokenizer": _place(tokenizer, output),
+        "codec": _place(codec, output),
         "model": hf_export.to_hf(recipe.model),
         "lora": None if lora is None else asdict(lora),
         "alignment": None if alignment is None else asdict(alignment),
@@ -50,6 +51,12 @@ def describe_run(output: Path, recipe: Recipe, *, source: Path | None, tokenizer
     output.mkdir(parents=True, exist_ok=True)
     with completed(output / _FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _place(path: Path, run: Path) -> str:
+    """An absolute path, or what lies in the run relative to it, so that the run may be moved."""
+    place, folder = Path(os.path.abspath(path)), os.path.abspath(run)
+    return str(place.relative_to(folder) if place.is_relative_to(folder) else place)
 
 
 def is_run(folder: str | Path) -> bool:
@@ -80,7 +87,7 @@ def export_run(
     try:
         saved = json.loads((run / _FILE).read_text(encoding="utf-8"))
         recipe = _recipe(saved)
-        source, tokenizer, codec = (saved[name] and Path(saved[name]) for name in ("source", "tokenizer", "codec"))
+        source, tokenizer, codec = (saved[name] and run / saved[name] for name in ("source", "tokenizer", "codec"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{run / _FILE} is damaged: {error}") from error
     checkpoint = run / CHECKPOINTS / BEST
