@@ -1,4 +1,8 @@
-"""How long phonemes last in the recipe's frames, and what each frame says."""
+"""How long phonemes last in the recipe's frames, what each frame says, and the list of the teacher's speech."""
+
+import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,3 +80,27 @@ def test_durations_are_fitted():
     found = fitted(rows)
     for row in rows[:20]:
         assert found.frames(row["text"]) == told.frames(row["text"])
+
+
+def test_lines_of_an_interrupted_list_stay_on_the_disk(tmp_path, monkeypatch):
+    for name in ("hibari", "onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(dsp=SimpleNamespace(SR=24_000), tts=None))
+    from recipes.mini import teacher_speech
+
+    (tmp_path / "sentences.txt").write_text("One.\nTwo.\n")
+    (tmp_path / "speech").mkdir()
+    kept = json.dumps({"audio": "heart/00000.flac", "seconds": 1.0}) + "\n"
+    partial = tmp_path / "speech" / "heart.part"
+    partial.write_text(kept + '{"audio": "hea')
+    seen = []
+
+    def speak(text, voice):
+        seen.append(partial.read_text())
+        return np.zeros(24_000), [1], [0]
+
+    monkeypatch.setattr(teacher_speech, "Teacher", lambda: SimpleNamespace(speak=speak))
+    monkeypatch.setattr(sys, "argv", ["teacher_speech", str(tmp_path), "--voice", "heart"])
+    teacher_speech.main()
+    assert seen == [kept]
+    audios = [json.loads(line)["audio"] for line in (tmp_path / "speech" / "heart.jsonl").read_text().splitlines()]
+    assert audios == ["heart/00000.flac", "heart/00001.flac"]

@@ -30,6 +30,7 @@ import soundfile
 from hibari import dsp, tts
 
 from qwen3_tts_jax.durations import UNIT
+from qwen3_tts_jax.files import completed
 from qwen3_tts_jax.phonemes import STRESSES, UnspeakableError, phonemize
 from recipes.mini import overlap_add
 from recipes.mini.durations import LEAD, TAIL, TICKS, on_frames
@@ -158,8 +159,9 @@ def main() -> None:
     kept = [line for line in kept if line.endswith("\n")]
     done = {json.loads(line)["audio"] for line in kept}
     teacher = Teacher()
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
+    with completed(partial) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+    with partial.open("a", encoding="utf-8") as file:
         for number, sentence in list(enumerate(lines))[arguments.first : arguments.last]:
             audio = f"{name}/{number:05}.flac"
             if audio in done:
