@@ -1,7 +1,8 @@
 """The command `qwen3-tts-jax`.
 
 JAX, and all that needs it, is imported inside the commands: `--help`, `voices` and most refusals come at once.
-Bad input ends with one line on standard error and exit status 2, before any weight is read.
+Bad input ends with one line on standard error and exit status 2, before any weight is read; recordings that cannot be
+learnt from, before any of them is encoded.
 """
 
 from __future__ import annotations

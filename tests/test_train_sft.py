@@ -119,7 +119,7 @@ def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
             talker = {name: -tensor for name, tensor in weights.items() if name.startswith("talker.")}
             save_file(weights | talker, other / "model.safetensors")
         again = run(data, "-o", output, "-m", other, *SHORT, *options, "--learning-rate", 1e-3, "--quiet")
-        assert_refused(again, f"00000003 is of another run: {differs} was")
+        assert_refused(again, f"00000003 is of another run: {differs} ")
 
 
 def check_merged(output, base, merged):

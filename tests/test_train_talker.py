@@ -119,10 +119,10 @@ def test_a_run_starts_from_another_s_weights(data, codec, tmp_path):
     another = shutil.copytree(codec, tmp_path / "codec") / "model.safetensors"
     save_file({name: -weight for name, weight in load_file(another).items()}, another)
     again = ("-o", second, *options, "--start", first / "model", "--quiet")
-    assert_refused(run(data, *again, "--codec", another.parent), "00000002 is of another run: codec was")
+    assert_refused(run(data, *again, "--codec", another.parent), "00000002 is of another run: codec ")
     with np.load(tmp_path / "codes.npz") as codes:
         np.savez(tmp_path / "codes.npz", **{name: array[::-1] for name, array in codes.items()})
-    assert_refused(run(data, *again), "00000002 is of another run: data was")
+    assert_refused(run(data, *again), "00000002 is of another run: data ")
     more = write_lines(tmp_path / "more.jsonl", {"text": "Hi.", "speaker": "cy", "codes": "one.npy"})
     assert_refused(run(more, *other, first / "model"), "cannot start from", "prompt.speakers.cy is None there")
     assert_refused(run(data, *other, tmp_path / "none"), "none")
