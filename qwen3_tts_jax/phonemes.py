@@ -8,10 +8,11 @@ for upper case splits words in the text tokenizer.
 from __future__ import annotations
 
 import re
+import sqlite3
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -126,12 +127,14 @@ def warn_of_foreign_letters(text: str) -> None:
 def _phonemized(text: str) -> str:
     """`phonemize`, without its warning."""
     words: list[str] = []
-    gruut = _gruut()
-    known = gruut.get_settings(_LANGUAGE).lookup_phonemes
     readable = written_out(text)
     shouted = readable.isupper() and " " in readable
-    readable = _WORD.sub(lambda match: _readable(match[0], known, shouted), readable)
-    spoken = [word for word in gruut.words(*gruut(readable, lang=_LANGUAGE)) if word.is_break or word.phonemes]
+    # One library for all threads, for it takes long to load and remembers words; it is not made for several at a time.
+    with _one_at_a_time:
+        gruut = _gruut()
+        known = gruut.get_settings(_LANGUAGE).lookup_phonemes
+        readable = _WORD.sub(lambda match: _readable(match[0], known, shouted), readable)
+        spoken = [word for word in gruut.words(*gruut(readable, lang=_LANGUAGE)) if word.is_break or word.phonemes]
     for word, following in zip(spoken, [*spoken[1:], None], strict=False):
         if word.is_break:
             if words and words[-1][-1] not in PAUSES:
@@ -199,14 +202,21 @@ def _spelling(phoneme: str, stressed: bool) -> str:
     return stress * stressed + _OTHER_SPELLINGS.get(plain, plain)
 
 
-_threads = threading.local()
+_one_at_a_time = threading.Lock()
 
 
+@lru_cache(1)
 def _gruut() -> Any:
-    """The library, one instance per thread: its lexicon is a database, which threads cannot share."""
-    if not hasattr(_threads, "gruut"):
-        # Half a second, for those alone whose model reads phonemes.
-        from gruut.text_processor import TextProcessor
+    """The library, with its lexicon in memory: the file has no index, so that each new word reads all of it."""
+    # Half a second, for those alone whose model reads phonemes.
+    from gruut.phonemize import SqlitePhonemizer
+    from gruut.text_processor import TextProcessor
 
-        _threads.gruut = TextProcessor(default_lang=_LANGUAGE)
-    return _threads.gruut
+    gruut = TextProcessor(default_lang=_LANGUAGE)
+    lookup = gruut.get_settings(_LANGUAGE).lookup_phonemes
+    lexicon = sqlite3.connect(":memory:", check_same_thread=False)
+    with closing(sqlite3.connect(lookup.db_path)) as file:
+        file.backup(lexicon)
+    lexicon.execute("CREATE INDEX by_word ON word_phonemes (word)")
+    lookup.phonemizer = SqlitePhonemizer(lexicon, **lookup.phonemizer_args)
+    return gruut

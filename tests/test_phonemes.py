@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 import re
-import threading
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
+from qwen3_tts_jax import phonemes
 from qwen3_tts_jax.phonemes import (
     CONSONANTS,
     LONGEST_UTTERANCE,
@@ -290,14 +293,37 @@ def test_whatever_the_text_it_is_said_in_these_units():
         assert left == "", text
 
 
-def test_all_threads_can_say_something():
-    said = []
-    threads = [threading.Thread(target=lambda: said.append(phonemize("Good morning."))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert said == [phonemize("Good morning.")] * 2
+def test_threads_say_the_same_with_one_library():
+    texts = [text for text, _, _ in SAID]
+
+    def say(_: int) -> tuple[object, list[str]]:
+        return phonemes._gruut(), [phonemes._phonemized.__wrapped__(text) for text in texts]
+
+    here = say(0)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(say, range(4))) == [here] * 4
+
+
+def test_a_word_is_found_without_reading_the_whole_lexicon():
+    """And has the phonemes that it has in the library's file."""
+    lookup = phonemes._gruut().get_settings("en-us").lookup_phonemes
+    queries = []
+    lookup.phonemizer.db_conn.set_trace_callback(queries.append)
+    lookup.phonemizer.lexicon.clear()
+    lookup("morning")
+    lookup.phonemizer.db_conn.set_trace_callback(None)
+    plan = lookup.phonemizer.db_conn.execute(f"EXPLAIN QUERY PLAN {queries[0]}").fetchone()[3]
+    assert plan.startswith("SEARCH word_phonemes USING INDEX")
+
+    expected: dict[str, dict[str, list[str]]] = {}
+    with closing(sqlite3.connect(lookup.db_path)) as file:
+        for word, role, said in file.execute("SELECT word, role, phonemes FROM word_phonemes ORDER BY pron_order"):
+            expected.setdefault(word, {}).setdefault(role, said.split())
+    assert len(expected) > 100_000
+    for word in list(expected)[::20]:
+        assert lookup(word, do_transforms=False)
+        assert list(lookup.phonemizer.lexicon[word].items()) == list(expected[word].items())
+    assert lookup("qwrtzk", do_transforms=False) is None
 
 
 # Sentences.
