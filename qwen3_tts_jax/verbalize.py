@@ -277,6 +277,8 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         # ½ is 1/2.
         (r"[¼-¾⅐-⅞]", lambda match: " " + unicodedata.normalize("NFKD", match[0]).replace("⁄", "/")),
         (r"[\u00a0\u2009\u202f](?=\d{3}(?!\d))(?<=\d.)", ""),
+        # A hundred digits are no price, date or measure, and the rules below would take quadratic time over thousands.
+        (r"(?:\d+\.)?\d{100,}|\d{1,3}(?:,\d{3}){33,}", lambda match: f" {_words(match[0])} "),
         (rf"(?<![\w.+-])(?:https?://)?(?:[\w.+-]+@)?(?:[\w-]+\.)+{_TOP_DOMAIN}\b(?:/[\w./~-]*\w)?(?!\.?\w)", _address),
         (r"\bhttps?://|\bwww\.", ""),
         (r"(?<!\S)[:;]-?[DPp()|/](?!\S)", " "),  # :-)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -258,6 +259,24 @@ def test_what_is_said(text, words, phonemes):
 )  # fmt: skip
 def test_words(text, words):
     assert written_out(text) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1" * 20_000, "one " * 20_000),
+        ("$" + "9" * 4400 + ".25", "dollars " + "nine " * 4400 + "point two five"),
+        ("$1" + ",234" * 2000, "dollars one " + "two three four " * 2000),
+        ("1/" + "9" * 4400, "one " + "nine " * 4400),
+        ("1." + "7" * 8000, "one point " + "seven " * 8000),
+        ("1" + "\u00a0234" * 2000 + " km", "one " + "two three four " * 2000 + "km"),
+    ],
+    ids=["whole", "money", "commas", "part", "decimals", "spaces"],
+)
+def test_thousands_of_digits_are_said_one_by_one_in_linear_time(text, words):
+    start = time.process_time()
+    assert written_out(text) == words.strip()
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("text", ["", " \n", "!!!", "😀", "😀 🎉!", "—", "...", "日本語", "Привет", "()"])
