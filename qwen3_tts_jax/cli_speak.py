@@ -140,6 +140,8 @@ def _check_options(model_type: str, options: SpeakOptions) -> Path:
         refuse("--stream writes to standard output and takes no --output")
     else:
         check_standard_output()
+    if options.speaker == "":
+        refuse("--speaker is empty; the command `voices` lists them")
     if model_type == "voice_design" and not (options.instruct or "").strip():
         refuse("--instruct is missing: say in words who speaks, and how")
     return output

@@ -123,7 +123,7 @@ class Qwen3TTS:
     def generate_custom_voice(
         self,
         text: str | list[str],
-        speaker: str | list[str],
+        speaker: str | list[str | None] | None,
         language: str | list[str] | None = None,
         instruct: str | list[str] | None = None,
         non_streaming_mode: bool = True,
@@ -136,7 +136,7 @@ class Qwen3TTS:
         Args:
             text: one text or several; the other arguments are one for all, or as many. Models that read phonemes
                 (mini) speak it sentence by sentence.
-            speaker: a name of `get_supported_speakers`, in any case.
+            speaker: a name of `get_supported_speakers`, in any case. With None or "" the model chooses the voice.
             language: a name of `get_supported_languages`, or a dialect; "auto" by default.
             instruct: how to speak, in words. The 0.6B model has no instructions: it warns and leaves them out.
             non_streaming_mode: True gives the model all the text at once, False one token per frame.
@@ -260,7 +260,7 @@ class Qwen3TTS:
     def stream_custom_voice(
         self,
         text: str | Iterable[str],
-        speaker: str,
+        speaker: str | None,
         language: str | None = None,
         instruct: str | None = None,
         non_streaming_mode: bool | None = None,

@@ -67,7 +67,7 @@ class Request:
     Attributes:
         text: what is said.
         language: a language or dialect of the model, in any case, or "auto".
-        speaker: a voice of a custom-voice model, in any case.
+        speaker: a voice of a custom-voice model, in any case; without one it speaks in a voice of its own choosing.
         instruct: how to say it (custom voice) or who says it (voice design), in words.
         text_mode: "all_at_once" puts the whole text into the prompt; "as_it_comes" feeds it to the
             talker one token per frame, the way the official package simulates a text that streams in.
@@ -164,8 +164,8 @@ def validate(request: Request, config: ModelConfig) -> None:
 
     Raises:
         ValueError: an empty text, an unknown language or speaker (the message lists what there is), a
-            speaker or voice missing from or given to the wrong kind of model, an unknown text mode, or a
-            limit of frames that is below 1 or no whole number.
+            speaker or voice given to the wrong kind of model, an unknown text mode, or a limit of frames that is
+            below 1 or no whole number.
     """
     if not request.text.strip():
         raise ValueError("the text is empty; give at least one character that can be spoken")
@@ -177,16 +177,14 @@ def validate(request: Request, config: ModelConfig) -> None:
     if str(request.language).lower() not in ("auto", *languages):
         raise ValueError(f"unknown language {request.language!r}; there are auto, {', '.join(sorted(languages))}")
     speakers = config.prompt.speakers
-    if not speakers:
-        if request.speaker:
+    if request.speaker not in (None, ""):
+        if not speakers:
             raise ValueError(
                 f"this {config.model_type} model has no speakers, got speaker={request.speaker!r}; "
                 "a custom_voice model has them"
             )
-    elif not request.speaker:
-        raise ValueError(f"a custom_voice model needs a speaker; there are {', '.join(sorted(speakers))}")
-    elif str(request.speaker).lower() not in speakers:
-        raise ValueError(f"unknown speaker {request.speaker!r}; there are {', '.join(sorted(speakers))}")
+        if str(request.speaker).lower() not in speakers:
+            raise ValueError(f"unknown speaker {request.speaker!r}; there are {', '.join(sorted(speakers))}")
     if request.voice is not None:
         check_voice(request.voice, config)
 

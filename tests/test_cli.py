@@ -140,6 +140,7 @@ def test_help_and_lists_do_not_import_jax(models: Path):
     ("arguments", "parts"),
     [
         (["hello", "--speaker", "nobody"], ["unknown speaker 'nobody'", "aiden", "vivian"]),
+        (["hello", "--speaker", ""], ["--speaker is empty", "`voices`"]),
         (["hello", "--language", "klingon"], ["unknown language 'klingon'", "auto", "english"]),
         ([" \n"], ["the text is empty"]),
         (["hello", "-o", "absent/x.wav"], ["the folder absent does not exist"]),

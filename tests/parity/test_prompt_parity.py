@@ -167,6 +167,13 @@ def test_custom_voice(variant: str, text_mode: str, official: Callable[..., Any]
         check(model, variant, tokenizer, [request])
 
 
+@pytest.mark.parametrize("variant", CUSTOM_VOICES)
+def test_custom_voice_without_a_speaker(variant: str, official: Callable[..., Any], tokenizer: TextTokenizer):
+    voices = (("German", None), ("auto", ""), ("chinese", None), ("auto", "dylan"))
+    requests = [Request(TEXTS[0], language, speaker) for language, speaker in voices]
+    check(official(variant), variant, tokenizer, requests)
+
+
 @pytest.mark.parametrize("text_mode", TEXT_MODES)
 def test_custom_voice_with_instruct(text_mode: str, official: Callable[..., Any], tokenizer: TextTokenizer):
     requests = [
