@@ -394,7 +394,7 @@ class Qwen3TTS:
             progress: see `synthesis.Progress`.
 
         Raises:
-            ValueError: a bad request, before anything is computed.
+            ValueError: a bad request, or number of an utterance, before anything is computed.
             TypeError: what is no request.
         """
         options = {"batch_size": batch_size, "utterances": utterances, "fill": fill}

@@ -138,11 +138,11 @@ class PromptBatch(NamedTuple):
 MAX_SEED = 2**31 - 1
 
 
-def check_seed(seed: Any) -> None:
-    """Refuses, with a ValueError, what is no seed: a whole number 0 … 2³¹ − 1."""
-    check_whole("seed", seed)
+def check_seed(seed: Any, name: str = "seed") -> None:
+    """Refuses, with a ValueError, what is no seed, or number of an utterance: a whole number 0 … 2³¹ − 1."""
+    check_whole(name, seed)
     if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed must be 0 … {MAX_SEED}, got {seed}")
+        raise ValueError(f"{name} must be 0 … {MAX_SEED}, got {seed}")
 
 
 def check_whole(name: str, value: Any, least: int | None = None) -> None:

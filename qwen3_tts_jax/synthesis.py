@@ -131,6 +131,8 @@ def synthesize_each(
     utterances = range(len(requests)) if utterances is None else utterances
     if len(utterances) != len(requests):
         raise ValueError(f"{len(requests)} requests have {len(utterances)} utterance numbers; give one for each")
+    for number in utterances:
+        check_seed(number, "the number of an utterance")
     parts = [spoken_as(request, tokenizer) for request in requests]
     plans = [[plan_prompt(part, tokenizer, config) for part in each] for each in parts]
     rows = whole_rows(params, batch_size if fill else min(batch_size, bucket(len(requests), 1)))

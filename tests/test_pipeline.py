@@ -250,6 +250,22 @@ def test_a_batch_holds_at_least_one(model):
     assert model.synthesize([]) == []
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (2**31, "be 0 … 2147483647, got 2147483648"),
+        (-1, "be 0 … 2147483647, got -1"),
+        (0.5, r"be a whole number, got 0\.5"),
+    ],
+)
+def test_what_is_no_number_of_an_utterance(model, number, message):
+    for speak in (model.synthesize, model.synthesize_each):
+        with pytest.raises(ValueError, match=f"the number of an utterance must {message}"):
+            speak(requests(2), utterances=[0, number])
+    last = [replace(requests(1)[0], max_frames=1)]
+    assert len(model.synthesize(last, utterances=np.array([2**31 - 1]))) == 1
+
+
 def test_what_is_no_request(model):
     for wanted, message in (
         (["Hello."], "requests must be `Request`s, got 'Hello.'"),
