@@ -1,4 +1,4 @@
-"""`Qwen3TTS`: text in, speech out. The only stateful object of the package: it holds a checkpoint."""
+"""`Qwen3TTS`: text in, speech out. It holds a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from qwen3_tts_jax.codec import hopper
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.prompt import Request, check_whole
 from qwen3_tts_jax.quantize import quantize_leaf
+from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.stream import CHUNK_FRAMES, stream
 from qwen3_tts_jax.synthesis import Progress, Speech, synthesize_each
 from qwen3_tts_jax.text import TextTokenizer
@@ -109,6 +110,11 @@ class Qwen3TTS:
         finish = quantize_leaf if weights == "int8" else None
         params = convert.load_checkpoint(folder, config, parts, report, placement, finish)
         return cls(config, params, tokenizer, chunk_frames=chunk_frames)
+
+    @property
+    def speech_tokenizer(self) -> SpeechTokenizer:
+        """The codec, of the same parameters. It encodes with Base models; others are loaded without its encoder."""
+        return SpeechTokenizer(self.config.codec, self.params["codec"])
 
     # What the official package offers, under its names.
 

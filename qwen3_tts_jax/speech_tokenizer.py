@@ -174,10 +174,12 @@ class SpeechTokenizer:
             progress: see `encode_recordings`.
 
         Raises:
-            ValueError, TypeError, OSError: as `audio.read`, or bare samples without a rate.
+            ValueError, TypeError, OSError: as `audio.read`, bare samples without a rate, or no encoder in `params`.
             qwen3_tts_jax.config.ConfigError: the encoder is not trained.
         """
         self.config.require_encoder()
+        if "encoder" not in self.params:
+            raise ValueError("the codec's encoder was not loaded: SpeechTokenizer.from_pretrained loads both halves")
         sources = audio if isinstance(audio, list) else [audio]
         recordings = [self._read(row, source, sample_rate) for row, source in enumerate(sources)]
         return encode_recordings(

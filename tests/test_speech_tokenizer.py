@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from flax.traverse_util import flatten_dict
 
-from qwen3_tts_jax import audio, speech_tokenizer
+from qwen3_tts_jax import Qwen3TTS, audio, speech_tokenizer
 from qwen3_tts_jax.codec.decoder import decode
 from qwen3_tts_jax.codec.encoder import encode
 from qwen3_tts_jax.config import ConfigError
@@ -62,6 +62,19 @@ def test_the_codec_is_loaded_as_it_was_written(tokenizer, folder):
     for path, leaf in params.items():
         np.testing.assert_array_equal(leaf, expected[path])
     assert SpeechTokenizer.from_pretrained(str(folder / "speech_tokenizer")).config == CODEC
+
+
+def test_the_codec_of_a_loaded_model(folder, tokenizer):
+    model = Qwen3TTS.from_pretrained(folder, "float32")
+    codec = model.speech_tokenizer
+    assert (codec.config, codec.params) == (CODEC, model.params["codec"])
+    codes = np.zeros((3, QUANTIZERS), np.int32)
+    np.testing.assert_array_equal(codec.decode(codes)[0], tokenizer.decode(codes)[0])
+    (sound,) = _recordings(2 * FRAME)
+    with pytest.raises(ValueError, match=r"encoder was not loaded: SpeechTokenizer\.from_pretrained loads both"):
+        codec.encode((sound, RATE))
+    both = Qwen3TTS(model.config, {"codec": tokenizer.params}, model.tokenizer).speech_tokenizer
+    np.testing.assert_array_equal(both.encode((sound, RATE)), tokenizer.encode((sound, RATE)))
 
 
 def test_nothing_but_the_codec_is_needed(folder, tmp_path):
