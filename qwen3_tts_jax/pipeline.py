@@ -301,7 +301,7 @@ class Qwen3TTS:
         """
         self._require_type("custom_voice", "stream_custom_voice")
         fields = {"speaker": speaker, "language": language or "auto", "instruct": instruct}
-        return self._stream(text, fields, non_streaming_mode, True, seed, schedule, sampling)
+        return self._stream(text, fields, non_streaming_mode, seed, schedule, sampling, at_once_by_default=True)
 
     def stream_voice_design(
         self,
@@ -317,7 +317,7 @@ class Qwen3TTS:
         """Streams a voice that `instruct` describes (VoiceDesign models); see `stream_custom_voice`."""
         self._require_type("voice_design", "stream_voice_design")
         fields = {"language": language or "auto", "instruct": instruct}
-        return self._stream(text, fields, non_streaming_mode, True, seed, schedule, sampling)
+        return self._stream(text, fields, non_streaming_mode, seed, schedule, sampling, at_once_by_default=True)
 
     def stream_voice_clone(
         self,
@@ -344,21 +344,22 @@ class Qwen3TTS:
         if len(voices) != 1:
             raise ValueError(f"a stream speaks with one voice, got {len(voices)}")
         fields = {"language": language or "auto", "voice": voices[0]}
-        return self._stream(text, fields, non_streaming_mode, False, seed, schedule, sampling)
+        return self._stream(text, fields, non_streaming_mode, seed, schedule, sampling, at_once_by_default=False)
 
     def _stream(
         self,
         text: str | Iterable[str],
         fields: dict[str, Any],
         non_streaming_mode: bool | None,
-        default_mode: bool,
         seed: int,
         schedule: Sequence[int],
         sampling: dict[str, Any],
+        *,
+        at_once_by_default: bool,
     ) -> Iterator[Speech]:
         generation, max_frames = merge_sampling(self.config, sampling)
         pieces = None if isinstance(text, str) else text
-        at_once = (pieces is None and default_mode) if non_streaming_mode is None else non_streaming_mode
+        at_once = (pieces is None and at_once_by_default) if non_streaming_mode is None else non_streaming_mode
         request = Request(
             text if pieces is None else "",
             text_mode="all_at_once" if at_once else "as_it_comes",
