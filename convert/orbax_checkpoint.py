@@ -23,6 +23,7 @@ from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, CheckpointError, c
 from qwen3_tts_jax.convert.load import Finish, Placement, Progress
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
+from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.files import completed_folder, require_absent
 from qwen3_tts_jax.hf_config import read_folder
 
@@ -100,7 +101,7 @@ def load(
         for part in parts:
             stored |= _stored(checkpointer, folder, part)
         stored = check_tree(folder, unflatten_dict(stored, sep="/"), rules)
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(default_device())
         wanted = {
             rule.flax: jax.ShapeDtypeStruct(
                 rule.flax_shape,

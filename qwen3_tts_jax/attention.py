@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen3_tts_jax.config import AttentionKernel, ConfigError, ModelConfig, TransformerConfig
+from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.layers import PRECISION
 
 Choice = Literal["auto", "xla", "cudnn", "pallas"]
@@ -192,7 +193,7 @@ def _for_part(kernel: AttentionKernel) -> Callable[[TransformerConfig], Attentio
 
 def _lacks(kernel: AttentionKernel) -> str | None:
     """What a kernel needs that JAX's default device is not."""
-    device = jax.devices()[0]
+    device = default_device()
     if kernel == "pallas":
         return None if device.platform == "tpu" else f"a TPU, and this is {device.device_kind}"
     new_enough = (nvidia_capability() or 0) >= 8
@@ -202,5 +203,5 @@ def _lacks(kernel: AttentionKernel) -> str | None:
 def nvidia_capability() -> float | None:
     """The compute capability of JAX's default device, such as 9.0; None where that is no NVIDIA GPU."""
     # An AMD GPU's is a name.
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    capability = str(getattr(default_device(), "compute_capability", ""))
     return float(capability) if capability.replace(".", "", 1).isdecimal() else None

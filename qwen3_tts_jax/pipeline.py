@@ -15,6 +15,7 @@ from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair
 from qwen3_tts_jax.attention import Choice, configure
 from qwen3_tts_jax.codec import hopper
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
+from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.prompt import Request, check_whole
 from qwen3_tts_jax.quantize import quantize_leaf
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
@@ -95,7 +96,7 @@ class Qwen3TTS:
         """
         if weights not in ("float", "int8"):
             raise ValueError(f'weights must be "float" or "int8", got {weights!r}')
-        dtypes = part_dtypes(dtype, "float32" if jax.default_backend() == "cpu" else "bfloat16")
+        dtypes = part_dtypes(dtype, "float32" if default_device().platform == "cpu" else "bfloat16")
         folder = convert.resolve(
             str(model), revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, verify=verify
         )

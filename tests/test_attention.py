@@ -169,7 +169,7 @@ def kernels(config):
     ],
 )
 def test_auto_takes_the_kernel_of_the_device_for_parts_in_bfloat16(monkeypatch, device, devices, expected):
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [device])
     config = MODEL.with_dtypes("bfloat16", "float32")
     assert kernels(attention.configure(config, "auto", devices)) == [expected, expected, "xla", "xla"]
     wide = replace(config.talker, transformer=replace(config.talker.transformer, head_dim=136))
@@ -179,9 +179,20 @@ def test_auto_takes_the_kernel_of_the_device_for_parts_in_bfloat16(monkeypatch, 
     assert kernels(attention.configure(config.with_attention(lambda _: "cudnn"), "xla", devices)) == ["xla"] * 4
 
 
+def test_no_kernel_is_chosen_on_a_gpu_machine_whose_default_device_is_its_cpu(monkeypatch):
+    cpu = jax.local_devices(backend="cpu")[0]
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [cpu if backend == "cpu" else GPU])
+    config = MODEL.with_dtypes("bfloat16", "bfloat16")
+    assert kernels(attention.configure(config, "auto")) == ["cudnn"] * 4
+    for chosen in ("cpu", cpu):
+        with jax.default_device(chosen):
+            assert kernels(attention.configure(config, "auto")) == ["xla"] * 4
+            assert attention.nvidia_capability() is None
+
+
 @pytest.mark.parametrize(("device", "kernel"), [(GPU, "cudnn"), (TPU, "pallas")])
 def test_a_kernel_that_is_there_can_be_asked_for(monkeypatch, device, kernel):
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [device])
     config = MODEL.with_dtypes("bfloat16", "bfloat16")
     assert kernels(attention.configure(config, kernel)) == [kernel] * 4
 
@@ -198,6 +209,6 @@ def test_a_kernel_that_is_there_can_be_asked_for(monkeypatch, device, kernel):
     ],
 )
 def test_a_kernel_that_cannot_be_used_is_refused(monkeypatch, device, choice, dtype, devices, message):
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [device])
     with pytest.raises(ConfigError, match=message):
         attention.configure(MODEL.with_dtypes(dtype), choice, devices)

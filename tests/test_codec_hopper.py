@@ -110,7 +110,7 @@ def test_other_shapes_are_left_to_the_modules(config, batch, steps):
 def device(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """JAX's default device has the capability that is asked for."""
     gpu = type("Device", (), {"compute_capability": request.param, "device_kind": "Some GPU"})()
-    monkeypatch.setattr(jax, "devices", lambda: [gpu])
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [gpu])
 
 
 @pytest.mark.parametrize(

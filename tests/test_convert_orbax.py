@@ -18,6 +18,7 @@ from qwen3_tts_jax.convert import orbax_checkpoint as orbax
 from qwen3_tts_jax.convert.check import MARKER
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, select
 from qwen3_tts_jax.quantize import quantize, quantize_leaf
+from tests.command import of_devices
 from tests.drawn_tree import drawn_tree
 from tests.safetensors_folder import all_parts, small, write
 
@@ -68,6 +69,34 @@ def test_the_tree_comes_back(source, converted):
     assert params["talker"]["text_embedding"]["embedding"].dtype == jnp.bfloat16
     assert_equal_trees(orbax.load(converted, CONFIG, all_parts(CONFIG)), params)
     assert_equal_trees(load_checkpoint(converted, CONFIG), load_params(source, CONFIG))
+
+
+DEVICES = """
+import sys
+import jax
+from qwen3_tts_jax.convert import load_checkpoint
+from tests.safetensors_folder import small
+
+def placed():
+    trees = [load_checkpoint(folder, small("1.7B-Base"), ["code_predictor"]) for folder in sys.argv[1:]]
+    return [sorted({device.id for leaf in jax.tree.leaves(tree) for device in leaf.devices()}) for tree in trees]
+
+print(placed())
+for chosen in (jax.devices()[1], "cpu"):
+    with jax.default_device(chosen):
+        print(placed())
+jax.config.update("jax_default_device", jax.devices()[1])
+print(placed())
+"""
+
+
+def test_both_kinds_of_folder_load_onto_the_default_device(source, converted):
+    root = Path(__file__).parents[1]
+    child = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(source), str(converted)],
+        capture_output=True, text=True, cwd=root, check=True, env=of_devices(2),
+    )  # fmt: skip
+    assert child.stdout.splitlines() == ["[[0], [0]]", "[[1], [1]]", "[[0], [0]]", "[[1], [1]]"]
 
 
 def test_weights_are_rounded_as_they_are_read(converted):

@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from qwen3_tts_jax.attention import nvidia_capability
 from qwen3_tts_jax.codec.conv import Contexts, phases, snake, snake_rates, within_half_turn
 from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig, ConfigError
+from qwen3_tts_jax.devices import default_device
 
 _GROUPS = 2  # Warpgroups that multiply.
 _MEMORY = 196_000  # Bytes of shared memory for operands, of 227 KiB.
@@ -43,7 +44,7 @@ def configure(config: CodecConfig, devices: int = 1, *, kernels: bool = True) ->
     """
     capability, three_pass = nvidia_capability(), config.decoder.three_pass
     if three_pass and capability is not None and capability < 8:
-        here = jax.devices()[0].device_kind
+        here = default_device().device_kind
         raise ConfigError(
             f"codec=bfloat16_3x needs an NVIDIA GPU from Ampere on, and this is {here}: use codec=float32"
         )
