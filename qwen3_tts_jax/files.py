@@ -1,4 +1,4 @@
-"""Files and folders that appear under their names only once they are complete."""
+"""Files and folders that appear under their names only once they are complete, and folders of one process alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LOCK = ".lock"
+"""The file by which a folder is locked."""
 
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
 
@@ -35,12 +38,52 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder {folder} does not exist; create it first")
     probe = _partial_name(folder / "probe")
-    try:
+    with _writing_into(folder):
         # Creating a file is the only sure test: permission bits say nothing of a read-only disk.
         probe.touch(exist_ok=False)
+    probe.unlink()
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder that they would lock, too; what ends the process ends the lock.
+
+    The file of the lock stays: one that was removed could be held by one process, and its successor by another.
+
+    Raises:
+        BlockingIOError: another process is at work in it.
+        PermissionError: no file can be written into it.
+        OSError: its disk has no locks.
+    """
+    # Not every system has it, and only this needs it.
+    import fcntl
+
+    with _writing_into(folder):
+        lock = (folder / LOCK).open("a+b", buffering=0)
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise BlockingIOError(
+                f"another process ({lock.read().decode() or 'unknown'}) is at work in {folder}: wait for it, or choose "
+                "another folder"
+            ) from None
+        except OSError as error:
+            raise OSError(f"the folder {folder} cannot be locked: {error.strerror}; choose a local one") from None
+        # Only what other processes are told depends on it, but a disk that is full takes nothing else either.
+        with _writing_into(folder):
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
+        yield
+
+
+@contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise PermissionError(f"cannot write into the folder {folder}: {error.strerror}") from None
-    probe.unlink()
 
 
 @contextmanager

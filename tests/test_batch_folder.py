@@ -234,7 +234,7 @@ def test_a_second_job_is_kept_out(tmp_path, tasks):
     with JobFolder(tmp_path / "out") as job:
         job.begin(SETTINGS, tasks)
         message = refused(tmp_path / "out", SETTINGS, tasks)
-        assert f"another job is at work in {tmp_path / 'out'} (process {os.getpid()})" in message
+        assert f"another process ({os.getpid()}) is at work in {tmp_path / 'out'}: wait for it" in message
     begun(tmp_path / "out", tasks)
 
 

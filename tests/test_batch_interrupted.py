@@ -40,7 +40,7 @@ def test_two_jobs_in_one_folder(model, no_weights):
     write(*rows(1))
     with JobFolder(Path("out")):
         result = run("batch", "m.jsonl", "-o", "out", "-m", model)
-        assert_refused(result, f"another job is at work in out (process {os.getpid()})")
+        assert_refused(result, f"another process ({os.getpid()}) is at work in out: wait for it")
 
 
 def test_a_full_disk_ends_the_job_with_one_line(model, monkeypatch):

@@ -14,8 +14,6 @@ No JAX.
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,14 +32,14 @@ from qwen3_tts_jax.batch import settings as batch_settings
 from qwen3_tts_jax.batch.index import Record
 from qwen3_tts_jax.batch.manifest import BadLine
 from qwen3_tts_jax.batch.settings import FolderError
-from qwen3_tts_jax.files import completed, is_partial
+from qwen3_tts_jax.files import LOCK, completed, is_partial, locked_folder
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.batch.plan import Task
     from qwen3_tts_jax.batch.speak import Result
 
 SHARD_ITEMS = 1000
-_LOCK, _INDEX, _JOB = ".lock", "index.jsonl", "job.json"
+_INDEX, _JOB = "index.jsonl", "job.json"
 # Disks take several files in little more time than one.
 _WRITERS = 8
 _MOST_WAITING = 64
@@ -78,38 +76,21 @@ class JobFolder:
         self._folders = [self.path / name for name, used in own.items() if used]
 
     def __enter__(self) -> Self:
-        """Raises: FolderError, where no file can be written or another job is at work."""
+        """Raises: FolderError, where no file can be written or another process is at work."""
         self.check()
         with self._writing():
             self.path.mkdir(exist_ok=True)
             for folder in self._folders:
                 folder.mkdir(exist_ok=True)
-            self._lock = (self.path / _LOCK).open("a+b", buffering=0)
+        self._lock = locked_folder(self.path)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            process = self._lock.read().decode()
-            self._lock.close()
-            raise FolderError(
-                f"another job is at work in {self.path} (process {process or 'unknown'}): wait for it, or choose "
-                "another folder"
-            ) from None
+            self._lock.__enter__()
         except OSError as error:
-            self._lock.close()
-            raise FolderError(f"{self.path} cannot be locked: {error.strerror}; choose a local folder") from None
-        try:
-            # Only what other jobs are told depends on it, but a disk that is full takes no speech either.
-            with self._writing():
-                self._lock.truncate(0)
-                self._lock.write(str(os.getpid()).encode())
-        except FolderError:
-            self._lock.close()
-            raise
+            raise FolderError(str(error)) from None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        self._lock.__exit__(None, None, None)
 
     def check(self) -> None:
         """Refuses what cannot be the folder of a job, or has other things that it might overwrite; writes nothing.
@@ -124,7 +105,7 @@ class JobFolder:
         if not self.path.is_dir():
             raise FolderError(f"{self.path} is a file, not a folder")
         # What a job leaves that was ended before it wrote job.json.
-        own = (_LOCK, _CODES, _SPOOL, _SHARDS)
+        own = (LOCK, _CODES, _SPOOL, _SHARDS)
         others = [found.name for found in self.path.iterdir() if found.name not in own and not is_partial(found)]
         if others:
             raise FolderError(f"{self.path} holds no job but other files, such as {min(others)}: choose a new folder")
