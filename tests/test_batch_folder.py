@@ -215,8 +215,8 @@ def test_folders_that_are_no_place_for_a_job(tmp_path, tasks):
     whole = job.read_text()
     job.write_text(whole[: len(whole) // 2])
     assert "job.json is damaged" in refused(tmp_path / "out", SETTINGS, tasks)
-    job.write_text(whole.replace('"version": 2', '"version": 3'))
-    assert "job.json has version 3" in refused(tmp_path / "out", SETTINGS, tasks)
+    job.write_text(whole.replace('"version": 3', '"version": 4'))
+    assert "job.json has version 4" in refused(tmp_path / "out", SETTINGS, tasks)
 
 
 def test_one_that_cannot_be_written_takes_no_other_with_it(tmp_path, tasks):

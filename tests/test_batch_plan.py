@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from qwen3_tts_jax import Qwen3TTS, audio, voice_file
 from qwen3_tts_jax.batch import speak
@@ -170,3 +171,17 @@ def test_the_digest_of_weights_tells_models_apart(tmp_path):
     digests.add(weights_digest(tmp_path / "a"))
     path.rename(path.with_name("other.safetensors"))
     assert len(digests | {weights_digest(tmp_path / "a")}) == 5
+
+
+def test_the_digest_of_weights_tells_apart_what_one_tensor_was_trained_to(tmp_path):
+    """Of a file that is far larger than its ends, two of the tensors in its middle."""
+    path = tmp_path / "model.safetensors"
+    weights = {name: np.zeros((512, 512), np.float32) for name in "abcdefgh"}
+    digests = set()
+    for name in (None, "d", "e"):
+        changed = weights if name is None else weights | {name: weights[name] + 1e-3}
+        save_file(changed, path)
+        digests.add(weights_digest(tmp_path))
+    assert len(digests) == 3
+    save_file(weights, path)
+    assert weights_digest(tmp_path) in digests

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
@@ -15,6 +16,7 @@ import soundfile
 from qwen3_tts_jax import audio, voice_file, voices
 from qwen3_tts_jax.batch.manifest import URLS, BadLine, Item
 from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.convert.safetensors_file import BrokenFileError, read_header
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encoded_frames
 from qwen3_tts_jax.synthesis import PROMPT_BUCKET, bucket, expected_frames, frame_limit, shape_step
@@ -250,20 +252,36 @@ def _digest(content: bytes) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """Tells apart models without reading all of them: names and sizes of a folder's files, and their ends.
+    """Tells apart models without reading all of them: the names, sizes and ends of a folder's files, and of tensors.
+
+    Training that changes a tensor changes its ends, but for embeddings, where it may be rows in the middle alone.
 
     Args:
         folder: a checkpoint in any layout that `Qwen3TTS.from_pretrained` reads.
     """
-    end = 1 << 20
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if not path.is_file() or path.suffix.lower() == ".md" or any(part.startswith(".") for part in name.parts):
             continue
         size = path.stat().st_size
+        found.update(f"{name.as_posix()}\0{size}\0".encode())
         with path.open("rb") as file:
-            found.update(f"{name.as_posix()}\0{size}\0".encode() + file.read(end))
-            file.seek(max(end, size - end))
-            found.update(file.read(end))
+            for start, stop in _ends(path, size):
+                file.seek(start)
+                found.update(file.read(stop - start))
     return found.hexdigest()[:32]
+
+
+def _ends(path: Path, size: int) -> Iterator[tuple[int, int]]:
+    """From where to where a file is read: 1 MiB at its ends, and 4 KiB at those of its tensors."""
+    of_file, of_tensor = 1 << 20, 1 << 12
+    yield 0, min(of_file, size)
+    yield max(min(of_file, size), size - of_file), size
+    if path.suffix == ".safetensors":
+        # One that is broken is refused when it is loaded, which tells more.
+        with suppress(BrokenFileError):
+            for tensor in read_header(path).values():
+                stop = tensor.offset + tensor.nbytes
+                yield tensor.offset, min(tensor.offset + of_tensor, stop)
+                yield max(tensor.offset, stop - of_tensor), stop

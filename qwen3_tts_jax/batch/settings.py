@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen3_tts_jax.files import completed
 
-VERSION = 2
+VERSION = 3
 """Of job.json; raised when a folder of an earlier release cannot be gone on with."""
 
 _SHOWN = 60
