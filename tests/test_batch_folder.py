@@ -7,13 +7,16 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
 import soundfile
 
 from qwen3_tts_jax import audio, voice_file
+from qwen3_tts_jax.batch import folder as batch_folder
 from qwen3_tts_jax.batch import index as batch_index
+from qwen3_tts_jax.batch import settings as batch_settings
 from qwen3_tts_jax.batch.folder import FolderError, JobFolder, Writer
 from qwen3_tts_jax.batch.manifest import BadLine, Item
 from qwen3_tts_jax.batch.plan import Task, plan
@@ -128,6 +131,82 @@ def test_what_another_job_had_not_finished_is_removed(tmp_path, tasks, first, la
     assert {path.name for path in folder.rglob("*") if path.is_file()} == {
         ".lock", "index.jsonl", "job.json", "mine.wav"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", ["all", "rest"])
+@pytest.mark.parametrize("audio_format", ["wav", "parquet"])
+def test_an_index_that_lost_more_lines_than_a_kill_explains(tmp_path, tokenizer, audio_format, lost):
+    folder, options = tmp_path / "out", {"audio_format": audio_format, "shard_items": 50}
+    tasks, _ = plan(items(100), CUSTOM, tokenizer, 0)
+    begun(folder, tasks, 100, **options)
+    index = folder / "index.jsonl"
+    whole = index.read_bytes()
+    index.write_bytes(b"" if lost == "all" else b"".join(whole.splitlines(keepends=True)[:20]))
+    found = "2 shards" if audio_format == "parquet" else f"files of {100 if lost == 'all' else 80} items"
+    for settings in (SETTINGS, {"seed": 1}) if lost == "all" else (SETTINGS,):
+        message = refused(folder, settings, tasks, **options)
+        assert f"{folder} holds {found} that index.jsonl does not have as finished, more than" in message
+    index.write_bytes(whole)
+    with JobFolder(folder, **options) as job:
+        job.begin(SETTINGS, tasks)
+        assert (len(job.finished), job.removed) == (100, 0)
+
+
+def test_a_kill_between_a_shard_and_its_line(tmp_path, tasks, monkeypatch):
+    folder, options = tmp_path / "out", {"audio_format": "parquet", "shard_items": 2}
+    append = batch_index.append
+
+    def killed(path: Path, *records: dict) -> None:
+        if records[0]["status"] == "shard":
+            raise KeyboardInterrupt
+        append(path, *records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batch_index, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begun(folder, tasks, 2, **options)
+    assert (folder / "data/train-00000.parquet").exists()
+    begun(folder, tasks, 0, **options)
+    assert [(line.get("id"), line["file"]) for line in lines(folder)[2:]] == [(None, "data/train-00000.parquet")]
+    assert not list((folder / "spool").iterdir())
+
+
+def test_a_killed_first_begin(tmp_path, tasks, monkeypatch):
+    """Whatever it had written, it is no lost job; and there is no moment with job.json alone."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, name in ((batch_settings, "write"), (batch_index, "rewrite")):
+        folder = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                begun(folder, tasks, audio_format="parquet", save_codes=True)
+        begun(folder, tasks, audio_format="parquet", save_codes=True)
+        assert len(lines(folder)) == 2
+
+
+def test_sound_without_a_job(tmp_path, tasks):
+    """What a job that lost all it knows has made."""
+    folder, options = tmp_path / "out", {"audio_format": "parquet", "shard_items": 2}
+    begun(folder, tasks, 3, **options)
+    index = (folder / "index.jsonl").read_bytes()
+    (folder / "job.json").unlink()
+    assert "holds no job but other files, such as data" in refused(folder, SETTINGS, tasks, **options)
+    (folder / "index.jsonl").unlink()
+    assert "holds no job but other files, such as data" in refused(folder, SETTINGS, tasks, **options)
+    (folder / "data/train-00000.parquet").unlink()
+    (folder / "spool/i2.flac").unlink()
+    (folder / "index.jsonl").write_bytes(index)
+    assert "holds no job but other files, such as index.jsonl" in refused(folder, SETTINGS, tasks, **options)
+
+
+def test_a_finished_item_in_another_format_is_the_users(tmp_path, tasks):
+    begun(tmp_path / "out", tasks, 2)
+    (tmp_path / "out/i0.flac").write_text("kept")
+    begun(tmp_path / "out", tasks, 0)
+    assert (tmp_path / "out/i0.flac").exists()
 
 
 def test_only_a_job_of_shards_has_folders_of_shards(tmp_path, tasks):
@@ -284,6 +363,24 @@ def test_results_are_written_while_others_are_made(tmp_path, tasks):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [line["id"] for line in lines(folder)] == ["i0", "i1"]
+
+
+def test_what_waits_is_written_in_groups_that_a_kill_explains(tmp_path, tasks, monkeypatch):
+    counts = []
+
+    def slow(_: JobFolder, results: list) -> None:
+        counts.append(len(results))
+        time.sleep(0.1)
+
+    monkeypatch.setattr(JobFolder, "add", slow)
+    # As if there were always one more.
+    monkeypatch.setattr(batch_folder, "Queue", lambda _: Queue())
+    result = result_of(tasks[0])
+    with JobFolder(tmp_path / "out") as job, Writer(job) as writer:
+        for _ in range(200):
+            writer.put(result)
+    assert sum(counts) == 200
+    assert max(counts) == 64
 
 
 @pytest.mark.parametrize("count", [1, 10_000])

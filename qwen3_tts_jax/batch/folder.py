@@ -1,15 +1,15 @@
 """The folder of a batch job: what is finished in it, and that it stays so.
 
-    job.json                    the settings and items that the sound depends on, written before all else
-    index.jsonl                 a line per finished item, and per line or item that is bad or failed
+    index.jsonl                 a line per finished item, and per line or item that is bad or failed; at first empty
+    job.json                    the settings and items that the sound depends on, written before any sound
     ID.wav                      or .flac
     codes/ID.npy                int16 [T, Q], if wanted
     data/train-00000.parquet    in place of both in a job of shards, and
     spool/                      the sound and codes of items that are finished and not yet in a shard
 
 An item is finished if the index has a whole line of it and its files are there: files come before the line, and both
-are on the disk before the next item's. A shard comes before its line, and only then are its items' own files removed.
-No JAX.
+are on the disk before the next items'. A shard comes before its line, and only then are its items' own files removed.
+So a job that was killed leaves few files without a line; where there are many, it is the lines that were lost. No JAX.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ _INDEX, _JOB = "index.jsonl", "job.json"
 # Disks take several files in little more time than one.
 _WRITERS = 8
 _MOST_WAITING = 64
+"""How many results wait for the disk; also how many are written at once, whose lines come after all their files."""
 _CODES, _SPOOL, _SHARDS = "codes", "spool", "data"
 _OF_ITEMS = (".wav", ".flac", ".npy", ".parquet")
 
@@ -57,6 +58,7 @@ class JobFolder:
         save_codes: whether codes are written too.
         shard_items: how many items a shard has; the last may have fewer.
         finished: records of finished items by id; of `begin`.
+        removed: how many items that were not finished had files, which `begin` removed.
     """
 
     path: Path
@@ -66,6 +68,7 @@ class JobFolder:
 
     def __post_init__(self) -> None:
         self.finished: dict[str, Record] = {}
+        self.removed = 0
         self._tasks: dict[str, Task] = {}
         self._others: list[Record] = []
         self._spooled: list[str] = []
@@ -96,17 +99,22 @@ class JobFolder:
         """Refuses what cannot be the folder of a job, or has other things that it might overwrite; writes nothing.
 
         Raises:
-            FolderError: a file, a folder in one that does not exist, or one that holds no job but other files.
+            FolderError: a file, a folder in one that does not exist, one that holds no job but other files, or a
+                job without its index.
         """
         if not self.path.parent.is_dir():
             raise FolderError(f"the folder {self.path.parent} does not exist; create it first")
-        if not self.path.exists() or (self.path / _JOB).exists():
+        if (self.path / _JOB).exists():
+            if not self._index.exists():
+                raise FolderError(
+                    f"{self.path} has lost {_INDEX}, which tells what is finished: restore it, or choose another folder"
+                )
+            return
+        if not self.path.exists():
             return
         if not self.path.is_dir():
             raise FolderError(f"{self.path} is a file, not a folder")
-        # What a job leaves that was ended before it wrote job.json.
-        own = (LOCK, _CODES, _SPOOL, _SHARDS)
-        others = [found.name for found in self.path.iterdir() if found.name not in own and not is_partial(found)]
+        others = [found.name for found in self.path.iterdir() if not _of_no_job(found)]
         if others:
             raise FolderError(f"{self.path} holds no job but other files, such as {min(others)}: choose a new folder")
 
@@ -120,7 +128,8 @@ class JobFolder:
 
         Raises:
             FolderError: the folder holds other files, or a job of other settings or whose finished items are
-                not those of the manifest; or it cannot be written. A job that finished nothing may become another.
+                not those of the manifest, or whose index has lost lines; or it cannot be written. A job that
+                finished nothing may become another.
         """
         settings = {**settings, "format": self.audio_format, "codes saved": self.save_codes}
         items, bad = {task.id: task.identity for task in tasks}, list(bad)
@@ -131,8 +140,11 @@ class JobFolder:
             skipped = {line.id: line.reason for line in bad if line.id is not None}
             batch_settings.require_unchanged(self.path, job["items"], items, records, skipped)
         self._others = [{"id": line.id, "line": line.line, "status": "bad", "reason": line.reason} for line in bad]
+        leftovers = list(self._leftovers(records, job))
+        self.removed = self._unfinished(leftovers, records)
         with self._writing():
-            for leftover in self._leftovers(records, job):
+            self._index.touch()
+            for leftover in leftovers:
                 leftover.unlink()
             batch_settings.write(self.path / _JOB, settings, items)
             batch_index.rewrite(self._index, [*records.values(), *self._others])
@@ -154,9 +166,25 @@ class JobFolder:
             owned |= {self.path / _SPOOL: True, self.path / _SHARDS: True}
         for folder, wholly in owned.items():
             for found in folder.iterdir() if folder.is_dir() else ():
-                own = wholly or found.stem in before
+                # That of a finished item, in another format, is not the job's either.
+                own = wholly or (found.stem in before and found.stem not in records)
                 if is_partial(found) or (own and found.suffix in _OF_ITEMS and found not in known):
                     yield found
+
+    def _unfinished(self, leftovers: Sequence[Path], records: Mapping[str, Record]) -> int:
+        """How many items without a record have files; raises a FolderError where no kill explains them."""
+        files = [found for found in leftovers if not is_partial(found)]
+        shards = [found for found in files if found.parent == self.path / _SHARDS]
+        items = {found.stem for found in files if found not in shards} - records.keys()
+        # Until a shard has its line, its items are still in the spool.
+        spooled = any(record["file"].startswith(f"{_SPOOL}/") for record in records.values())
+        if len(items) > _MOST_WAITING or len(shards) > spooled:
+            found = f"{len(shards)} shard{'s' * (len(shards) > 1)}" if shards else f"files of {len(items)} items"
+            raise FolderError(
+                f"{self.path} holds {found} that {_INDEX} does not have as finished, more than an interruption leaves: "
+                "restore what is missing, or choose another folder"
+            )
+        return len(items)
 
     def read_index(self) -> dict[str, Record]:
         """The records of finished items as they are on the disk; raises a FolderError where it cannot be read."""
@@ -272,6 +300,13 @@ class JobFolder:
             raise FolderError(f"cannot write {place}: {reason}") from None
 
 
+def _of_no_job(found: Path) -> bool:
+    """Whether it may be there without job.json: what a job leaves that was ended before it wrote that."""
+    if found.name in (_CODES, _SPOOL, _SHARDS):
+        return found.is_dir() and not any(found.iterdir())
+    return found.name == LOCK or is_partial(found) or (found.name == _INDEX and not found.stat().st_size)
+
+
 class Writer:
     """Writes results into a folder while others are made; a context manager that has written all when it ends.
 
@@ -304,7 +339,7 @@ class Writer:
         more = True
         while more:
             results = [self._waiting.get()]
-            while not self._waiting.empty():
+            while len(results) < _MOST_WAITING and not self._waiting.empty():
                 results.append(self._waiting.get())
             more = results[-1] is not None
             try:

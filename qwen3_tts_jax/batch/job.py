@@ -67,6 +67,9 @@ def run_batch(options: BatchOptions) -> None:
             if unasked:
                 speaking_with_mini(None, options.quiet)
             job.begin(settings, tasks, bad)
+            if job.removed:
+                count = f"{job.removed} item{'s' * (job.removed > 1)}"
+                typer.echo(f"removed files of {count} that index.jsonl does not have as finished", err=True)
             left = [task for task in tasks if task.id not in job.finished]
             failed = _speak(options, folder, generation, settings, job, tasks, left)
             _report(options, job, tasks, left, failed, bad)
