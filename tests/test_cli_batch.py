@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -180,6 +181,14 @@ def test_other_settings_are_refused_by_name(model, models, fake):
     write(*rows(3))
     assert run(*command).exit_code == 0
     assert contents("out").items() > before.items()
+
+
+def test_a_job_stays_on_its_platform(model, fake, monkeypatch):
+    write(*rows(2))
+    command = ["batch", "m.jsonl", "-o", "out", "-m", model, "--dtype", "float32"]
+    assert run(*command).exit_code == 0
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert_refused(run(*command), 'out holds a job of other settings: platform was "cpu", is "gpu"; use the same')
 
 
 def write_copy(model: Path, other: Path) -> None:

@@ -125,10 +125,12 @@ def _settings(
     from qwen3_tts_jax.arguments import merge_sampling
 
     generation, _ = merge_sampling(config, sampling)
+    platform = _platform(options)
     return generation, {
         "model": {"type": config.model_type, "size": config.model_size, "digest": weights_digest(folder)},
         **options.computing,
-        "dtype": part_dtypes(options.dtype, _auto_dtype(options)),
+        "dtype": part_dtypes(options.dtype, "float32" if platform == "cpu" else "bfloat16"),
+        "platform": platform,
         "devices": _devices(options),
         "sampling": asdict(generation),
         "seed": options.seed,
@@ -137,16 +139,17 @@ def _settings(
     }
 
 
-def _auto_dtype(options: BatchOptions) -> str:
+def _platform(options: BatchOptions) -> str:
+    """What computes, by JAX's name: each rounds in its own way."""
     if options.engine == "ray":
         from qwen3_tts_jax.batch import ray_engine
 
         # JAX is not asked: it would take the memory of a GPU that a worker needs.
         ray_engine.connect(options.quiet)
-        return "bfloat16" if ray_engine.gpus() else "float32"
+        return "gpu" if ray_engine.gpus() else "cpu"
     import jax
 
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jax.default_backend()
 
 
 def _devices(options: BatchOptions) -> int:
