@@ -80,8 +80,10 @@ def batch(
     """Speak a list of texts into a folder, with any model; the same command again goes on where it was interrupted.
 
     out/ID.wav are written as they are finished, or out/data/*.parquet, and a line for each item in out/index.jsonl.
-    Exit status: 0 when all items are finished, 1 when some failed, 2 when the job was refused. The same manifest and
-    seed give the same codes, whatever the order of the lines and wherever the job was interrupted.
+    Where standard error is no terminal, it gets a line of progress a minute. The same manifest and seed give the same
+    codes, whatever the order of the lines and wherever the job was interrupted. Exit status: 0 when all items are
+    finished, 1 when some failed or the job was stopped, as by a full disk or a lack of memory, 2 when it was refused,
+    130 when it was interrupted.
     """
     options = BatchOptions(**locals())
     from qwen3_tts_jax.batch.job import run_batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import math
 import sys
 import time
 import warnings
@@ -18,6 +19,8 @@ import typer
 from qwen3_tts_jax.files import check_place
 
 _BAD_INPUT = 2
+# Seconds. A command that ends at once leaves no line in a log.
+_FIRST_LOG, _LOG_EVERY = 10.0, 60.0
 _STANDARD_INPUT = "standard input"
 
 
@@ -153,21 +156,26 @@ def check_output(path: Path, *endings: str) -> None:
 
 
 class StatusLine:
-    """One line on standard error that says what is going on; nothing where that is no terminal."""
+    """One line on standard error that says what is going on; where that is no terminal, nothing or few lines."""
 
-    def __init__(self, quiet: bool, *, elapsed: bool = False):
-        """`elapsed` shows the time since the start, too."""
+    def __init__(
+        self,
+        quiet: bool,
+        *,
+        elapsed: bool = False,
+        logged: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """`elapsed` shows the time since the start, too; `logged` prints a line a minute where there is no terminal."""
         # rich takes a tenth of a second to import, and --help has no use for it.
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *[TimeElapsedColumn()] * elapsed]
-        self._progress = Progress(
-            *columns,
-            console=Console(stderr=True),
-            transient=True,
-            disable=quiet or not sys.stderr.isatty(),
-        )
+        terminal = sys.stderr.isatty()
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet or not terminal)
+        self._clock = clock
+        self._next_log = clock() + _FIRST_LOG if logged and not quiet and not terminal else math.inf
         self._task = self._progress.add_task("starting", total=None)
 
     def __enter__(self) -> Self:
@@ -185,6 +193,9 @@ class StatusLine:
 
     def _show(self, text: str, done: int = 0, total: int | None = None) -> None:
         self._progress.update(self._task, description=text, completed=done, total=total)
+        if self._clock() >= self._next_log:
+            typer.echo(text, err=True)
+            self._next_log = self._clock() + _LOG_EVERY
 
     def _show_loading(self, done: int, total: int) -> None:
         self._show(f"loading {done / 1e9:.2f} of {total / 1e9:.2f} GB", done, total)

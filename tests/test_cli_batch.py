@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, voice_file
+from qwen3_tts_jax import Qwen3TTS, Request, console, voice_file
 from qwen3_tts_jax.batch import job as batch_job
-from qwen3_tts_jax.batch.job import BatchLine
+from qwen3_tts_jax.batch.progress import BatchLine, PlanLine
 from qwen3_tts_jax.batch.speak import utterance_number
 from tests.command import assert_refused, of_devices, run, start, write_models, write_recording
 from tests.jobs import contents, index, rows, write
@@ -51,6 +52,7 @@ def test_help_has_examples_and_imports_no_jax():
     help_text = run("batch", "--help").stdout
     assert "\n    qwen3-tts-jax batch lines.jsonl -o out/\n" in help_text
     assert '"reference_text": "What I say."' in help_text
+    assert "as by a full disk or a lack of memory, 2 when it was refused, 130 when" in " ".join(help_text.split())
     program = (
         "import sys\nfrom qwen3_tts_jax.cli import app\napp(['batch', '--help'], standalone_mode=False)\n"
         "print(sorted({'jax', 'rich', 'soundfile', 'numpy'} & set(sys.modules)))"
@@ -121,7 +123,8 @@ def test_bad_lines_are_skipped_on_request(model, fake):
     assert result.exit_code == 0, result.stderr
     assert result.stderr.startswith("skipped: line 3 (x): the text is missing\nskipped: line 4: is not JSON")
     assert result.stdout.startswith("out: 3 of 3 items, ")
-    assert result.stdout.endswith(" s of audio; 1 cut at their limit; 2 lines skipped\n")
+    facts = r" s of audio; 1 cut at their limit; 2 lines skipped; \d+\.\d s made in 0:00:\d\d, \d+\.\d\d x real time\n"
+    assert re.search(f"{facts}$", result.stdout), result.stdout
     found = index()
     assert found["x"] == {"id": "x", "line": 3, "status": "bad", "reason": "the text is missing"}
     assert (found[None]["line"], found[None]["status"]) == (4, "bad")
@@ -253,6 +256,7 @@ def test_the_line_of_progress(monkeypatch):
     line = BatchLine([Task] * 8, [Task] * 6, quiet=False, clock=lambda: now[0])
     line("load", 1, 2)
     assert line.text() == "2 of 8 items, 0.0 s of audio"
+    assert line.pace() is None
     line("prefill", 0, 2)
     now[0] += 20.0
     line.done(Task, 3.0)
@@ -261,6 +265,43 @@ def test_the_line_of_progress(monkeypatch):
     now[0] += 4000.0
     line.done(Task, 0.0)
     assert line.text() == "5 of 8 items, 5.0 s of audio, 0.00 x real time, 1:07:00 left"
+    assert line.pace() == "5.0 s made in 1:07:00, 0.00 x real time"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_log_gets_a_line_a_minute(capsys, quiet):
+    class Task:
+        text_tokens = 10
+
+    now = [0.0]
+    with BatchLine([Task] * 400, [Task] * 400, quiet=quiet, clock=lambda: now[0]) as line:
+        line("prefill", 0, 400)
+        for _ in range(140):
+            now[0] += 1.0
+            line.done(Task, 2.0)
+    expected = [
+        "10 of 400 items, 20.0 s of audio, 2.00 x real time, 0:06:30 left",
+        "70 of 400 items, 140.0 s of audio, 2.00 x real time, 0:05:30 left",
+        "130 of 400 items, 260.0 s of audio, 2.00 x real time, 0:04:30 left",
+    ]
+    assert capsys.readouterr().err.splitlines() == ([] if quiet else expected)
+
+
+def test_planning_is_logged_too(capsys):
+    now = [0.0]
+    with PlanLine(False, logged=True, clock=lambda: now[0]) as line:
+        for number in range(1, 11):
+            line(number, 10)
+            now[0] += 4.0
+    assert capsys.readouterr().err == "checking item 4 of 10\n"
+
+
+def test_a_job_in_a_log(model, monkeypatch):
+    monkeypatch.setattr(console, "_FIRST_LOG", 0.0)
+    monkeypatch.setattr(Qwen3TTS, "from_pretrained", StandIn)
+    write(*rows(2))
+    log = run("batch", "m.jsonl", "-o", "out", "-m", model).stderr.splitlines()
+    assert log == ["checking item 1 of 2", "loading 0.00 of 0.00 GB"]
 
 
 # Several devices.

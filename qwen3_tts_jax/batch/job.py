@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,11 +20,12 @@ from qwen3_tts_jax.batch import manifest, speak
 from qwen3_tts_jax.batch.folder import SHARD_ITEMS, FolderError, JobFolder, Writer
 from qwen3_tts_jax.batch.manifest import BadLine
 from qwen3_tts_jax.batch.plan import Task, plan, weights_digest
+from qwen3_tts_jax.batch.progress import BatchLine, PlanLine
 from qwen3_tts_jax.cli_batch import BatchOptions
 from qwen3_tts_jax.cli_model import Source, read_config, speaking_with_mini
 from qwen3_tts_jax.cli_speak import sampling_arguments
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
-from qwen3_tts_jax.console import StatusLine, plain_messages, refuse, refusing
+from qwen3_tts_jax.console import plain_messages, refuse, refusing
 from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.text import TextTokenizer
 
@@ -56,7 +56,9 @@ def run_batch(options: BatchOptions) -> None:
         config = read_config(folder)
         with refusing(FileNotFoundError):
             tokenizer = TextTokenizer.from_folder(folder)
-        tasks, unspeakable = plan(items, config, tokenizer, options.seed, options.max_seconds, downloads)
+        with PlanLine(options.quiet, logged=True) as line:
+            limits = options.seed, options.max_seconds
+            tasks, unspeakable = plan(items, config, tokenizer, *limits, downloads, progress=line)
         bad = sorted([*bad, *unspeakable], key=lambda line: line.line)
         if bad and not (options.skip_bad and tasks):
             _refuse_bad(bad)
@@ -71,8 +73,9 @@ def run_batch(options: BatchOptions) -> None:
                 count = f"{job.removed} item{'s' * (job.removed > 1)}"
                 typer.echo(f"removed files of {count} that index.jsonl does not have as finished", err=True)
             left = [task for task in tasks if task.id not in job.finished]
-            failed = _speak(options, folder, generation, settings, job, tasks, left)
-            _report(options, job, tasks, left, failed, bad)
+            line = BatchLine(tasks, left, options.quiet)
+            failed = _speak(options, folder, generation, settings, job, tasks, left, line)
+            _report(options, job, tasks, left, failed, bad, line.pace())
     if failed:
         raise typer.Exit(1)
 
@@ -172,11 +175,12 @@ def _speak(
     job: JobFolder,
     tasks: Sequence[Task],
     left: Sequence[Task],
+    line: BatchLine,
 ) -> int:
     """Speaks what is left; returns how many items failed."""
     failed = 0
     try:
-        with BatchLine(tasks, left, options.quiet) as line:
+        with line:
             with Writer(job) as writer:
                 for result in _results(options, folder, generation, settings, left, line):
                     writer.put(result)
@@ -264,6 +268,7 @@ def _report(
     left: Sequence[Task],
     failed: int,
     bad: Sequence[BadLine],
+    pace: str | None,
 ) -> None:
     cut = sum(job.finished[task.id]["finish_reason"] == "length" for task in tasks if task.id in job.finished)
     seconds = sum(record["seconds"] for record in job.finished.values())
@@ -272,50 +277,5 @@ def _report(
     facts += [f"{cut} cut at their limit"] * (cut > 0)
     facts += [f"{failed} failed"] * (failed > 0)
     facts += [f"{len(bad)} lines skipped"] * bool(bad)
+    facts += [] if pace is None else [pace]
     typer.echo(f"{options.output}: {'; '.join(facts)}")
-
-
-class BatchLine(StatusLine):
-    """Items done, audio, speed and time left. An instance is a `synthesis.Progress`."""
-
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        left: Sequence[Task],
-        quiet: bool,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        super().__init__(quiet)
-        self._all, self._items = len(tasks), len(tasks) - len(left)
-        self._tokens = sum(task.text_tokens for task in left)
-        self._tokens_done, self._seconds = 0, 0.0
-        self._clock = clock
-        self._start: float | None = None
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Shows bytes loaded, or where the batch stands."""
-        if stage == "load":
-            self._show_loading(done, total)
-            return
-        if self._start is None:
-            self._start = self._clock()
-        stages = {"prefill": "reading", "decode": "decoding", "encode": f"voice {done} of {total}"}
-        batch = stages.get(stage) or f"frame {done} of at most {total}"
-        self._show(f"{self.text()} ({batch})", self._items, self._all)
-
-    def done(self, task: Task, seconds: float) -> None:
-        """Counts an item that is finished with so much audio, or has failed."""
-        self._items += 1
-        self._tokens_done += task.text_tokens
-        self._seconds += seconds
-        self._show(self.text(), self._items, self._all)
-
-    def text(self) -> str:
-        """Items done, audio made, its speed, and the time left, which is judged by the tokens of the texts."""
-        text = f"{self._items} of {self._all} items, {self._seconds:.1f} s of audio"
-        if self._start is None or not self._tokens_done:
-            return text
-        taken = max(self._clock() - self._start, 1e-9)
-        left = round(taken * (self._tokens - self._tokens_done) / self._tokens_done)
-        clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-        return f"{text}, {self._seconds / taken:.2f} x real time, {clock} left"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -80,6 +80,7 @@ def plan(
     seed: int,
     max_seconds: float | None = None,
     downloads: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Task], list[BadLine]]:
     """Checks items against a model, reading their recordings and voices, and finds out their sizes.
 
@@ -92,6 +93,7 @@ def plan(
             less where the model reads phonemes (see `utterances.spoken_as`).
         downloads: folder where recordings of URLs are kept, created if there are any; by default they are downloaded
             again when their turn comes.
+        progress: told the number of each item, from 1, and how many there are, before it is checked.
 
     Returns:
         Tasks and bad lines, each in the order of the items.
@@ -99,7 +101,9 @@ def plan(
     voices_of = _Voices(config, downloads)
     tasks: list[Task] = []
     bad: list[BadLine] = []
-    for item in items:
+    for number, item in enumerate(items, 1):
+        if progress is not None:
+            progress(number, len(items))
         try:
             tasks.append(_task(item, config, tokenizer, *voices_of(item), seed, max_seconds))
         except (ValueError, OSError) as error:
