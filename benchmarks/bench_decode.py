@@ -1,10 +1,12 @@
 """Milliseconds per frame of the talker, the code predictor and the codec, apart and together, by batch.
 
-    python benchmarks/bench_decode.py CHECKPOINT [--batches 1 2 4 8 16 32] [--frames 16] [--plot decode.png]
+    python benchmarks/bench_decode.py CHECKPOINT [--batches 1 2 4 8 16 32] [--repeats 3] [--plot decode.png]
 
-Ours are compiled loops of each part and of the whole frame; the official package's are the calls of the same parts
-within one generation. Each measurement runs in a fresh process, in float32. Needs the extra `parity` and qwen-tts;
-`--kinds ours` runs without.
+For whoever makes one of the parts faster; the README's figures are of whole calls (bench_batch.py). Ours are compiled
+loops of each part and of the whole frame; the official package's are the calls of the same parts within one generation.
+Each measurement runs in a fresh process, in float32, the official package also in bfloat16; with 0.6B shapes on two
+cores that is minutes for each batch and repeat. CHECKPOINT is as for bench_batch.py. Needs the extra `parity` and
+qwen-tts; `--kinds ours` needs neither.
 """
 
 from __future__ import annotations
@@ -108,7 +110,8 @@ def measure_official(dtype: str, checkpoint: str, frames: int, batch: int) -> si
     columns = {name: [value] * batch for name, value in {"text": TEXT, "language": "english", **voice}.items()}
     for _ in range(2):
         times.clear()
-        speak(**columns, max_new_tokens=frames + 1)
+        wavs, _ = speak(**columns, max_new_tokens=frames + 1)
+        side_by_side.check_lengths(map(len, wavs), frames * tokenizer.get_decode_upsample_rate())
     prompt = times["talker"].pop(0)
     sums = {part: sum(found) for part, found in times.items()} | {"frame": times["whole"][0] - prompt}
     return _speed({part: sums[part] / frames * 1e3 for part in ("talker", "predictor", "frame", "codec")}, batch)
