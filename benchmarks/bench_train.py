@@ -1,81 +1,71 @@
-"""Training steps per second, full and with low-rank adapters.
+"""Seconds and memory of a training step: of all weights, without and with rematerialization, and of low-rank adapters.
 
-    python benchmarks/bench_train.py CHECKPOINT [--rows 8] [--frames 100] [--prompt 64] [--steps 5] [--dtype bfloat16]
+    python benchmarks/bench_train.py CHECKPOINT [--frames 24] [--batches 8] [--repeats 3] [--output steps.jsonl]
 
-CHECKPOINT is a folder in the published layout; its weights are read, its codec is not. Prompts and codes are
-random. Prints a line per kind of run: seconds per step, frames per second, and the peak of the device's memory.
+CHECKPOINT is a folder in the published layout; its weights are read, its codec is not. Prompts and codes are random;
+computed is in float32 on CPUs, else in bfloat16, as `train sft` does. Each kind runs in a fresh process, so that the
+peak of memory is its own: compiles, then makes five steps. Needs nothing but this package.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
-from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
-import jax
-import numpy as np
+import side_by_side
 
-from qwen3_tts_jax import hf_config
-from qwen3_tts_jax.config import ModelConfig
-from qwen3_tts_jax.convert import load_checkpoint
-from qwen3_tts_jax.prompt import PromptPlan, batch_plans
-from qwen3_tts_jax.train.lora import LoraConfig
-from qwen3_tts_jax.train.loss import Batch
-from qwen3_tts_jax.train.step import PARTS, Recipe, start, train_step
+_PROMPT, _STEPS = 64, 5
 
 
-def random_batch(config: ModelConfig, rows: int, prompt: int, frames: int) -> Batch:
-    """One batch [1, B, …] of prompts and codes of equal lengths."""
-    rng = np.random.default_rng(0)
-    num_codebooks, size = config.talker.num_codebooks, config.code_predictor.codebook_size
-    nothing = np.full((prompt, num_codebooks), -1, np.int32)
-    plans = [
-        PromptPlan(rng.integers(0, 1000, prompt).astype(np.int32), nothing, np.zeros(0, np.int32)) for _ in range(rows)
-    ]
+def measure(remat: bool, lora: bool, checkpoint: str, frames: int, rows: int) -> list[side_by_side.Figures]:
+    """Each of the steps after the first, which compiles."""
+    import jax
+    import numpy as np
+
+    from qwen3_tts_jax import hf_config
+    from qwen3_tts_jax.convert import load_checkpoint
+    from qwen3_tts_jax.prompt import PromptPlan, batch_plans
+    from qwen3_tts_jax.train.lora import LoraConfig
+    from qwen3_tts_jax.train.loss import Batch
+    from qwen3_tts_jax.train.step import PARTS, Recipe, start, train_step
+
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config = hf_config.read_folder(checkpoint).with_dtypes(dtype)
+    rng, num_codebooks = np.random.default_rng(0), config.talker.num_codebooks
+    nothing = np.full((_PROMPT, num_codebooks), -1, np.int32)
+    texts = rng.integers(0, 1000, (rows, _PROMPT)).astype(np.int32)
+    plans = [PromptPlan(text, nothing, np.zeros(0, np.int32)) for text in texts]
+    size = config.code_predictor.codebook_size
     codes = rng.integers(0, size, (rows, frames, num_codebooks)).astype(np.int32)
     batch = Batch(batch_plans(plans, tts_pad=config.prompt.tts_pad), codes, np.ones(rows, bool))
-    return jax.tree.map(lambda leaf: leaf[None], batch)
+    batches = jax.tree.map(lambda leaf: leaf[None], batch)
+
+    recipe = Recipe(config, remat=remat, lora=LoraConfig() if lora else None)
+    state, frozen = start(load_checkpoint(checkpoint, config, PARTS), recipe)
+    times = []
+    for _ in range(1 + _STEPS):
+        began = time.perf_counter()
+        state, _ = train_step(state, frozen, batches, recipe)
+        jax.block_until_ready(state)
+        times.append(time.perf_counter() - began)
+    first, *others = times
+    steps = [{"step": seconds, "speed": rows * frames / seconds} for seconds in others]
+    steps[0]["compile"] = first - others[0]
+    memory = jax.devices()[0].memory_stats()  # None on CPUs
+    if memory:
+        steps[0]["device_gb"] = memory["peak_bytes_in_use"] / 1e9
+    return steps
 
 
-def measure(recipe: Recipe, params: dict, batch: Batch, steps: int) -> float:
-    """Seconds per step, the first left out: it compiles."""
-    state, frozen = start(params, recipe)
-    state, metrics = train_step(state, frozen, batch, recipe)
-    jax.block_until_ready(metrics)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        state, metrics = train_step(state, frozen, batch, recipe)
-    jax.block_until_ready(metrics)
-    return (time.perf_counter() - begin) / steps
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=100)
-    parser.add_argument("--prompt", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    arguments = parser.parse_args()
-
-    config = hf_config.read_folder(arguments.checkpoint).with_dtypes(arguments.dtype)
-    params = load_checkpoint(arguments.checkpoint, config, PARTS)
-    batch = random_batch(config, arguments.rows, arguments.prompt, arguments.frames)
-    recipe = Recipe(config)
-    print(f"{jax.devices()[0].device_kind}, {arguments.dtype}, {arguments.rows} rows of {arguments.frames} frames")
-    print(f"{'run':18}{'s/step':>9}{'frames/s':>11}{'peak GB':>9}")
-    kinds = {
-        "full": replace(recipe, remat=False),
-        "full, remat": recipe,
-        "LoRA 16, remat": replace(recipe, lora=LoraConfig()),
-    }
-    for name, kind in kinds.items():
-        seconds = measure(kind, params, batch, arguments.steps)
-        memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9
-        print(f"{name:18}{seconds:>9.3f}{arguments.rows * arguments.frames / seconds:>11.0f}{memory:>9.1f}")
-
+_MEASURES = {
+    "full": partial(measure, False, False),
+    "full, remat": partial(measure, True, False),
+    "LoRA 16, remat": partial(measure, True, True),
+}
+_ROWS = [
+    ("step", "s per step"), ("speed", "frames per s"), ("compile", "first step beyond the second, s"),
+    ("device_gb", "peak memory of the device, GB"), ("peak_gb", "peak memory of the process, GB"),
+]  # fmt: skip
 
 if __name__ == "__main__":
-    main()
+    side_by_side.main(__file__, __doc__, _MEASURES, _ROWS, batches=(8,))
