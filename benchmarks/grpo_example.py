@@ -13,49 +13,27 @@ Another reward is another function of the codes: decode them (`codec.decoder.dec
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from small_model import small_model
 
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig, TransformerConfig
 from qwen3_tts_jax.generate import Params, utterance_keys
-from qwen3_tts_jax.presets import preset
 from qwen3_tts_jax.prompt import PromptBatch, PromptPlan, batch_plans
 from qwen3_tts_jax.train.new_model import new_params
 from qwen3_tts_jax.train.rollout import Rollout, group_advantages, policy_loss, roll_out
 
 CODEBOOKS, CODES, TEXT_IDS = 4, 32, 64
+STACK = TransformerConfig(1, 32, 64, 2, 2, 16, rope_theta=1e4, norm_eps=1e-6, qk_norm=True)
+"""Of the talker and of the code predictor: one layer of width 32."""
 PROMPTS, GROUP, FRAMES = 4, 16, 32
 SAMPLING = GenerationConfig(
     talker=SamplingConfig(temperature=1.0, top_k=0), code_predictor=SamplingConfig(temperature=1.0, top_k=0)
 )
-
-
-def tiny_model() -> ModelConfig:
-    """One layer of width 32 in the talker and in the code predictor; 4 codebooks of 32 codes."""
-    published = preset("0.6B-CustomVoice")
-    stack = TransformerConfig(1, 32, 64, 2, 2, 16, rope_theta=1e4, norm_eps=1e-6, qk_norm=True)
-    sizes = {"num_codebooks": CODEBOOKS, "codebook_size": CODES}
-    moved = {name: value + CODES - 2048 for name, value in vars(published.prompt).items() if name.startswith("codec_")}
-    return replace(
-        published,
-        talker=replace(
-            published.talker, transformer=stack, codec_vocab_size=CODES + 1024, text_vocab_size=TEXT_IDS,
-            text_width=32, num_codebooks=CODEBOOKS,
-        ),
-        code_predictor=replace(published.code_predictor, transformer=stack, talker_width=32, **sizes),
-        prompt=replace(published.prompt, tts_bos=60, tts_eos=61, tts_pad=62, **moved),
-        codec=replace(
-            published.codec,
-            num_codebooks=CODEBOOKS,
-            encoder=replace(published.codec.encoder, **sizes),
-            decoder=replace(published.codec.decoder, **sizes),
-        ),
-    )  # fmt: skip
 
 
 def prompts(config: ModelConfig, seed: int) -> PromptBatch:
@@ -86,7 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    config = tiny_model()
+    config = small_model(STACK, STACK, codebooks=CODEBOOKS, codes=CODES, text_ids=TEXT_IDS)
     params = new_params(config, arguments.seed)
     batch = prompts(config, arguments.seed)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(arguments.learning_rate))
