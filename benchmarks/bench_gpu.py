@@ -2,6 +2,8 @@
 
     python benchmarks/bench_gpu.py CHECKPOINT [--batches 1 64 256] [--frames 128] [--output gpu.jsonl] [--plot gpu.png]
 
+These are the defaults, of which the README's figures are (`results/gpu_h200.jsonl`, 1.7B shapes). Compiling ours for
+one of the batches takes about a minute, so minutes pass before the first figure; each is printed as it is made.
 Ours computes in bfloat16, the codec in three passes of it; the others in bfloat16 throughout. Measured are frames
 alone, the codec alone, whole calls, and the time until a stream's first sound; each is the median of several after
 one that compiles or captures. Any custom-voice checkpoint will do, a random one too
@@ -22,6 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import figures
+from figures import spread
+from side_by_side import check_lengths
 
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds."
 CALL = {"speaker": "ryan", "language": "english"}
@@ -47,11 +53,6 @@ def milliseconds(call: Callable[[], Any], times: int, warm: int = 1) -> list[flo
     return found
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and most."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values), "of": len(values)}
-
-
 def measure_ours(checkpoint: str, batches: list[int], frames: int) -> None:
     """Frames and codec apart, then whole calls and streams of the class that users see."""
     import jax
@@ -65,11 +66,12 @@ def measure_ours(checkpoint: str, batches: list[int], frames: int) -> None:
     began = time.perf_counter()
     model = Qwen3TTS.from_pretrained(checkpoint, dtype="bfloat16,codec=bfloat16_3x")
     params, config = model.params, model.config
-    say(what="load", seconds=time.perf_counter() - began, jax=jax.__version__, device=jax.devices()[0].device_kind)
+    say(what="load", seconds=time.perf_counter() - began, device=jax.devices()[0].device_kind)
     request = Request(TEXT, max_frames=frames, **CALL)
 
     def speak(batch: int) -> float:
         speeches = model.synthesize([request] * batch, batch_size=batch)
+        check_lengths((len(speech.codes) for speech in speeches), frames)
         return sum(speech.seconds for speech in speeches)
 
     def stream() -> list[float]:
@@ -151,13 +153,15 @@ def measure_official(checkpoint: str, batches: list[int], frames: int) -> None:
         return result
 
     model.model.generate = timed
-    say(what="load", torch=torch.__version__, device=torch.cuda.get_device_name())
+    say(what="load", device=torch.cuda.get_device_name())
+    frame_samples = model.model.speech_tokenizer.get_decode_upsample_rate()
     for batch in batches:
         columns = {"text": [TEXT] * batch, **{name: [value] * batch for name, value in CALL.items()}}
         apart, seconds = [], [0.0]
 
         def whole(columns: dict = columns, apart: list = apart, seconds: list = seconds) -> None:
             samples, rate = model.generate_custom_voice(**columns, max_new_tokens=frames + 1)
+            check_lengths(map(len, samples), frames * frame_samples)
             seconds[0] = sum(map(len, samples)) / rate
             apart.append(inner[0] / frames)
 
@@ -178,9 +182,7 @@ def measure_faster(checkpoint: str, _batches: list[int], frames: int) -> None:
     from faster_qwen3_tts import FasterQwen3TTS
 
     model = FasterQwen3TTS.from_pretrained(checkpoint, device="cuda", dtype=torch.bfloat16)
-    say(
-        what="load", torch=torch.__version__, transformers=transformers.__version__, device=torch.cuda.get_device_name()
-    )
+    say(what="load", transformers=transformers.__version__, device=torch.cuda.get_device_name())
     options = {"text": TEXT, **CALL, "max_new_tokens": frames}
     seconds = [0.0]
 
@@ -220,30 +222,11 @@ def print_table(rows: list[dict[str, Any]], kinds: list[str]) -> None:
             label = f"{row['what']}, batch {row['batch']}: {name}" if "batch" in row else ""
             label += f" (chunks of {row['chunk']})" if "chunk" in row else ""
             if isinstance(value, dict):
-                text = f"{value['median']:.3g} ({value['least']:.3g} to {value['most']:.3g}, {value['of']})"
-                cells.setdefault(label, {})[row["kind"]] = text
+                cells.setdefault(label, {})[row["kind"]] = figures.cell(value)
             elif name == "speed":
                 cells.setdefault(label, {})[row["kind"]] = f"{value:.3g}"
-    print(f"\n| median (min to max, number) | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|")
-    for label, found in cells.items():
-        print(f"| {label} | {' | '.join(found.get(kind, '') for kind in kinds)} |")
-
-
-def plot(path: Path, rows: list[dict[str, Any]], kinds: list[str]) -> None:
-    """Speed of whole calls over the batch, a line per kind, as a PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for kind in kinds:
-        calls = [row for row in rows if row["kind"] == kind and row["what"] == "whole call"]
-        axes.plot([row["batch"] for row in calls], [row["speed"] for row in calls], marker="o", label=kind)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set(xlabel="utterances at a time", ylabel="seconds of audio per second")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    lines = ([label, *(found.get(kind, "") for kind in kinds)] for label, found in cells.items())
+    figures.print_table(["median (min to max, number)", *kinds], lines)
 
 
 def main() -> None:
@@ -269,14 +252,14 @@ def main() -> None:
                 if line.startswith("{"):
                     rows.append({"kind": kind, **json.loads(line)})
                     print(json.dumps(rows[-1]), flush=True)
-                    if arguments.output:
-                        with arguments.output.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(rows[-1]) + "\n")
+                    figures.append(arguments.output, {**rows[-1], "machine": figures.machine()})
         if worker.returncode:
             print(f"{kind} ended with exit status {worker.returncode}", file=sys.stderr)
     print_table(rows, arguments.kinds)
     if arguments.plot:
-        plot(arguments.plot, rows, arguments.kinds)
+        calls = [row for row in rows if row["what"] == "whole call"]
+        lines = {kind: {row["batch"]: row["speed"] for row in calls if row["kind"] == kind} for kind in arguments.kinds}
+        figures.plot(arguments.plot, lines, "seconds of audio per second", scale="log")
 
 
 if __name__ == "__main__":

@@ -1,42 +1,27 @@
 """How often another batch size gives other codes: it rounds otherwise, and a draw that is close falls otherwise.
 
-    python benchmarks/bench_shapes.py CHECKPOINT [--utterances 64] [--batches 1 2 4 8] [--frames 100]
+    python benchmarks/bench_shapes.py CHECKPOINT [--utterances 64] [--batches 1 2 4 8] [--frames 100] [--dtype float32]
 
 The same utterances are drawn with the same seed at each batch size and compared with the first. Once a code differs,
 so does nearly all after it. With random weights, which make likelier codes hardly likelier than others, draws are
-closer than with real ones. Needs nothing but this package.
+closer than with real ones. Each batch size speaks all utterances, up to 100 frames each: choose a small model on a CPU,
+as the README's figures did (192 utterances in float32, 64 in bfloat16). Needs nothing but this package.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-from importlib.metadata import version
 from pathlib import Path
 
+import figures
 import numpy as np
 
 from qwen3_tts_jax import Qwen3TTS, Request
 
 WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "and",
-    "nobody",
-    "minds",
-    "that",
-    "at",
-    "all",
-]
+    "the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "nobody", "minds", "that", "at", "all",
+]  # fmt: skip
 
 
 def main() -> None:
@@ -62,18 +47,15 @@ def main() -> None:
     first, *others = arguments.batches
     frames = sum(map(len, spoken[first]))
     rows = [compare(spoken[first], spoken[batch]) | {"batch": batch} for batch in others]
-    print(f"{len(texts)} utterances, {frames} frames of {model.config.talker.num_codebooks} codes, sampled\n")
-    print(f"| batch | utterances unlike batch {first} | first frame that differs, median | frames before it |")
-    print("|---|---|---|---|")
+    print(f"{len(texts)} utterances, {frames} frames of {model.config.talker.num_codebooks} codes, sampled")
+    heads = ["batch", f"utterances unlike batch {first}", "first frame that differs, median", "frames before it"]
+    lines = []
     for row in rows:
         where = "" if row["median_frame"] is None else f"{row['median_frame']:.0f}"
-        print(f"| {row['batch']} | {row['different']} | {where} | {row['frames_before'] / frames:.1%} |")
-    if arguments.output:
-        machine = {"platform": platform.platform(), "jax": version("jax"), "dtype": arguments.dtype}
-        with arguments.output.open("a", encoding="utf-8") as file:
-            for row in rows:
-                line = {**row, "like": first, "utterances": len(texts), "frames": frames, "machine": machine}
-                file.write(json.dumps(line) + "\n")
+        lines.append([str(row["batch"]), str(row["different"]), where, f"{row['frames_before'] / frames:.1%}"])
+        settings = {"like": first, "utterances": len(texts), "frames": frames, "dtype": arguments.dtype}
+        figures.append(arguments.output, {**row, **settings, "machine": figures.machine()})
+    figures.print_table(heads, lines)
 
 
 def compare(one: list[np.ndarray], other: list[np.ndarray]) -> dict[str, float | None]:
