@@ -23,7 +23,6 @@ from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, CheckpointError, c
 from qwen3_tts_jax.convert.load import Finish, Placement, Progress
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
-from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.files import completed_folder, require_absent
 from qwen3_tts_jax.hf_config import read_folder
 
@@ -101,12 +100,13 @@ def load(
         for part in parts:
             stored |= _stored(checkpointer, folder, part)
         stored = check_tree(folder, unflatten_dict(stored, sep="/"), rules)
-        device = jax.sharding.SingleDeviceSharding(default_device())
+        # Without a place Orbax reads arrays of NumPy. Those that it places itself are committed to their device, for
+        # which JAX would compile other programs than for the arrays of `load_params`.
         wanted = {
             rule.flax: jax.ShapeDtypeStruct(
                 rule.flax_shape,
                 compute_dtype(config, rule) or stored[rule.flax].dtype,
-                sharding=device if placement is None else placement(rule.flax, rule.flax_shape),
+                sharding=None if placement is None else placement(rule.flax, rule.flax_shape),
             )
             for rule in rules
         }
@@ -121,7 +121,7 @@ def load(
             done += _nbytes(leaves.values())
             # Taken out one by one: what `finish` replaces is freed then.
             for name in tuple(leaves):
-                path, leaf = f"{part}/{name}", leaves.pop(name)
+                path, leaf = f"{part}/{name}", jax.device_put(leaves.pop(name))
                 params |= jax.block_until_ready({path: leaf} if finish is None else finish(path, leaf))
             if progress is not None:
                 progress(done, _nbytes(wanted.values()))

@@ -61,6 +61,8 @@ def assert_equal_trees(found, expected):
     for path, leaf in expected.items():
         assert isinstance(found[path], jax.Array)
         assert found[path].dtype == leaf.dtype, path
+        # Programs are compiled apart for arrays that are committed to a device.
+        assert found[path].committed == leaf.committed, path
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
 
 
