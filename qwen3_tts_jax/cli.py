@@ -7,6 +7,7 @@ learnt from, before any of them is encoded.
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from qwen3_tts_jax.cli_codec import codec_app
 from qwen3_tts_jax.cli_options import APP, DEFAULT_CLONER, DEFAULT_DESIGNER, examples
 from qwen3_tts_jax.cli_train import train_app
 from qwen3_tts_jax.cli_voice import voice_app
+from qwen3_tts_jax.console import cannot_write_standard_output
 from qwen3_tts_jax.packaged import MINI
 from qwen3_tts_jax.presets import PRESETS
 
@@ -36,7 +38,15 @@ app.add_typer(train_app)
 
 def main() -> None:
     """The entry point of the installed command."""
-    app(prog_name="qwen3-tts-jax")
+    try:
+        app(prog_name="qwen3-tts-jax")
+    except OSError as error:
+        try:
+            # What could not be written is still there, and fails again.
+            sys.stdout.flush()
+        except OSError:
+            sys.exit(cannot_write_standard_output(error))
+        raise
 
 
 def _show_version(show: bool) -> None:

@@ -134,6 +134,8 @@ def _check_options(model_type: str, options: SpeakOptions) -> Path:
     if not options.stream:
         if options.raw:
             refuse("--raw is for --stream; the format of a file is that of its name")
+        if str(output) == "-":
+            refuse("--output takes the name of a file; sound for standard output is made with --stream")
         with refusing(ValueError, OSError):
             audio.check_writable(output)
     elif options.output is not None:

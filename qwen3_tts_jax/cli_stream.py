@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 from collections.abc import Generator
@@ -10,8 +9,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
+import typer
 
-from qwen3_tts_jax.console import ProgressLine, refuse
+from qwen3_tts_jax.console import ProgressLine, cannot_write_standard_output, drop_standard_output, refuse
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.synthesis import FinishReason, Speech
@@ -83,11 +83,9 @@ def _write(content: bytes) -> bool:
     try:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
-    except OSError as error:
-        # What is left in the buffer would fail again when the interpreter ends.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            refuse(f"cannot write to standard output: {error.strerror}")
+    except BrokenPipeError:
+        drop_standard_output()
         return False
+    except OSError as error:
+        raise typer.Exit(cannot_write_standard_output(error)) from None
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import logging
 import math
+import os
 import sys
 import time
 import warnings
@@ -28,6 +29,19 @@ def refuse(message: object) -> NoReturn:
     """Ends the command with one line on standard error and exit status 2."""
     typer.echo(f"error: {_one_line(message)}", err=True)
     raise typer.Exit(_BAD_INPUT)
+
+
+def cannot_write_standard_output(error: OSError) -> int:
+    """Says so in one line; returns the exit status."""
+    drop_standard_output()
+    typer.echo(f"error: cannot write to standard output: {error.strerror}", err=True)
+    return _BAD_INPUT
+
+
+def drop_standard_output() -> None:
+    """Lets what is left for standard output go nowhere: else it would fail again when the interpreter ends."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @contextmanager

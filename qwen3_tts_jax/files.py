@@ -93,6 +93,9 @@ def completed(path: Path, *, sync: bool = False) -> Iterator[Path]:
     Args:
         path: of the finished file.
         sync: wait until the file is on the disk before it gets its name, and then for the name.
+
+    Raises:
+        OSError: it cannot be written; the error's filename is `path`.
     """
     temporary = _partial_name(path)
     try:
@@ -102,6 +105,11 @@ def completed(path: Path, *, sync: bool = False) -> Iterator[Path]:
         temporary.replace(path)
         if sync:
             sync_path(path.parent)
+    except OSError as error:
+        # Where a disk is full an error names no file, else the temporary one.
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

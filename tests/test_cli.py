@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -145,6 +146,7 @@ def test_help_and_lists_do_not_import_jax(models: Path):
         ([" \n"], ["the text is empty"]),
         (["hello", "-o", "absent/x.wav"], ["the folder absent does not exist"]),
         (["hello", "-o", "x.mp3"], [".mp3", ".wav, .flac, .ogg"]),
+        (["hello", "-o", "-"], ["standard output", "--stream"]),
         (["hello", "-o", "."], ["not supported"]),
         (["hello", "--max-seconds", "0"], ["--max-seconds must be a number above 0, got 0"]),
         (["hello", "--max-seconds", "-1.5"], ["--max-seconds must be a number above 0, got -1.5"]),
@@ -544,6 +546,26 @@ def test_a_refusal_of_thestart(model, tmp_path):
     assert stderr.startswith("error: unknown speaker 'nobody'")
     assert stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["voices"], ["--help"]])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments):
+    with open("/dev/full", "wb") as full:
+        process = start(*arguments, stdout=full)
+        stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 2
+    assert stderr == b"error: cannot write to standard output: No space left on device\n"
+
+
+def test_a_full_disk_is_named_with_the_file(run, model, calls, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    result = run("say", "Hi.", "-m", model, "-s", "vivian", "-o", "x.wav")
+    assert_refused(result, "error: x.wav: No space left on device\n")
+    assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
