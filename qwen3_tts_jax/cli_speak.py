@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +91,8 @@ def speak(model_type: str, options: SpeakOptions) -> None:
         check_type(options.model, config, model_type, COMMANDS[model_type])
         request = _request(text, voice, options, config)
         tokenizer, plan = _read(request, folder, config)
-        with ProgressLine(1 / config.codec.frame_rate, options.quiet) as progress:
+        interrupts = nullcontext() if options.stream else _interrupts_explained(output)
+        with interrupts, ProgressLine(1 / config.codec.frame_rate, options.quiet) as progress:
             tts, generation = _load(folder, sampling, options, progress)
             unchosen = request.speaker if options.speaker is None else None
             if unasked:
@@ -124,6 +127,20 @@ def speak(model_type: str, options: SpeakOptions) -> None:
         + _cut(reason, frames, request, tokenizer, plan, config),
         err=options.stream,
     )
+
+
+@contextmanager
+def _interrupts_explained(output: Path) -> Iterator[None]:
+    """Tells who interrupts the speaking of a whole text how to have the first of it sooner."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted: {output} is not written; of a long text --stream gives the sound as it is made, and `batch` "
+            "keeps each text that is finished",
+            err=True,
+        )
+        raise
 
 
 def _check_options(model_type: str, options: SpeakOptions) -> Path:

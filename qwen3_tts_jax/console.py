@@ -23,6 +23,7 @@ _BAD_INPUT = 2
 # Seconds. A command that ends at once leaves no line in a log.
 _FIRST_LOG, _LOG_EVERY = 10.0, 60.0
 _STANDARD_INPUT = "standard input"
+_BETWEEN_LINES = 10.0  # seconds
 
 
 def refuse(message: object) -> NoReturn:
@@ -219,7 +220,8 @@ class ProgressLine(StatusLine):
     """What becomes of one speech.
 
     An instance is a `synthesis.Progress`, and knows more stages: a recording is heard ("listen"), recordings
-    are encoded ("encode"), a file is saved ("save").
+    are encoded ("encode"), a file is saved ("save"). Where standard error is no terminal, a line is written there
+    for every 10 s of speaking.
 
     Attributes:
         until_speech: seconds from the prompt to the first frames, most of which is compilation.
@@ -228,7 +230,9 @@ class ProgressLine(StatusLine):
     def __init__(self, frame_seconds: float, quiet: bool):
         super().__init__(quiet, elapsed=True)
         self._frame_seconds = frame_seconds
-        self._prompted = self._first_frames = 0.0
+        self._lines = not quiet and not sys.stderr.isatty()
+        self._prompted = self._first_frames = self._last_line = 0.0
+        self._part, self._parts = 0, 1
         self._first_count = 0
         self.until_speech = 0.0
 
@@ -239,18 +243,25 @@ class ProgressLine(StatusLine):
         elif stage == "prefill":
             if done == 0:
                 self._prompted, self._first_frames = time.monotonic(), 0.0
-            self._show("compiling")
+                self._show("compiling")
+            self._part, self._parts = done, total
         elif stage == "speak":
-            self._show(self._spoken(done))
+            self._show_spoken(done)
         else:
             self._show({"listen": "listening", "encode": "encoding", "decode": "decoding", "save": "saving"}[stage])
 
-    def _spoken(self, frames: int) -> str:
+    def _show_spoken(self, frames: int) -> None:
         now = time.monotonic()
         text = f"speaking {frames * self._frame_seconds:.1f} s of audio"
         if not self._first_frames:
-            self._first_frames, self._first_count = now, frames
+            self._first_frames, self._first_count, self._last_line = now, frames, now
             self.until_speech = now - self._prompted
-            return text
-        speed = (frames - self._first_count) * self._frame_seconds / max(now - self._first_frames, 1e-9)
-        return f"{text}, {speed:.2f} x real time"
+        else:
+            speed = (frames - self._first_count) * self._frame_seconds / max(now - self._first_frames, 1e-9)
+            text += f", {speed:.2f} x real time"
+        if self._parts > 1:
+            text += f", part {self._part} of {self._parts}"
+        self._show(text)
+        if self._lines and now - self._last_line >= _BETWEEN_LINES:
+            self._last_line = now
+            typer.echo(text, err=True)

@@ -422,6 +422,22 @@ def test_progress_is_shown_on_terminals_only(monkeypatch, stderr, quiet):
         assert part in shown
 
 
+def test_what_is_no_terminal_gets_a_line_now_and_then(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr("qwen3_tts_jax.console.time.monotonic", lambda: clock[0])
+
+    def speak(progress: ProgressLine) -> None:
+        for part, frames in enumerate((20, 40, 60, 80)):
+            progress("prefill", part, 3)
+            clock[0] += 6
+            progress("speak", frames, 90)
+
+    speak(ProgressLine(0.05, quiet=False))
+    assert capsys.readouterr().err == "speaking 3.0 s of audio, 0.17 x real time, part 2 of 3\n"
+    speak(ProgressLine(0.05, quiet=True))
+    assert capsys.readouterr().err == ""
+
+
 # Other commands.
 
 
@@ -585,5 +601,7 @@ def test_an_interrupted_command_leaves_nothing(model, tmp_path):
     assert process.stderr.readline().startswith("voice: ")
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)
-    assert (process.returncode, stdout, stderr) == (130, "", "")
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.startswith("interrupted: speech.wav is not written; ")
+    assert stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
