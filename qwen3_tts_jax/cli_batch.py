@@ -13,11 +13,13 @@ from qwen3_tts_jax.cli_options import SpeechOptions, examples
 
 EXAMPLES = examples(
     "qwen3-tts-jax batch lines.jsonl -o out/",
+    "qwen3-tts-jax batch sentences.txt -o out/",
     "qwen3-tts-jax batch lines.csv -o out/ --model 1.7B-VoiceDesign --format flac --batch-size 16",
     "qwen3-tts-jax batch clones.jsonl -o out/ --model 0.6B-Base --save-codes --skip-bad",
     "qwen3-tts-jax batch lines.jsonl -o out/ --format parquet --retry 2 --engine ray",
     "",
-    'A manifest, as JSON lines or (.csv) as CSV with the same names in its first line; only "text" is needed:',
+    'A manifest, as JSON lines or (.csv) as CSV with the same names in its first line; only "text" is needed.',
+    "Plain text (.txt) is one text in each line.",
     '  {"id": "a1", "text": "Good morning.", "speaker": "henry", "language": "english"}',
     '  {"id": "a2", "text": "It rains.", "instruct": "sadly", "max_seconds": 6, "seed": 3}',
     '  {"id": "b1", "text": "Hello.", "reference": "me.wav", "reference_text": "What I say."}',
@@ -26,7 +28,12 @@ EXAMPLES = examples(
 
 
 def batch(
-    manifest: Annotated[Path, typer.Argument(help="JSON lines, or CSV by its ending .csv.", show_default=False)],
+    manifest: Annotated[
+        Path,
+        typer.Argument(
+            help='JSON lines, or .csv or .txt by its ending; "-" is JSON lines from standard input.', show_default=False
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the job; made where it is not there.", show_default=False)
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,10 +149,38 @@ def test_bytes_that_are_not_utf_8(tmp_path):
     path = write(tmp_path, {"text": "a"}, '{"text": "ü"}')
     path.write_bytes(path.read_bytes().replace("ü".encode(), b"\xfc"))
     assert read(path)[1] == [BadLine(2, None, "is not UTF-8 text: byte 10 is 0xfc")]
+    text = tmp_path / "m.txt"
+    text.write_bytes(b"a\n\xfc\n")
+    assert read(text)[1] == [BadLine(2, None, "is not UTF-8 text: byte 0 is 0xfc")]
     csv = tmp_path / "m.csv"
     csv.write_bytes(b"text\na\n\xfc\n")
     with pytest.raises(ManifestError, match=r"m\.csv is not UTF-8 text: line 3 has the byte 0xfc"):
         read(csv)
+
+
+@pytest.mark.parametrize("name", ["hello.wav", "m.jsonl", "m.csv", "m.txt"])
+def test_a_file_that_is_no_text_is_one_problem(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"RIFF\x00\n\xfc\n\xfc\n")
+    with pytest.raises(ManifestError, match=f"{name} is no manifest: it is not UTF-8 text"):
+        read(path)
+
+
+def test_plain_text_has_a_text_in_each_line(tmp_path):
+    path = tmp_path / "m.TXT"
+    path.write_bytes(b'\xef\xbb\xbfOne, "two".\r\n \n\t{"text": "x"} \n')
+    assert read(path) == ([Item(1, "1", 'One, "two".'), Item(3, "3", '{"text": "x"}')], [])
+
+
+def test_standard_input_has_json_lines(tmp_path, monkeypatch):
+    def given(content):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    given(b'{"text": "a", "voice": "v.pt"}\n')
+    assert read(Path("-")) == ([Item(1, "1", "a", voice="v.pt")], [])
+    given(b"")
+    with pytest.raises(ManifestError, match="standard input is empty"):
+        read(Path("-"))
 
 
 @pytest.mark.parametrize(

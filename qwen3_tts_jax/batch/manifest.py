@@ -1,7 +1,8 @@
-"""Manifests: the list of what a batch job speaks, as JSON lines or as CSV. No JAX.
+"""Manifests: the list of what a batch job speaks, as JSON lines, CSV or plain text. No JAX.
 
-A manifest is UTF-8. As JSON lines (any name) each line is an object; as CSV (a name that ends in .csv) the first line
-names the columns, and an empty cell is a field that is not given. The fields:
+A manifest is UTF-8. As JSON lines (any other name, or "-" for standard input) each line is an object; as CSV (a name
+that ends in .csv) the first line names the columns, and an empty cell is a field that is not given; as plain text
+(.txt) each line is a text. The fields:
 
     id              name of the files that are written; the number of the line by default
     text            what is said; the only field that must be given
@@ -12,7 +13,7 @@ names the columns, and an empty cell is a field that is not given. The fields:
     reference       recording to clone: a file or a URL; with reference_text (what it says) or x_vector_only
     voice           file of a voice to clone, in place of a recording
 
-Files are named relative to the manifest's folder.
+Files are named relative to the manifest's folder; of standard input, to the current one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import io
 import json
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -91,11 +93,16 @@ def read(path: Path) -> tuple[list[Item], list[BadLine]]:
         The good lines and the bad ones, each in the order of the file.
 
     Raises:
-        ManifestError: the file is empty, or a CSV file without usable columns.
+        ManifestError: the file is empty, no text, or a CSV file without usable columns.
         OSError: it cannot be read.
     """
-    content = path.read_bytes()
-    rows = _csv_rows(path, content) if path.suffix.lower() == ".csv" else _json_rows(content)
+    given = str(path) == "-"
+    name, content = ("standard input", sys.stdin.buffer.read()) if given else (path, path.read_bytes())
+    # In sound, pictures and archives, and in UTF-16: line by line all of it would be wrong.
+    if b"\0" in content:
+        raise ManifestError(f"{name} is no manifest: it is not UTF-8 text")
+    forms = {".csv": _csv_rows, ".txt": _text_rows}
+    rows = forms.get(path.suffix.lower(), _json_rows)(path, content)
     items: list[Item] = []
     bad: list[BadLine] = []
     lines: dict[str, int] = {}
@@ -103,24 +110,34 @@ def read(path: Path) -> tuple[list[Item], list[BadLine]]:
         item = row if isinstance(row, BadLine) else _item(line, row, path.parent)
         if isinstance(item, Item):
             # File systems may take names for one that differ in case, or in how letters are composed.
-            name = unicodedata.normalize("NFC", item.id).casefold()
-            first = lines.setdefault(name, line)
+            file = unicodedata.normalize("NFC", item.id).casefold()
+            first = lines.setdefault(file, line)
             if first != line:
                 item = BadLine(line, item.id, f"the id {item.id!r} is a duplicate of that of line {first}")
         (items if isinstance(item, Item) else bad).append(item)
     if not items and not bad:
-        raise ManifestError(f"{path} is empty: it has no line to speak")
+        raise ManifestError(f"{name} is empty: it has no line to speak")
     return items, bad
 
 
-def _json_rows(content: bytes) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+def _text_rows(_: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+    """The lines that are not empty, by their numbers."""
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
+            row = {"text": line.decode("utf-8").strip()}
         except UnicodeDecodeError as error:
             row = BadLine(number, None, f"is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}")
+        if isinstance(row, BadLine) or row["text"]:
+            yield number, row
+
+
+def _json_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+    for number, line in _text_rows(path, content):
+        if isinstance(line, BadLine):
+            yield number, line
+            continue
+        try:
+            row = json.loads(line["text"], object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             row = BadLine(number, None, f"is not JSON: {error.msg} at character {error.colno}")
         except (ValueError, RecursionError) as error:
