@@ -137,9 +137,16 @@ def completed_folder(path: Path) -> Iterator[Path]:
 
 
 def require_absent(path: Path) -> None:
-    """Raises a FileExistsError where something is at `path`."""
+    """Finds out, before long work, whether something new can be put there, with the folders that it lies in.
+
+    Raises:
+        FileExistsError: something is at `path`, or a file where it needs a folder.
+    """
     if path.exists():
         raise FileExistsError(f"{path} is there already: choose another folder or move it away")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise FileExistsError(f"{nearest} is a file, not a folder")
 
 
 def is_partial(path: Path) -> bool:

@@ -211,6 +211,10 @@ def test_refused_before_anything_is_encoded(base, recordings, tmp_path, monkeypa
     assert_refused(run(two, "-o", tmp_path / "run", "-m", base), "line 1 has no audio; data.jsonl line 2 has no text")
     assert_refused(run(tmp_path / "none.jsonl", "-o", tmp_path / "run", "-m", base), "none.jsonl cannot be read")
     assert_refused(run(write_data(recordings), "-o", tmp_path / "run", "-m", base), "data.jsonl has no lines")
+    sound = recordings / "0.wav"
+    assert_refused(run(sound, "-o", tmp_path / "run", "-m", base), "0.wav holds no JSON lines: it is not UTF-8 text")
+    assert_refused(run(data, "-o", sound, "-m", base), "0.wav is a file, not a folder")
+    assert_refused(run(data, "-o", sound / "run", "-m", base), "0.wav is a file, not a folder")
     for options, part in (
         (("--learning-rate", 0), "learning rate"),
         (("--batch-size", 0), "batches"),

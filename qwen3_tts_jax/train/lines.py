@@ -90,7 +90,9 @@ def json_lines(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str,
     try:
         # `splitlines` would also split at ends of lines that JSON allows in a text, such as U+2028.
         rows = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} holds no JSON lines: it is not UTF-8 text") from error
+    except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     for number, row in enumerate(rows, 1):
         if not row.strip():
