@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-REQUIREMENTS = 'pip install "qwen3-tts-jax[parity]" && pip install --no-deps qwen-tts==0.1.1'
+REQUIREMENTS = 'in the clone of this package, pip install -e ".[parity]" && pip install --no-deps qwen-tts==0.1.1'
 
 # The official codec decodes longer utterances in chunks that do not see each other's whole past.
 MAX_FRAMES = 300

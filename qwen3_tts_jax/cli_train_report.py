@@ -54,7 +54,8 @@ def check_tensorboard() -> None:
         import tensorboardX  # noqa: F401
     except ImportError:
         refuse(
-            '--tensorboard needs tensorboardX: pip install "qwen3-tts-jax[tensorboard]"; log.jsonl has the same numbers'
+            "--tensorboard needs tensorboardX, and log.jsonl has the same numbers: in the clone of this package, "
+            'pip install -e ".[tensorboard]"'
         )
 
 

@@ -95,7 +95,7 @@ def test_packages_that_are_not_there(model, no_weights, monkeypatch, option, pac
     monkeypatch.setattr(batch_job, "find_spec", lambda name: None if name == package else name)
     extra = option.rpartition("=")[2]
     result = run("batch", "m.jsonl", "-o", "out", "-m", model, option)
-    assert_refused(result, f"this needs {package}: pip install 'qwen3-tts-jax[{extra}]'")
+    assert_refused(result, f'this needs {package}: in the clone of this package, pip install -e ".[{extra}]"\n')
 
 
 def test_all_bad_lines_are_listed_before_loading(folder, model, no_weights):

@@ -220,6 +220,6 @@ def test_a_missing_package_is_told_with_the_commands(missing, monkeypatch):
         import_official()
     message = str(caught.value)
     assert "\n" not in message
-    assert 'pip install "qwen3-tts-jax[parity]" && pip install --no-deps qwen-tts==0.1.1' in message
+    assert 'pip install -e ".[parity]" && pip install --no-deps qwen-tts==0.1.1' in message
     if caught.value.__cause__.name == missing:
         assert missing in message

@@ -97,7 +97,7 @@ def _check_options(options: BatchOptions) -> None:
         (options.engine == "ray", "ray", "ray"),
     ):
         if needed and find_spec(package) is None:
-            refuse(f"this needs {package}: pip install 'qwen3-tts-jax[{extra}]'")
+            refuse(f'this needs {package}: in the clone of this package, pip install -e ".[{extra}]"')
     if options.shard_items is not None and options.audio_format != "parquet":
         refuse("--shard-items is for --format parquet")
     if options.workers is not None and options.engine != "ray":
