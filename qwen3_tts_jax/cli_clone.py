@@ -28,20 +28,18 @@ class Reference:
         text: what it says.
         text_file: where that is written instead.
         x_vector_only: whether to leave the text and the codes out.
-        text_option: what messages call the option of the text.
     """
 
     recording: str
     text: str | None
     text_file: Path | None
     x_vector_only: bool
-    text_option: str
 
     def read(self) -> Recording:
         """Reads both; refuses what no voice can be made from."""
         from qwen3_tts_jax import audio, voices
 
-        option, text = self.text_option, self.text
+        option, text = "--reference-text", self.text
         if text is not None and self.text_file is not None:
             refuse(f"give what the recording says with {option} or with {option}-file, not both")
         if self.x_vector_only and (text is not None or self.text_file is not None):
@@ -175,6 +173,8 @@ def show_voices(path: Path) -> None:
 def blend_voices(first: Path, second: Path, weight: float, output: Path, name: str | None) -> None:
     """Two voice files → one between them."""
     check_output(output, ".safetensors")
+    if output.resolve() in (first.resolve(), second.resolve()):
+        refuse(f"{output} is one of the two voices: choose another name")
     a, b = load_voice(first), load_voice(second)
 
     from qwen3_tts_jax import voice_file, voices

@@ -209,10 +209,7 @@ def _heard(
     if voice is not None:
         return load_voice(voice)
     if reference is not None:
-        return Reference(
-            recording=str(reference), text=text, text_file=None, x_vector_only=text is None,
-            text_option="--reference-text",
-        ).read()  # fmt: skip
+        return Reference(recording=str(reference), text=text, text_file=None, x_vector_only=text is None).read()
     return VoicePrompt(np.zeros(config.speaker_encoder.x_vector_width, np.float32))
 
 

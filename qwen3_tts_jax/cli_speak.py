@@ -183,7 +183,6 @@ def _voice(options: SpeakOptions) -> Recording | VoicePrompt:
             text=options.reference_text,
             text_file=options.reference_text_file,
             x_vector_only=options.x_vector_only,
-            text_option="--reference-text",
         ).read()
     if options.reference_text is not None or options.reference_text_file is not None:
         refuse("--voice takes no --reference-text: the file has its own")

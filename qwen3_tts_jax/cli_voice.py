@@ -18,7 +18,7 @@ Name = Annotated[str | None, typer.Option("--name", help="Of the voice; `voice s
 
 @voice_app.command(
     epilog=examples(
-        'qwen3-tts-jax voice save me.wav --text "What I say in me.wav." -o me.safetensors',
+        'qwen3-tts-jax voice save me.wav --reference-text "What I say in me.wav." -o me.safetensors',
         "qwen3-tts-jax voice save https://example.org/me.wav --x-vector-only --model 1.7B-Base -o me.safetensors",
     )
 )
@@ -27,8 +27,10 @@ def save(
         str, typer.Argument(metavar="RECORDING", help="Of one clear voice, 3 to 30 s: a file or a URL.")
     ],
     output: Output,
-    text: Annotated[str | None, typer.Option("--text", "-t", help="What it says.")] = None,
-    text_file: Annotated[Path | None, typer.Option("--text-file", help="Read that from this UTF-8 file.")] = None,
+    text: Annotated[str | None, typer.Option("--reference-text", "--text", "-t", help="What it says.")] = None,
+    text_file: Annotated[
+        Path | None, typer.Option("--reference-text-file", "--text-file", help="Read that from this UTF-8 file.")
+    ] = None,
     x_vector_only: option.XVectorOnly = False,
     name: Name = None,
     model: option.Model = DEFAULT_CLONER,
@@ -45,9 +47,7 @@ def save(
     from qwen3_tts_jax.cli_clone import Reference, save_voice
     from qwen3_tts_jax.cli_model import Source
 
-    reference = Reference(
-        recording=recording, text=text, text_file=text_file, x_vector_only=x_vector_only, text_option="--text"
-    )
+    reference = Reference(recording=recording, text=text, text_file=text_file, x_vector_only=x_vector_only)
     save_voice(reference, Source(model, revision, cache_dir, offline, verify), output, name, quiet)
 
 

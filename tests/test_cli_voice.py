@@ -40,7 +40,7 @@ def _facts(*lines: str) -> str:
 
 def test_save_and_show(model):
     Path("says.txt").write_text("one\ntwo\n")
-    options = ["--text-file", "says.txt", "--name", "Me \x1b[2J"]
+    options = ["--reference-text-file", "says.txt", "--name", "Me \x1b[2J"]
     result = run("voice", "save", "me.wav", "-m", model, "-o", "me.safetensors", *options)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert result.stdout == "me.safetensors: an x-vector and 76 frames of 0.76 s, for models of size 1b7\n"
@@ -83,9 +83,12 @@ def test_save_and_show(model):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["me.wav", "-o", "x.safetensors"], "--text is missing"),
-        (["me.wav", "-o", "x.safetensors", "-t", "a", "--x-vector-only"], "takes no --text"),
-        (["me.wav", "-o", "x.safetensors", "-t", "a", "--text-file", "a"], "with --text or with --text-file, not both"),
+        (["me.wav", "-o", "x.safetensors"], "--reference-text is missing"),
+        (["me.wav", "-o", "x.safetensors", "--text", "a", "--x-vector-only"], "takes no --reference-text"),
+        (
+            ["me.wav", "-o", "x.safetensors", "--reference-text", "a", "--text-file", "a"],
+            "with --reference-text or with --reference-text-file, not both",
+        ),
         (["me.wav", "-o", "x.safetensors", "-t", "!?"], "without a letter"),
         (["absent.wav", "-o", "x.safetensors", "-t", "a"], "there is no file absent.wav"),
         (["me.wav", "-o", "x.pt", "-t", "a"], "cannot write 'x.pt': the name must end in .safetensors"),
@@ -177,6 +180,8 @@ def test_blend_refuses(folder, arguments, part):
     before = sorted(folder.iterdir())
     assert_refused(run("voice", "blend", *arguments, "-o", "c.safetensors"), part)
     assert_refused(run("voice", "blend", "a.safetensors", "a.safetensors", "-o", "c.txt"), "end in .safetensors")
+    replaced = run("voice", "blend", "a.safetensors", "wide.safetensors", "-o", folder / "a.safetensors")
+    assert_refused(replaced, "a.safetensors is one of the two voices")
     assert sorted(folder.iterdir()) == before
 
 
