@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.prompt import Request, check_whole
 
@@ -12,19 +14,20 @@ _DTYPES = {part: ("float32", "bfloat16") for part in ("talker", "code_predictor"
 _DTYPES["codec"] = ("float32", "bfloat16", "bfloat16_3x")
 
 
-def part_dtypes(dtype: str, automatic: str) -> dict[str, str]:
+def part_dtypes(dtype: str | np.dtype | type, automatic: str) -> dict[str, str]:
     """The dtypes to compute in, of "talker", "code_predictor" and "codec".
 
     Args:
         dtype: one for talker and code predictor, such as "bfloat16", and others by part, such as
             "codec=bfloat16_3x", with commas between them; the last that names a part decides. "auto" chooses nothing.
+            Or a dtype, such as `jnp.bfloat16`, in place of the one.
         automatic: the dtype of talker and code predictor where none is chosen; the codec's is float32.
 
     Raises:
         ConfigError: an unknown part or dtype.
     """
     found = {"talker": automatic, "code_predictor": automatic, "codec": "float32"}
-    for entry in dtype.split(","):
+    for entry in (dtype if isinstance(dtype, str) else _dtype_name(dtype)).split(","):
         name, named, value = (word.strip() for word in entry.partition("="))
         if named and name not in found:
             raise ConfigError(f"dtype names the part {name!r}; there are {', '.join(found)}")
@@ -35,6 +38,17 @@ def part_dtypes(dtype: str, automatic: str) -> dict[str, str]:
             if value != "auto":
                 found[part] = value
     return found
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        # NumPy takes None for float64.
+        name = "" if dtype is None else np.dtype(dtype).name
+    except (TypeError, ValueError):
+        name = ""
+    if name not in _DTYPES["talker"]:
+        raise ConfigError(f"dtype must be auto, {' or '.join(_DTYPES['talker'])}, as text or of JAX; got {dtype!r}")
+    return name
 
 
 def merge_sampling(config: ModelConfig, options: dict[str, Any]) -> tuple[GenerationConfig, int | None]:

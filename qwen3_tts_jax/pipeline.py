@@ -49,7 +49,7 @@ class Qwen3TTS:
     def from_pretrained(
         cls,
         model: str | Path,
-        dtype: str = "auto",
+        dtype: str | np.dtype | type = "auto",
         *,
         attention: Choice = "auto",
         weights: Literal["float", "int8"] = "float",
@@ -68,10 +68,11 @@ class Qwen3TTS:
                 written by `qwen3-tts-jax convert`, a Hugging Face repo id, or a short name such as
                 "0.6B-CustomVoice".
             dtype: to compute in: "float32", "bfloat16", or "auto", which is bfloat16 on GPU and TPU and float32 on
-                a CPU, where products in bfloat16 are ten times slower. One is that of talker and code predictor; parts
-                can be named, as in "talker=bfloat16,code_predictor=float32" or "bfloat16,codec=bfloat16_3x". The
-                codec has float32 by default; "bfloat16_3x" makes its decoder's convolutions of three products, for
-                the fast units of accelerators, at 65 dB of float32 or better, and "bfloat16" of one, at 17 dB.
+                a CPU, where products in bfloat16 are ten times slower. One, also as a dtype such as `jnp.bfloat16`, is
+                that of talker and code predictor; parts can be named, as in "talker=bfloat16,code_predictor=float32"
+                or "bfloat16,codec=bfloat16_3x". The codec has float32 by default; "bfloat16_3x" makes its decoder's
+                convolutions of three products, for the fast units of accelerators, at 65 dB of float32 or better, and
+                "bfloat16" of one, at 17 dB.
             attention: of many queries at once, in parts that compute in bfloat16: "cudnn" on NVIDIA GPUs, "pallas" on
                 one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one. With "xla" the codec
                 in three passes makes no use of kernels for Hopper GPUs (`codec.hopper`) either.

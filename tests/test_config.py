@@ -3,6 +3,8 @@
 import copy
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from qwen3_tts_jax import hf_config, hf_export
@@ -66,6 +68,8 @@ def test_with_dtypes_keeps_the_codec_apart():
         ("talker=float32", ("float32", "bfloat16", "float32")),
         ("float32, code_predictor=bfloat16,codec=bfloat16_3x", ("float32", "bfloat16", "bfloat16_3x")),
         ("codec=bfloat16,talker=auto", ("bfloat16", "bfloat16", "bfloat16")),
+        (np.float32, ("float32", "float32", "float32")),
+        (jnp.dtype("float32"), ("float32", "float32", "float32")),
     ],
 )
 def test_dtypes_by_part(dtype, expected):
@@ -81,12 +85,20 @@ def test_dtypes_by_part(dtype, expected):
         ("codec=int8", "dtype of the codec must be auto, float32 or bfloat16 or bfloat16_3x; got 'int8'"),
         ("vocoder=float32", "dtype names the part 'vocoder'; there are talker, code_predictor, codec"),
         ("float32,", "dtype of the talker must be auto, float32 or bfloat16; got ''"),
+        (None, "dtype must be auto, float32 or bfloat16, as text or of JAX; got None"),
+        (np.float16, "dtype must be auto, float32 or bfloat16, as text or of JAX; got <class 'numpy.float16'>"),
+        ({}, "dtype must be auto, float32 or bfloat16, as text or of JAX; got {}"),
+        (pytest, f"dtype must be auto, float32 or bfloat16, as text or of JAX; got {pytest!r}"),
     ],
 )
 def test_dtypes_of_parts_that_cannot_be_are_refused(dtype, message):
     with pytest.raises(ConfigError) as error:
         part_dtypes(dtype, "float32")
     assert str(error.value) == message
+
+
+def test_bfloat16_as_a_dtype():
+    assert part_dtypes(jnp.bfloat16, "float32") == part_dtypes("bfloat16", "float32")
 
 
 def test_three_passes_are_of_the_decoder_alone():
