@@ -7,6 +7,7 @@ learnt from, before any of them is encoded.
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -41,12 +42,10 @@ def main() -> None:
     try:
         app(prog_name="qwen3-tts-jax")
     except OSError as error:
-        try:
-            # What could not be written is still there, and fails again.
-            sys.stdout.flush()
-        except OSError:
-            sys.exit(cannot_write_standard_output(error))
-        raise
+        # Of a file it would have the name.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+            raise
+        sys.exit(cannot_write_standard_output(error))
 
 
 def _show_version(show: bool) -> None:

@@ -29,7 +29,7 @@ from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import plan_prompt
 from qwen3_tts_jax.synthesis import Speech
 from qwen3_tts_jax.text import TextTokenizer
-from tests.command import assert_refused, start, write_models
+from tests.command import BUFFERED, assert_refused, start, write_models
 from tests.command import run as run_command
 from tests.shapes import SMALL
 
@@ -565,10 +565,10 @@ def test_a_refusal_of_thestart(model, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [["voices"], ["--help"]])
-def test_a_full_disk_behind_standard_output_is_one_line(arguments):
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_disk_behind_standard_output_is_one_line(buffered):
     with open("/dev/full", "wb") as full:
-        process = start(*arguments, stdout=full)
+        process = start("voices", stdout=full, env=BUFFERED | ({} if buffered else {"PYTHONUNBUFFERED": "1"}))
         stderr = process.communicate(timeout=120)[1]
     assert process.returncode == 2
     assert stderr == b"error: cannot write to standard output: No space left on device\n"
