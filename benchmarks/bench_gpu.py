@@ -89,7 +89,8 @@ def measure_ours(checkpoint: str, batches: list[int], frames: int) -> None:
 
     synthesis.empty_batch_compiled = noting
     codec, decoder_params = config.codec, params["codec"]["decoder"]
-    codes = np.random.default_rng(0).integers(0, 2048, (codec_rows(codec), CODEC_CHUNK, config.talker.num_codebooks))
+    together = codec_rows(params, codec)
+    codes = np.random.default_rng(0).integers(0, 2048, (together, CODEC_CHUNK, config.talker.num_codebooks))
     codes = codes.astype(np.int32)
 
     def decode(codec: Any = codec, rows: int = len(codes)) -> jax.Array:

@@ -49,12 +49,12 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
         data: parts that a batch is spread over; −1 takes as many as there are devices for.
         model: devices that share one copy of the talker and the code predictor. 1 is the fastest wherever a
             copy fits on one device; more let a single utterance, or a larger batch, use the memory of several.
-        devices: all of `jax.devices()`, those of other processes included, by default.
+        devices: all of `jax.local_devices()` by default.
 
     Raises:
         ValueError: sizes below 1, or for which there are not the devices.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = jax.local_devices() if devices is None else list(devices)
     if model < 1 or (data < 1 and data != -1):
         raise ValueError(f"a mesh needs sizes of at least 1 (data may be -1), got data={data}, model={model}")
     if data == -1 and len(devices) % model:
@@ -132,10 +132,15 @@ def mesh_of(params: Any) -> Mesh | None:
     return None
 
 
+def data_size(params: Any) -> int:
+    """Parts that a batch is spread over, where `params` lie: the length of the axis `data`, 1 without a mesh."""
+    mesh = mesh_of(params)
+    return 1 if mesh is None else mesh.shape[DATA]
+
+
 def whole_rows(params: Any, rows: int) -> int:
     """The next number of rows that the devices of `params` share evenly: `rows` itself on one device."""
-    mesh = mesh_of(params)
-    size = 1 if mesh is None else mesh.shape[DATA]
+    size = data_size(params)
     return -(-rows // size) * size
 
 

@@ -26,7 +26,7 @@ from qwen3_tts_jax.generate import (
     utterance_keys,
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, check_seed, check_whole, plan_prompt
-from qwen3_tts_jax.sharding import place_batch, place_state, whole_rows
+from qwen3_tts_jax.sharding import data_size, place_batch, place_state, whole_rows
 from qwen3_tts_jax.utterances import joined, spoken_as, utterance_number
 
 FinishReason = Literal["stop", "length"]
@@ -79,18 +79,24 @@ def shape_step(tokenizer: Tokenizer) -> int:
     return UTTERANCE_BUCKET if tokenizer.phonemes else PROMPT_BUCKET
 
 
-def codec_rows(config: CodecConfig) -> int:
-    """The most utterances that are decoded together.
+def codec_rows(params: dict[str, Any], config: CodecConfig) -> int:
+    """The most utterances that are decoded together: so many for each of the devices that share them.
 
     One on CPUs, where a row of a product may round differently in another place: so an utterance's samples are the same
     in whatever company. It is about as fast, for nobody is padded to the longest. Hopper GPUs are busy with 32.
     """
-    return 1 if jax.default_backend() == "cpu" else 32 if config.decoder.hopper else 8
+    each = 1 if jax.default_backend() == "cpu" else 32 if config.decoder.hopper else 8
+    return each * data_size(params)
 
 
-def _rows_for(config: CodecConfig, utterances: int) -> int:
-    """Rows of the program that decodes so many together: kernels for Hopper GPUs take multiples of 8."""
-    return bucket(utterances, 8 if config.decoder.hopper and utterances > 2 else 1)
+def _rows_for(params: dict[str, Any], config: CodecConfig, utterances: int) -> int:
+    """Rows of the program that decodes so many together, as many on each device.
+
+    Kernels for Hopper GPUs take multiples of 8.
+    """
+    devices = data_size(params)
+    each = -(-utterances // devices)
+    return devices * bucket(each, 8 if config.decoder.hopper and each > 2 else 1)
 
 
 def bucket(size: int, smallest: int) -> int:
@@ -158,7 +164,7 @@ def synthesize_each(
     spoken = joined(spoken, counts, [request.max_frames for request in requests])
 
     def each() -> Iterator[tuple[int, Speech]]:
-        decoded, together = 0, min(rows, codec_rows(config.codec))
+        decoded, together = 0, min(rows, codec_rows(params, config.codec))
         for group in _groups(spoken, together, full=full):
             samples = decode_codes(
                 params["codec"]["decoder"],
@@ -259,8 +265,9 @@ def speak_codes(
     if not fixed_capacity:
         frames = min(frames, max(map(expected_frames_of, plans)))
     capacity = prompt_slots + bucket(frames, step)
-    # Prompts read at once: few, so that a single row that is free need not wait for others.
-    readers = max(1, min(8, rows // 8))
+    # Prompts that each device reads at once: few, so that a single row that is free need not wait for others.
+    devices = data_size(params)
+    readers = devices * max(1, min(8, rows // devices // 8))
 
     waiting = deque(sorted(range(len(plans)), key=lambda i: expected_frames_of(plans[i]), reverse=True))
     seats: list[_Seat | None] = [None] * rows
@@ -357,10 +364,10 @@ def decode_codes(
     if official:
         samples += [_decode_officially(params, config, row) for row in whole]
     else:
-        together = rows or codec_rows(config)
+        together = rows or codec_rows(params, config)
         for first in range(0, len(whole), together):
             part = whole[first : first + together]
-            samples += _decode_exactly(params, config, part, _rows_for(config, rows or len(part)))
+            samples += _decode_exactly(params, config, part, _rows_for(params, config, rows or len(part)))
             if progress is not None:
                 progress("decode", len(samples), len(codes))
     cuts = [len(reference) * config.frame_samples for reference in references]

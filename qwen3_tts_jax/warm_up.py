@@ -176,7 +176,7 @@ def _speak(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows
 
     with suppress(_EnoughError):
         next(model.synthesize_each([request] * rows, generation, batch_size=rows, fill=fill, progress=stop))
-    together = min(whole_rows(model.params, rows), codec_rows(model.config.codec))
+    together = min(whole_rows(model.params, rows), codec_rows(model.params, model.config.codec))
     silence = [np.zeros((1, model.config.talker.num_codebooks), np.int32)] * together
     decode_codes(model.params["codec"]["decoder"], model.config.codec, silence, rows=together)
 

@@ -13,18 +13,19 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from qwen3_tts_jax import generate, hf_export, sharding, speech_tokenizer, stream
+from qwen3_tts_jax import generate, hf_export, sharding, speech_tokenizer, stream, synthesis
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
 from qwen3_tts_jax.convert.rules import all_rules, model_rules
 from qwen3_tts_jax.prompt import PromptPlan, batch_plans
-from qwen3_tts_jax.synthesis import speak_codes
+from qwen3_tts_jax.synthesis import decode_codes, speak_codes
 from tests.drawn_tree import drawn_tree
 from tests.safetensors_folder import all_parts, small, write
 from tests.shapes import SMALL
@@ -84,6 +85,41 @@ def speak_in_turns(params: dict[str, Any], config: ModelConfig) -> list[tuple[in
         chunk_frames=3, fixed_capacity=True,
     )  # fmt: skip
     return sorted((index, codes.tolist()) for ended in spoken for index, codes, _ in ended)
+
+
+def shared_out(params: dict[str, Any], config: ModelConfig, devices: int) -> dict[str, Any]:
+    """How devices share what is read and what is decoded, and whether they make the samples of one."""
+    rng = np.random.default_rng(1)
+    size, quantizers = config.codec.decoder.codebook_size, config.codec.num_codebooks
+    codes = [rng.integers(0, size, (5 + 6 * row, quantizers)).astype(np.int32) for row in range(7)]
+
+    def decode(tree: dict[str, Any], codes: list[np.ndarray] = codes) -> list[np.ndarray]:
+        return decode_codes(tree["codec"]["decoder"], config.codec, codes)
+
+    placed = sharding.shard_params(params, config, sharding.make_mesh(devices, devices=jax.devices()[:devices]))
+    rows: dict[str, list[list[int]]] = {"prefill_compiled": [], "codec_step": []}
+    prefill, step = synthesis.prefill_compiled, synthesis.codec_step
+
+    def note(name: str, leaf: jax.Array) -> None:
+        rows[name].append([len(leaf), len(leaf.addressable_shards[0].data)])
+
+    def noting_prompts(*arguments: Any) -> Any:
+        note("prefill_compiled", arguments[2].text_ids)
+        return prefill(*arguments)
+
+    def noting_codes(*arguments: Any) -> Any:
+        note("codec_step", arguments[3])
+        return step(*arguments)
+
+    with mock.patch.multiple(synthesis, prefill_compiled=noting_prompts, codec_step=noting_codes):
+        found = decode(placed)
+        numbers = {"seed": 3, "utterances": [0, 1], "rows": 2 * devices}
+        list(speak_codes(placed, config, SAMPLED, plans(config, 2), frame_limits=[3, 3], **numbers))
+    alone = [decode(placed, [row])[0] for row in codes]
+    return rows | {
+        "as_alone": all(map(np.array_equal, found, alone)),
+        "largest_error": max(float(np.abs(a - b).max()) for a, b in zip(found, decode(params), strict=True)),
+    }
 
 
 class Compiled(logging.Handler):
@@ -171,16 +207,14 @@ def main() -> None:
     meshes = {name: report(config, params, size, whole) for name, size in MESHES.items()}
     turns = speak_in_turns(params, config)
     mesh = sharding.make_mesh(2, 2, devices=jax.devices()[:4])
-    before = generate.generate_chunk._cache_size()
-    in_turns = {
-        "equal": speak_in_turns(sharding.shard_params(params, config, mesh), config) == turns,
-        "spoken": len(turns),
-        "programs": generate.generate_chunk._cache_size() - before,
-    }
-    whole_tree = jax.tree.map(jnp.asarray, drawn_tree(all_rules(config), seed=3))
     compiled = Compiled()
-    expected = in_steps(whole_tree, config)
     logging.getLogger("jax").addHandler(compiled)
+    with jax.log_compiles():
+        equal = speak_in_turns(sharding.shard_params(params, config, mesh), config) == turns
+    programs = {name: compiled.count[name] for name in ("prefill", "insert", "generate")}
+    in_turns = {"equal": equal, "spoken": len(turns), "programs": programs}
+    whole_tree = jax.tree.map(jnp.asarray, drawn_tree(all_rules(config), seed=3))
+    expected = in_steps(whole_tree, config)
     with jax.log_compiles():
         found = in_steps(sharding.shard_params(whole_tree, config, mesh), config)
     steps = {
@@ -188,6 +222,7 @@ def main() -> None:
         "largest_error": float(np.abs(found[1] - expected[1]).max()),
         "programs": {name: compiled.count[name] for name in ("generate_at_most", "decode_step", "encode_step")},
     }
+    shared = {devices: shared_out(whole_tree, config, devices) for devices in (3, 4)}
     few, _ = speak(params, config, 3)
     uneven = report(config, params, (2, 1), few)
     with tempfile.TemporaryDirectory() as folder:
@@ -202,6 +237,7 @@ def main() -> None:
                 "uneven": uneven,
                 "in_turns": in_turns,
                 "in_steps": steps,
+                "shared": shared,
                 "loaded": loads,
             }
         )

@@ -119,7 +119,7 @@ def test_the_official_decode_of_any_length_needs_few_programs(model):
 
 @pytest.mark.parametrize("together", [1, 8])
 def test_progress_counts_every_stage_to_its_end(model, monkeypatch, together):
-    monkeypatch.setattr(synthesis, "codec_rows", lambda _: together)
+    monkeypatch.setattr(synthesis, "codec_rows", lambda *_: together)
     seen = []
     model.synthesize(requests(3), batch_size=2, progress=lambda *event: seen.append(event))
     decoded = [("decode", 1, 3), ("decode", 2, 3)][0 if together == 1 else 1 :]
@@ -154,7 +154,7 @@ def test_a_row_that_ends_is_refilled_between_chunks(model, monkeypatch):
 @pytest.mark.parametrize("fill", [False, True])
 def test_speech_is_there_after_the_chunk_in_which_it_ended(model, monkeypatch, fill):
     """Also where several are decoded together; rows that are filled up wait until they are full."""
-    monkeypatch.setattr(synthesis, "codec_rows", lambda _: 8)
+    monkeypatch.setattr(synthesis, "codec_rows", lambda *_: 8)
     limits = [20, 4, 12, 4]
     wanted = [replace(request, max_frames=limit) for request, limit in zip(requests(4), limits, strict=True)]
     frames, seen = [0], {}

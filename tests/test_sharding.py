@@ -62,13 +62,25 @@ def test_rows_that_cannot_be_shared_evenly_are_computed_by_all(spoken):
 
 def test_rows_are_refilled_on_a_mesh_too(spoken):
     """By one program: what is inserted leaves the state where it was."""
-    assert spoken["in_turns"] == {"equal": True, "spoken": 11, "programs": 1}
+    programs = {"prefill": 1, "insert": 1, "generate": 1}
+    assert spoken["in_turns"] == {"equal": True, "spoken": 11, "programs": programs}
 
 
 def test_steps_of_streams_and_recordings_use_one_program(spoken):
     assert spoken["in_steps"]["equal"]
     assert spoken["in_steps"]["largest_error"] < 1e-5
     assert spoken["in_steps"]["programs"] == {"generate_at_most": 1, "decode_step": 1, "encode_step": 1}
+
+
+@pytest.mark.parametrize("devices", [3, 4])
+def test_devices_share_prompts_and_the_codec(spoken, devices):
+    """Each has one row of its own, also of the last few; so samples do not depend on company."""
+    found = spoken["shared"][str(devices)]
+    assert found["prefill_compiled"] == [[devices, 1]]
+    assert len(found["codec_step"]) > 2
+    assert found["codec_step"] == [[devices, 1]] * len(found["codec_step"])
+    assert found["as_alone"]
+    assert found["largest_error"] < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["published", "converted"])
@@ -131,8 +143,10 @@ def test_a_mesh_without_its_devices_is_refused(size, message):
     assert message in str(error.value)
 
 
-def test_all_devices_by_default():
-    assert dict(sharding.make_mesh().shape) == {"data": jax.device_count(), "model": 1}
+def test_all_devices_of_this_process_by_default(monkeypatch):
+    here = jax.local_devices()
+    monkeypatch.setattr(jax, "devices", lambda: [*here, *here])
+    assert list(sharding.make_mesh().devices.flat) == here
 
 
 def test_heads_that_cannot_be_shared_are_named():
