@@ -43,7 +43,7 @@ def main() -> None:
 
     spoken: dict[int, list[np.ndarray]] = {}
     for batch in arguments.batches:
-        spoken[batch] = [speech.codes for speech in model.synthesize(requests, batch_size=batch, fill=True)]
+        spoken[batch] = [speech.codes for speech in model.synthesize(requests, batch_size=batch, fixed_shapes=True)]
     first, *others = arguments.batches
     frames = sum(map(len, spoken[first]))
     rows = [compare(spoken[first], spoken[batch]) | {"batch": batch} for batch in others]

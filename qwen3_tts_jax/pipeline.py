@@ -380,7 +380,7 @@ class Qwen3TTS:
         *,
         batch_size: int = 32,
         utterances: Sequence[int] | None = None,
-        fill: bool = False,
+        fixed_shapes: bool = False,
         official_decoding: bool = False,
         progress: Progress | None = None,
     ) -> list[Speech]:
@@ -394,8 +394,8 @@ class Qwen3TTS:
             seed: the same seed gives the same speech.
             batch_size: the most utterances at a time; where one ends, the next begins.
             utterances: their numbers, 0 … 2³¹ − 1; by default 0, 1, 2, ….
-            fill: compute in `batch_size` rows, however few are used, with a cache for the longest limit from the
-                start: then shapes, and with them the rounding, follow from the largest request in each respect
+            fixed_shapes: compute in `batch_size` rows, however few are used, with a cache for the longest limit
+                from the start: then shapes, and with them the rounding, follow from the largest request in each respect
                 and not from how many there are or how long the others speak.
             official_decoding: decode as the official package does: in chunks of 300 frames that see 25
                 frames before them, which differs from the exact decode beyond 24 s, and with a reference cut
@@ -406,9 +406,9 @@ class Qwen3TTS:
             ValueError: a bad request, or number of an utterance, before anything is computed.
             TypeError: what is no request.
         """
-        options = {"batch_size": batch_size, "utterances": utterances, "fill": fill}
+        options = {"batch_size": batch_size, "utterances": utterances, "fixed_shapes": fixed_shapes}
         options |= {"official_decoding": official_decoding, "progress": progress}
-        speeches = dict(self._each(requests, sampling, seed, full=True, **options))
+        speeches = dict(self._synthesize(requests, sampling, seed, full_groups=True, **options))
         return [speeches[index] for index in sorted(speeches)]
 
     def synthesize_each(
@@ -419,20 +419,20 @@ class Qwen3TTS:
         *,
         batch_size: int = 32,
         utterances: Sequence[int] | None = None,
-        fill: bool = False,
+        fixed_shapes: bool = False,
         official_decoding: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Speech]]:
         """`synthesize` that yields the index of a request and its speech after the chunk of frames in which it ended.
 
-        With `fill` only on CPUs: elsewhere several are decoded together, and wait until they are as many.
+        With `fixed_shapes` only on one CPU: elsewhere several are decoded together, and wait until they are as many.
         """
-        options = {"batch_size": batch_size, "utterances": utterances, "fill": fill}
+        options = {"batch_size": batch_size, "utterances": utterances, "fixed_shapes": fixed_shapes}
         options |= {"official_decoding": official_decoding, "progress": progress}
         # Where the decoder always has as many rows, fewer utterances would cost as much.
-        return self._each(requests, sampling, seed, full=fill, **options)
+        return self._synthesize(requests, sampling, seed, full_groups=fixed_shapes, **options)
 
-    def _each(
+    def _synthesize(
         self, requests: Iterable[Request], sampling: GenerationConfig | None, seed: int, **options: Any
     ) -> Iterator[tuple[int, Speech]]:
         requests = list(requests)

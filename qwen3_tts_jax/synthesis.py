@@ -100,7 +100,10 @@ def _rows_for(params: dict[str, Any], config: CodecConfig, utterances: int) -> i
 
 
 def bucket(size: int, smallest: int) -> int:
-    """The next of `smallest` × (1, 2, 3, 4, 6, 8, 12, 16, …), and 0 for 0: few shapes, at most half wasted."""
+    """The next of `smallest` × (1, 2, 3, 4, 6, 8, 12, 16, …), and 0 for 0: few shapes.
+
+    At most half is wasted, beyond `smallest`.
+    """
     if size == 0:
         return 0
     step = smallest
@@ -120,15 +123,15 @@ def synthesize_each(
     batch_size: int,
     chunk_frames: int,
     utterances: Sequence[int] | None = None,
-    fill: bool = False,
-    full: bool = False,
+    fixed_shapes: bool = False,
+    full_groups: bool = False,
     official_decoding: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Speech]]:
     """Speaks any number of requests; `Qwen3TTS.synthesize_each` tells what the arguments are.
 
-    Those that ended in a chunk are decoded together before the next look at the device. With `full` they wait until
-    there are as many as the device is best at.
+    Those that ended in a chunk are decoded together before the next look at the device. With `full_groups` they
+    wait until there are as many as the device is best at.
 
     All that can be refused is refused at once, not when the first speech is asked for.
     """
@@ -141,7 +144,7 @@ def synthesize_each(
         check_seed(number, "the number of an utterance")
     parts = [spoken_as(request, tokenizer) for request in requests]
     plans = [[plan_prompt(part, tokenizer, config) for part in each] for each in parts]
-    rows = whole_rows(params, batch_size if fill else min(batch_size, bucket(len(requests), 1)))
+    rows = whole_rows(params, batch_size if fixed_shapes else min(batch_size, bucket(len(requests), 1)))
     counts = [len(each) for each in parts]
     spoken = speak_codes(
         params,
@@ -158,29 +161,29 @@ def synthesize_each(
         rows=rows,
         chunk_frames=chunk_frames,
         step=shape_step(tokenizer),
-        fixed_capacity=fill,
+        fixed_capacity=fixed_shapes,
         progress=progress,
     )
     spoken = joined(spoken, counts, [request.max_frames for request in requests])
 
-    def each() -> Iterator[tuple[int, Speech]]:
-        decoded, together = 0, min(rows, codec_rows(params, config.codec))
-        for group in _groups(spoken, together, full=full):
+    def decoded() -> Iterator[tuple[int, Speech]]:
+        done, together = 0, min(rows, codec_rows(params, config.codec))
+        for group in _groups(spoken, together, full=full_groups):
             samples = decode_codes(
                 params["codec"]["decoder"],
                 config.codec,
                 [codes for _, codes, _ in group],
                 [reference_codes(requests[index], config) for index, _, _ in group],
-                rows=together if fill else None,
+                rows=together if fixed_shapes else None,
                 official=official_decoding,
             )
-            decoded += len(group)
+            done += len(group)
             if progress is not None:
-                progress("decode", decoded, len(requests))
+                progress("decode", done, len(requests))
             for (index, codes, reason), row in zip(group, samples, strict=True):
                 yield index, Speech(row, config.codec.sample_rate, codes, reason)
 
-    return each()
+    return decoded()
 
 
 def _groups(ended: Iterable[list[Any]], size: int, *, full: bool) -> Iterator[list[Any]]:
@@ -298,7 +301,6 @@ def speak_codes(
             new = prefill_compiled(params, config, prompts, keys, limits, prompt_slots)
             state = insert_compiled(state, np.array([*taken, *[rows] * filler], np.int32), new)
         if free and progress is not None:
-            jax.block_until_ready(state)
             progress("prefill", len(plans) - len(waiting), len(plans))
         needed = prompt_slots + max(min(seat.frames + chunk_frames, seat.limit) for seat in seats if seat is not None)
         if needed > capacity:

@@ -126,7 +126,7 @@ def _ways(
         add(
             ("speak", *slots, bucket(expected, step)),
             f"one utterance, {text}",
-            lambda request=request: _speak(model, request, generation, 1, fill=False),
+            lambda request=request: _speak(model, request, generation, 1, fixed_shapes=False),
         )
         for size in batch_sizes:
             item = part if part.max_frames is not None else replace(part, max_frames=_job_limit(model, part))
@@ -135,7 +135,7 @@ def _ways(
             add(
                 ("batch", size, *slots, most),
                 f"batches of {size}, {text}",
-                lambda item=item, size=size: _speak(model, item, generation, size, fill=True),
+                lambda item=item, size=size: _speak(model, item, generation, size, fixed_shapes=True),
             )
         if stream:
             room = first_capacity(plan, SpokenText(plan.trailing_text_ids.tolist()), frames, max(CHUNK_FRAMES))
@@ -169,13 +169,14 @@ class _EnoughError(Exception):
     """The first frames are there."""
 
 
-def _speak(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows: int, *, fill: bool) -> None:
+def _speak(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows: int, *, fixed_shapes: bool) -> None:
     def stop(stage: str, *_: int) -> None:
         if stage == "speak":
             raise _EnoughError
 
     with suppress(_EnoughError):
-        next(model.synthesize_each([request] * rows, generation, batch_size=rows, fill=fill, progress=stop))
+        options = {"batch_size": rows, "fixed_shapes": fixed_shapes, "progress": stop}
+        next(model.synthesize_each([request] * rows, generation, **options))
     together = min(whole_rows(model.params, rows), codec_rows(model.params, model.config.codec))
     silence = [np.zeros((1, model.config.talker.num_codebooks), np.int32)] * together
     decode_codes(model.params["codec"]["decoder"], model.config.codec, silence, rows=together)

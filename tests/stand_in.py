@@ -56,10 +56,10 @@ class StandIn:
         *,
         batch_size: int,
         utterances: Sequence[int],
-        fill: bool,
+        fixed_shapes: bool,
         progress: Progress | None,
     ) -> Iterator[tuple[int, Speech]]:
-        assert fill
+        assert fixed_shapes
         assert seed == 0
         self.calls.append([request.text for request in requests])
         if self.refused in self.calls[-1]:

@@ -43,7 +43,7 @@ class Model(Protocol):
         *,
         batch_size: int,
         utterances: Sequence[int],
-        fill: bool,
+        fixed_shapes: bool,
         progress: Progress | None,
     ) -> Iterator[tuple[int, Speech]]: ...
 
@@ -209,7 +209,7 @@ def _speeches(
         0,
         batch_size=batch_size,
         utterances=[utterance_number(tried.seed, tried.task.id) for tried, _ in ready],
-        fill=True,
+        fixed_shapes=True,
         progress=progress,
     )
 
