@@ -33,6 +33,7 @@ from qwen3_tts_jax.synthesis import (
     expected_frames,
     expected_frames_of,
     frame_limit,
+    reference_codes,
     shape_step,
 )
 from qwen3_tts_jax.utterances import spoken_as
@@ -179,7 +180,8 @@ def _speak(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows
         next(model.synthesize_each([request] * rows, generation, **options))
     together = min(whole_rows(model.params, rows), codec_rows(model.params, model.config.codec))
     silence = [np.zeros((1, model.config.talker.num_codebooks), np.int32)] * together
-    decode_codes(model.params["codec"]["decoder"], model.config.codec, silence, rows=together)
+    references = [reference_codes(request, model.config)] * together
+    decode_codes(model.params["codec"]["decoder"], model.config.codec, silence, references, rows=together)
 
 
 def _stream(
