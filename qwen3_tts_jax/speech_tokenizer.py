@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,12 +15,13 @@ from qwen3_tts_jax.audio import AudioLike
 from qwen3_tts_jax.codec import encoder, hopper
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.sharding import place_batch
-from qwen3_tts_jax.synthesis import Progress, bucket, decode_codes
+from qwen3_tts_jax.synthesis import Progress, bucket, decode_codes, fetched
 
 # Longer chunks waste more of the last one, shorter ones keep a CPU's cores less busy.
 _CHUNK_FRAMES = 32
 _ROWS = 8
 
+encode_start = jax.jit(encoder.initial_state, static_argnames=("config", "batch", "capacity"))
 encode_step = jax.jit(encoder.encode_step, static_argnames="config", donate_argnames="state")
 
 
@@ -92,19 +93,31 @@ def _encode_batch(
         positions = _CHUNK_FRAMES * config.encoder.downsample_stride
         capacity = bucket(int(chunks) * positions, positions)
     # Where steps leave it, so that the first of them needs no program of its own.
-    state = place_batch(params, encoder.initial_state(config.encoder, rows, capacity))
-    codes = []
+    state = place_batch(params, encode_start(config.encoder, rows, capacity))
+    codes = list(fetched(_steps(params, config, state, recordings, lengths, int(chunks))))
+    whole = np.concatenate(codes, axis=1)[: len(recordings)]
+    return [row[row[:, 0] >= 0] for row in whole]
+
+
+def _steps(
+    params: dict[str, Any],
+    config: CodecConfig,
+    state: encoder.EncoderState,
+    recordings: Sequence[np.ndarray],
+    lengths: np.ndarray,
+    chunks: int,
+) -> Iterator[jax.Array]:
+    """Codes [B, T, Q] of each chunk, on the device; `lengths` [B] is 0 in rows without a recording."""
+    chunk_samples = _CHUNK_FRAMES * config.frame_samples
     for start in range(0, chunks * chunk_samples, chunk_samples):
-        samples = np.zeros((rows, chunk_samples), np.float32)
+        samples = np.zeros((len(lengths), chunk_samples), np.float32)
         for row, recording in enumerate(recordings):
             piece = recording[start : start + chunk_samples]
             samples[row, : len(piece)] = piece
         here = np.clip(lengths - start, 0, chunk_samples).astype(np.int32)
         samples, here = place_batch(params, (samples, here))
         state, new = encode_step(params, config, state, samples, here)
-        codes.append(np.asarray(new))
-    whole = np.concatenate(codes, axis=1)[: len(recordings)]
-    return [row[row[:, 0] >= 0] for row in whole]
+        yield new
 
 
 class SpeechTokenizer:

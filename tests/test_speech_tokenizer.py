@@ -194,6 +194,33 @@ def test_one_program_serves_all_lengths(tokenizer):
 
 
 @pytest.mark.usefixtures("short_chunks")
+def test_the_encoder_does_not_wait_for_the_codes_of_a_step(tokenizer, monkeypatch):
+    events, step = [], speech_tokenizer.encode_step
+    (samples,) = _recordings(15 * FRAME)
+    expected = _alone(tokenizer, samples)
+
+    class Codes:
+        def __init__(self, codes):
+            self.codes = codes
+
+        def __array__(self, *_, **__):
+            events.append("fetch")
+            return np.asarray(self.codes)
+
+    def noting(*arguments):
+        events.append("step")
+        state, codes = step(*arguments)
+        return state, Codes(codes)
+
+    monkeypatch.setattr(speech_tokenizer, "encode_step", noting)
+    # Eager, it would be a program for each of its arrays.
+    monkeypatch.setattr(speech_tokenizer.encoder, "initial_state", None)
+    (codes,) = tokenizer.encode(samples, RATE)
+    assert events == ["step", "step", "step", "fetch", "step", "fetch", "fetch", "fetch"]
+    np.testing.assert_array_equal(codes, expected)
+
+
+@pytest.mark.usefixtures("short_chunks")
 def test_recordings_of_every_kind(tokenizer, tmp_path):
     samples = np.round(noise(1, 5 * FRAME)[0] * 8000).astype(np.int16)
     path = tmp_path / "a.wav"
