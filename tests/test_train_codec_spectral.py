@@ -315,7 +315,7 @@ def test_a_killed_run_goes_on_to_the_same_codec(tmp_path):
     assert len(logs[0]) == 11
 
     (tmp_path / "whole" / "codec").rename(tmp_path / "codec")
-    with pytest.raises(RunError, match=r"spectra.*low was 0\.5 and is 0\.7"):
+    with pytest.raises(RunError, match=r"spectra.*low was 0\.5, is 0\.7"):
         job(tmp_path / "whole", low=0.7)
 
 

@@ -50,10 +50,10 @@ def write(path: Path, settings: Mapping[str, Any], items: Mapping[str, Any]) -> 
 
 def require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuses other settings with a FolderError that names what differs."""
-    differences = _differences(before, json.loads(json.dumps(now)))
-    if differences:
+    found = differences(before, json.loads(json.dumps(now)))
+    if found:
         raise FolderError(
-            f"{folder} holds a job of other settings: {'; '.join(differences)}; use the same, or another folder"
+            f"{folder} holds a job of other settings: {'; '.join(found)}; use the same, or another folder"
         )
 
 
@@ -80,7 +80,7 @@ def require_unchanged(
         elif name not in now:
             changed.append(f"{name} is not in the manifest")
         elif before.get(name) != now[name]:
-            changed.append(f"{name}: {', '.join(_differences(before.get(name, {}), now[name]))}")
+            changed.append(f"{name}: {', '.join(differences(before.get(name, {}), now[name]))}")
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise FolderError(
@@ -89,16 +89,19 @@ def require_unchanged(
         )
 
 
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
     """What differs between two settings, nested ones by their path: "name was 1, is 2"."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         return [
             difference
             for key in keys
-            for difference in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+            for difference in differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
         ]
-    return [] if before == now else [f"{name} was {_shown(before)}, is {_shown(now)}"]
+    if before == now:
+        return []
+    was, is_now = _shown(before), _shown(now)
+    return [f"{name} is another" if was == is_now else f"{name} was {was}, is {is_now}"]
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from qwen3_tts_jax.batch.settings import differences
+
 _STATE, _META = "state", "run.json"
 
 State = TypeVar("State")
@@ -58,7 +60,7 @@ def load_state(path: str | Path, like: State, settings: Mapping[str, Any]) -> St
         settings: of the run; those that were saved must be equal, as far as both have them.
 
     Raises:
-        RunError: a broken checkpoint, or one of other settings: the first that differs is named.
+        RunError: a broken checkpoint, or one of other settings: those that differ are named.
     """
     path = Path(path).absolute()
     check_settings(path, settings)
@@ -90,12 +92,12 @@ def saved_settings(path: str | Path) -> dict[str, Any]:
 def check_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
     """Refuses, as `load_state` does, a checkpoint that was saved with other settings."""
     saved = saved_settings(path)
-    for name, value in settings.items():
-        if name in saved and saved[name] != json.loads(json.dumps(value)):
-            raise RunError(
-                f"{path} is of another run: {name} was {saved[name]!r} and is {value!r}; start in another folder, or "
-                "use what it was started with"
-            )
+    shared = {name: json.loads(json.dumps(value)) for name, value in settings.items() if name in saved}
+    found = differences({name: saved[name] for name in shared}, shared)
+    if found:
+        raise RunError(
+            f"{path} is of another run: {'; '.join(found)}; start in another folder, or use what it was started with"
+        )
 
 
 def latest(folder: str | Path) -> Path | None:
