@@ -13,7 +13,15 @@ from qwen3_tts_jax.cli_train_codec import EPILOG as CODEC_EPILOG
 from qwen3_tts_jax.cli_train_codec import codec
 from qwen3_tts_jax.cli_train_merge import EPILOG as MERGE_EPILOG
 from qwen3_tts_jax.cli_train_merge import merge
-from qwen3_tts_jax.cli_train_report import check_tensorboard, counter, names, reporter, tensorboard_writer
+from qwen3_tts_jax.cli_train_report import (
+    EXPORT_LAST,
+    check_tensorboard,
+    counter,
+    names,
+    reporter,
+    tensorboard_writer,
+    training,
+)
 from qwen3_tts_jax.cli_train_talker import EPILOG as TALKER_EPILOG
 from qwen3_tts_jax.cli_train_talker import talker
 
@@ -55,7 +63,7 @@ def sft(
     learning_rate: Annotated[
         float | None, typer.Option(help=f"The highest; {_FULL_RATE:g} by default, {_LORA_RATE:g} with --lora.")
     ] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps up to it; a twentieth of all by default.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps up to it; a twentieth of all, at most 500.")] = None,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.01,
     clip: Annotated[float, typer.Option(help="The largest norm of a gradient.")] = 1.0,
     lora: Annotated[int, typer.Option(help="Rank of low-rank adapters; 0 trains all weights.")] = 0,
@@ -92,12 +100,11 @@ def sft(
     instruct.
     """
     from qwen3_tts_jax.cli_model import Source
-    from qwen3_tts_jax.config import ConfigError
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refusing
 
     if tensorboard:
         check_tensorboard()
-    with plain_messages(), refusing(ValueError, OSError, ArithmeticError):
+    with plain_messages():
         folder = Source(model, revision, cache_dir, offline).folder()
 
         import jax
@@ -119,33 +126,33 @@ def sft(
         warm = warmup if warmup is not None else min(steps // 20, 500)
         modes = {"both": ("all_at_once", "as_it_comes")}.get(text_mode, (text_mode.replace("-", "_"),))
         alpha = lora_alpha if lora_alpha is not None else 2.0 * lora
-        config = SftConfig(
-            dtype=dtype,
-            optimizer=OptimizerConfig(rate, steps, warm, weight_decay=weight_decay, clip=clip),
-            loss=LossConfig(codes=code_weight),
-            lora=LoraConfig(lora, alpha, names(lora_modules)) if lora else None,
-            frozen=names(freeze),
-            batch_size=batch_size,
-            batch_seconds=batch_seconds,
-            buckets=buckets,
-            accumulate=accumulate,
-            text_modes=modes,
-            known_speakers=known_speakers,
-            remat=remat,
-            seed=seed,
-            schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
-            export_dtype=export_dtype,
-        )
-        try:
+        with refusing(ValueError, OSError):
+            config = SftConfig(
+                dtype=dtype,
+                optimizer=OptimizerConfig(rate, steps, warm, weight_decay=weight_decay, clip=clip),
+                loss=LossConfig(codes=code_weight),
+                lora=LoraConfig(lora, alpha, names(lora_modules)) if lora else None,
+                frozen=names(freeze),
+                batch_size=batch_size,
+                batch_seconds=batch_seconds,
+                buckets=buckets,
+                accumulate=accumulate,
+                text_modes=modes,
+                known_speakers=known_speakers,
+                remat=remat,
+                seed=seed,
+                schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
+                export_dtype=export_dtype,
+            )
             job = prepare(folder, data, output, config, validation)
-        except ConfigError as error:
-            refuse(error)
-        write_scalars = tensorboard_writer(output) if tensorboard else None
         quiet_orbax()
         count = jax.device_count()
         mesh = make_mesh() if count > 1 and (batch_seconds or batch_size % count == 0) else None
         if mesh is None and count > 1:
             typer.echo(f"warning: {count} devices cannot share batches of {batch_size}: one works alone", err=True)
-        result = run(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=reporter(quiet, write_scalars))
+        smaller = f"a smaller --{'batch-size' if batch_seconds is None else 'batch-seconds'}"
+        with training(output, quiet, smaller if remat else f"{smaller}, or --remat", EXPORT_LAST):
+            report = reporter(quiet, tensorboard_writer(output) if tensorboard else None, steps)
+            result = run(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=report)
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'model'}: {end}, the state after step {result.step}, loss {result.loss:.3f}")

@@ -10,6 +10,7 @@ import typer
 
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_options import examples
+from qwen3_tts_jax.cli_train_report import Steps, training
 
 EPILOG = examples(
     "qwen3-tts-jax train codec recordings/ -o my-codec --validation held-out/",
@@ -97,10 +98,9 @@ def codec(
     From random weights encoder and codebooks first learn spectra, then the decoder their codes; from a codec that is
     there all learn together.
     """
-    from qwen3_tts_jax.config import ConfigError
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refusing
 
-    with plain_messages(), refusing(ValueError, OSError, ArithmeticError):
+    with plain_messages():
         if start is not None and config is not None:
             refuse("--start brings its own shape: leave --config away")
         if decoder_only and start is None:
@@ -124,7 +124,7 @@ def codec(
         from qwen3_tts_jax.train.progress import Schedule
 
         folder = None
-        try:
+        with refusing(ValueError, OSError):
             if start is not None:
                 folder, shape = codec_to_start_from(start)
             else:
@@ -148,7 +148,7 @@ def codec(
             spectral = ()
             if spectral_steps:
                 spectral = spectral_recipes(shape, spectral_steps, encoder_steps, spectral_rate, clip, dropout)
-            training = CodecTraining(
+            settings = CodecTraining(
                 recipe,
                 batch_seconds,
                 crop_seconds,
@@ -160,11 +160,11 @@ def codec(
                 seed=seed,
                 schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
             )
-            job = prepare_codec(data, output, training, validation, features)
-        except ConfigError as error:
-            refuse(error)
+            job = prepare_codec(data, output, settings, validation, features)
         quiet_orbax()
-        result = run_codec(job, cache=cache, decoding=_counter(quiet), report=_reporter(quiet))
+        counts = {None: steps} | {one.hears: one.optimizer.steps for one in spectral}
+        with training(output, quiet, "a smaller --batch-seconds"):
+            result = run_codec(job, cache=cache, decoding=_counter(quiet), report=_reporter(quiet, counts))
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'codec'}: {end}, the state after step {result.step}, mel distance {result.mel:.3f}")
 
@@ -176,9 +176,13 @@ def _counter(quiet: bool) -> Callable[[int, int], None] | None:
     return None if quiet else show
 
 
-def _reporter(quiet: bool) -> Callable[[dict[str, Any]], None] | None:
+def _reporter(quiet: bool, counts: dict[str | None, int]) -> Callable[[dict[str, Any]], None] | None:
+    """Tells of lines of the logs of runs of so many steps, by their phases; that of the last is None."""
+    phases = {phase: Steps(count) for phase, count in counts.items()}
+
     def show(numbers: dict[str, Any]) -> None:
-        where = f"{numbers['phase']}, step" if "phase" in numbers else "step"
+        phase = numbers.get("phase")
+        steps = phases[phase]
         if "validation_half_mel" in numbers:
             off, half = numbers["validation_mel"], numbers["validation_half_mel"]
             line = f"validation mel bands off by {off:.4f} nats, with half of the codebooks {half:.4f}"
@@ -188,8 +192,8 @@ def _reporter(quiet: bool) -> Callable[[dict[str, Any]], None] | None:
         else:
             line = (
                 f"loss {numbers['loss']:.3f} (mel {numbers['mel']:.4f}), "
-                f"{numbers['audio_seconds'] / numbers['seconds']:.1f} s of audio per s"
+                f"{steps.pace(numbers, 'audio_seconds', 's of audio per s')}"
             )
-        typer.echo(f"{where} {numbers['step']}: {line}", err=True)
+        typer.echo(f"{'' if phase is None else f'{phase}, '}{steps.place(numbers)}: {line}", err=True)
 
     return None if quiet else show

@@ -1,12 +1,19 @@
-"""What the commands that train a talker say while they work."""
+"""What the commands that train say while they work, and how they end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import typer
+
+EXPORT_LAST = "; `export RUN --checkpoint last` makes a model of that state"
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -23,8 +30,99 @@ def counter(quiet: bool) -> Callable[[int, int], None] | None:
     return None if quiet else show
 
 
-def reporter(quiet: bool, write_scalars: Callable[[dict[str, Any]], None] | None) -> Callable[[dict[str, Any]], None]:
-    """Tells of lines of the log, and hands them on."""
+@contextmanager
+def training(output: Path, quiet: bool, memory: str, advice: str = "") -> Iterator[None]:
+    """Where a command trains, alone in the folder of its run: tells where it goes on, and ends as it ends.
+
+    Exit status 2 and one line: data or settings that do not fit. 1 and one line: a loss that is no number, a file that
+    cannot be written, not enough memory. 130 or 143: a signal, after a checkpoint. All else is an error of the program.
+
+    Args:
+        output: folder of the run.
+        quiet: tell nothing.
+        memory: options that would need less of it.
+        advice: what else can be done when the loss is no number.
+    """
+    import jax
+
+    from qwen3_tts_jax.config import ConfigError
+    from qwen3_tts_jax.console import fail, refusing
+    from qwen3_tts_jax.convert import CheckpointError
+    from qwen3_tts_jax.files import locked_folder
+    from qwen3_tts_jax.train.lines import DataError
+    from qwen3_tts_jax.train.loop import Interrupted
+    from qwen3_tts_jax.train.progress import DivergedError
+    from qwen3_tts_jax.train.state_files import RunError
+
+    with ExitStack() as stack:
+        with refusing(OSError):
+            output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_folder(output))
+        if not quiet:
+            stack.enter_context(_progress_messages())
+        stack.enter_context(refusing(OSError, end=fail))
+        stack.enter_context(refusing(DataError, RunError, ConfigError, CheckpointError))
+        try:
+            yield
+        except DivergedError as error:
+            fail(f"{error}{advice}")
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            fail(f"there is not enough memory: choose {memory}")
+        except Interrupted as stopped:
+            typer.echo(f"{stopped}; the same command goes on", err=True)
+            raise typer.Exit(128 + stopped.number) from None
+
+
+@contextmanager
+def _progress_messages() -> Iterator[None]:
+    """Shows what the package's training logs as information; `console.plain_messages` shows warnings."""
+    logger, handler = logging.getLogger("qwen3_tts_jax.train"), logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: record.levelno < logging.WARNING)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+class Steps:
+    """Says of a run of so many steps how far it is, how fast, and how long it will take if it goes on like that."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._first: tuple[int, float] | None = None
+
+    def place(self, numbers: dict[str, Any]) -> str:
+        """Of a line of the log: "step 120 of 1000"."""
+        return f"step {numbers['step']} of {self._count}"
+
+    def pace(self, numbers: dict[str, Any], amount: str, unit: str) -> str:
+        """Of a line of the log with losses: learning rate, `amount` per second in `unit`, and the time that is left."""
+        parts = [f"lr {numbers['learning_rate']:.2g}"]
+        if numbers["seconds"]:
+            parts.append(f"{numbers[amount] / numbers['seconds']:,.1f} {unit}")
+        else:
+            parts.append(f"compiled in {numbers['compiling']:.0f} s")
+        now, step = time.monotonic(), numbers["step"]
+        if self._first is None:
+            self._first = step, now
+        elif step < self._count:
+            first, then = self._first
+            left = (self._count - step) * (now - then) / (step - first)
+            parts.append(f"{timedelta(seconds=round(left))} left")
+        return ", ".join(parts)
+
+
+def reporter(
+    quiet: bool, write_scalars: Callable[[dict[str, Any]], None] | None, count: int
+) -> Callable[[dict[str, Any]], None]:
+    """Tells of lines of the log of a run of `count` steps, and hands them on."""
+    steps = Steps(count)
 
     def show(numbers: dict[str, Any]) -> None:
         if write_scalars is not None:
@@ -33,13 +131,13 @@ def reporter(quiet: bool, write_scalars: Callable[[dict[str, Any]], None] | None
             return
         if "validation_loss" in numbers:
             gap = f", other texts +{numbers['text_gap']:.4f}" if "text_gap" in numbers else ""
-            typer.echo(f"step {numbers['step']}: validation loss {numbers['validation_loss']:.4f}{gap}", err=True)
+            typer.echo(f"{steps.place(numbers)}: validation loss {numbers['validation_loss']:.4f}{gap}", err=True)
         else:
             codes = numbers["codes"]
             rest = sum(codes[1:]) / len(codes[1:])
             typer.echo(
-                f"step {numbers['step']}: loss {numbers['loss']:.4f} (code 0 {codes[0]:.3f}, others {rest:.3f}, end "
-                f"{numbers['end']:.3f}), {numbers['frames'] / numbers['seconds']:.0f} frames/s",
+                f"{steps.place(numbers)}: loss {numbers['loss']:.4f} (code 0 {codes[0]:.3f}, others {rest:.3f}, end "
+                f"{numbers['end']:.3f}), {steps.pace(numbers, 'frames', 'frames/s')}",
                 err=True,
             )
 

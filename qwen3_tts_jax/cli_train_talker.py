@@ -9,7 +9,15 @@ import typer
 
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_options import examples
-from qwen3_tts_jax.cli_train_report import check_tensorboard, counter, names, reporter, tensorboard_writer
+from qwen3_tts_jax.cli_train_report import (
+    EXPORT_LAST,
+    check_tensorboard,
+    counter,
+    names,
+    reporter,
+    tensorboard_writer,
+    training,
+)
 
 EPILOG = examples(
     "qwen3-tts-jax codec encode clips/*.wav -o codes.npz --model my-codec/codec",
@@ -106,12 +114,11 @@ def talker(
     code 0 rises with the text of another clip, which is 0 until the model listens to its text.
     """
     from qwen3_tts_jax.cli_model import Source
-    from qwen3_tts_jax.config import ConfigError
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refusing
 
     if tensorboard:
         check_tensorboard()
-    with plain_messages(), refusing(ValueError, OSError, ArithmeticError):
+    with plain_messages():
         codec_folder = Source(codec, revision, cache_dir, offline).codec_folder()
 
         import jax
@@ -130,7 +137,7 @@ def talker(
             weights = tuple(float(weight) for weight in names(codebook_weights)) or None
         except ValueError:
             refuse(f"--codebook-weights must be numbers with commas between them, got {codebook_weights!r}")
-        try:
+        with refusing(ValueError, OSError):
             aligned = None
             if guide and not alignment:
                 refuse("--guide goes with --alignment: give that a weight too")
@@ -140,7 +147,7 @@ def talker(
             corrupted = Regularization(noise, noise_0, forget, dropout, predictor_share)
             modes = {"both": ("all_at_once", "as_it_comes")}.get(text_mode, (text_mode.replace("-", "_"),))
             warm = warmup if warmup is not None else min(steps // 20, 500)
-            training = TalkerTraining(
+            settings = TalkerTraining(
                 optimizer=OptimizerConfig(
                     learning_rate,
                     steps,
@@ -169,16 +176,16 @@ def talker(
                 config,
                 codec_folder,
                 output,
-                training,
+                settings,
                 tokenizer=tokenizer,
                 validation=validation,
                 start=start,
             )
-        except ConfigError as error:
-            refuse(error)
-        write_scalars = tensorboard_writer(output) if tensorboard else None
         quiet_orbax()
         mesh = make_mesh() if jax.device_count() > 1 else None
-        result = run_talker(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=reporter(quiet, write_scalars))
+        smaller = "a smaller --batch-seconds"
+        with training(output, quiet, smaller if remat else f"{smaller}, or --remat", EXPORT_LAST):
+            report = reporter(quiet, tensorboard_writer(output) if tensorboard else None, steps)
+            result = run_talker(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=report)
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'model'}: {end}, the state after step {result.step}, loss {result.loss:.3f}")

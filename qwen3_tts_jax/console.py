@@ -19,9 +19,9 @@ import typer
 
 from qwen3_tts_jax.files import check_place
 
-_BAD_INPUT = 2
 # Seconds. A command that ends at once leaves no line in a log.
 _FIRST_LOG, _LOG_EVERY = 10.0, 60.0
+_FAILED, _BAD_INPUT = 1, 2
 _STANDARD_INPUT = "standard input"
 _BETWEEN_LINES = 10.0  # seconds
 
@@ -45,9 +45,17 @@ def drop_standard_output() -> None:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
+def fail(message: object) -> NoReturn:
+    """Ends the command with one line on standard error and exit status 1: what was asked for could not be done."""
+    typer.echo(f"error: {_one_line(message)}", err=True)
+    raise typer.Exit(_FAILED)
+
+
 @contextmanager
-def refusing(*errors: type[Exception]) -> Iterator[None]:
-    """Turns these exceptions into refusals; all others are errors of the program and keep their traceback."""
+def refusing(*errors: type[Exception], end: Callable[[object], NoReturn] = refuse) -> Iterator[None]:
+    """Turns these exceptions into refusals, or into what `end` does; all others are errors of the program and keep
+    their traceback.
+    """
     try:
         yield
     except errors as error:
@@ -55,10 +63,10 @@ def refusing(*errors: type[Exception]) -> Iterator[None]:
         if problems:
             where = str(error).splitlines()[0].rpartition(":")[0]
             more = f" (the first of {len(problems)} problems; `info` lists them)" if len(problems) > 1 else ""
-            refuse(f"{where}: {problems[0]}{more}")
+            end(f"{where}: {problems[0]}{more}")
         if isinstance(error, OSError) and error.filename is not None:
-            refuse(f"{error.filename}: {error.strerror}")
-        refuse(error)
+            end(f"{error.filename}: {error.strerror}")
+        end(error)
 
 
 def _one_line(message: object) -> str:

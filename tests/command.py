@@ -56,6 +56,15 @@ def assert_refused(result: Result, *parts: str) -> None:
         assert part in result.stderr
 
 
+def assert_failed(result: Result, *parts: str) -> None:
+    """It ended with status 1 and one line on standard error that has all `parts`."""
+    assert result.exit_code == 1, (result.exception, result.stderr)
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for part in parts:
+        assert part in result.stderr
+
+
 def one_layer(config: ModelConfig) -> ModelConfig:
     """The same model with one layer per stack, which compiles sooner."""
 

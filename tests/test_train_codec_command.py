@@ -1,12 +1,16 @@
 """The command `train codec`: from recordings to a codec that encodes and decodes, and what it refuses."""
 
 import json
+import os
+import signal
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 
 from qwen3_tts_jax import audio, hf_config, hf_export
+from qwen3_tts_jax.files import locked_folder
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train import codec_job
 from qwen3_tts_jax.train.codec_job import write_codec
@@ -15,8 +19,10 @@ from qwen3_tts_jax.train.codec_run import CodecResult
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import finish_codec, start_codec
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.state_files import save_state
-from tests.command import assert_refused, run, write_recording
+from qwen3_tts_jax.train.loop import Interrupted
+from qwen3_tts_jax.train.progress import DivergedError
+from qwen3_tts_jax.train.state_files import RunError, save_state
+from tests.command import assert_failed, assert_refused, run, write_recording
 from tests.train_codec import CODEC
 
 SHORT = ("--spectral-steps", 0, "--steps", 2, "--batch-seconds", 0.2, "--crop-seconds", 0.1, "--log-every", 1)
@@ -52,7 +58,14 @@ def test_a_codec_from_recordings(recordings, shape, tmp_path):
     assert "decoded 3 of 3 recordings" in result.stderr
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 2]
-    assert all(line["audio_seconds"] == pytest.approx(0.2) and line["seconds"] > 0 for line in log[:2])
+    assert [line["audio_seconds"] for line in log[:2]] == [0, pytest.approx(0.2)]
+    assert log[0]["compiling"] > log[1]["seconds"] > log[0]["seconds"] == 0
+    assert "compiling" not in log[1]
+    lines = result.stderr.splitlines()
+    first, second = (next(line for line in lines if line.startswith(f"step {i} of 2: loss")) for i in (1, 2))
+    assert lines.index("compiling step 1 of 2") < lines.index(first)
+    assert first.endswith(f", lr 0.001, compiled in {log[0]['compiling']:.0f} s")
+    assert second.endswith(f", {0.2 / log[1]['seconds']:,.1f} s of audio per s")
     assert len(log[2]["validation_perplexity"]) == 5
     assert log[2]["validation_mel"] == pytest.approx(float(result.stdout.split()[-1]), abs=1e-3)
 
@@ -155,7 +168,7 @@ def test_a_decoder_from_given_codes(recordings, shape, tmp_path, monkeypatch):
     output = tmp_path / "run"
     arguments = (data, "-o", output, "--start", tmp_path / "codec", *SHORT, "--quiet", "--context-seconds", 0.05)
     alone = (*arguments, "--decoder-only", "--validation", held_out, "--sample-every", 1)
-    assert_refused(train(*alone), "the power went off")
+    assert_failed(train(*alone), "the power went off")
     params, recipe, clips, crops, options = told.pop()
     assert recipe.decoder_only
     assert (crops.samples, crops.context, clips.frame_samples) == (2400, 150, 8)
@@ -225,10 +238,47 @@ def test_a_run_with_other_data_is_refused(recordings, shape, tmp_path, monkeypat
         raise OSError("the power went off")
 
     monkeypatch.setattr(codec_job, "fit_codec", fit)
-    assert_refused(train(recordings, "-o", output, "--config", shape, *SHORT, "--quiet"), "the power went off")
+    assert_failed(train(recordings, "-o", output, "--config", shape, *SHORT, "--quiet"), "the power went off")
     write_recording(tmp_path / "other.wav")
     lines = tmp_path / "data.jsonl"
     lines.write_text(json.dumps({"audio": "other.wav"}) + "\n")
     assert_refused(train(lines, "-o", output, "--config", shape, *SHORT), "of another run: data was")
     changed = train(recordings, "-o", output, "--config", shape, *SHORT, "--learning-rate", 0.5)
-    assert_refused(changed, "of another run: optimizer was")
+    assert_refused(changed, "of another run: optimizer.learning_rate was 0.001, is 0.5;")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (Interrupted(signal.SIGINT, 7), 130, "stopped after step 7; the same command goes on\n"),
+        (Interrupted(signal.SIGTERM, 7), 143, "stopped after step 7; the same command goes on\n"),
+        (DivergedError("step 3: the loss is nan"), 1, "error: step 3: the loss is nan\n"),
+        (OSError(28, "No space left on device", "log.jsonl"), 1, "error: log.jsonl: No space left on device\n"),
+        (RunError("it is of another run"), 2, "error: it is of another run\n"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes."), 1,
+            "error: there is not enough memory: choose a smaller --batch-seconds\n",
+        ),
+        (jax.errors.JaxRuntimeError("INTERNAL: something else"), None, ""),
+        (ValueError("operands could not be broadcast together"), None, ""),
+    ],
+)  # fmt: skip
+def test_how_a_command_ends(error, status, line, recordings, shape, tmp_path, monkeypatch):
+    def fit(*_, **__):
+        raise error
+
+    monkeypatch.setattr(codec_job, "fit_codec", fit)
+    result = train(recordings, "-o", tmp_path / "run", "--config", shape, *SHORT, "--quiet")
+    if status is None:
+        # An error of the program keeps its traceback.
+        assert result.exception is error
+    else:
+        assert (result.exit_code, result.stderr) == (status, line)
+
+
+def test_two_commands_do_not_train_in_one_folder(recordings, shape, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    with locked_folder(output):
+        result = train(recordings, "-o", output, "--config", shape, *SHORT)
+    assert_refused(result, f"another process ({os.getpid()}) is at work in {output}: wait for it")

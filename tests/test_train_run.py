@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.lines import Line
+from qwen3_tts_jax.train.loop import Interrupted
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.run import fit
 from qwen3_tts_jax.train.state_files import RunError, latest
@@ -43,8 +45,6 @@ def train(folder, recipe=RECIPE, report=None, validation=None, **schedule):
 
 def killed(folder):
     """Runs in a process of its own: dies while it works on the steps after a checkpoint."""
-    import signal
-
     train(folder, report=lambda numbers: numbers["step"] == 3 and os.kill(os.getpid(), signal.SIGKILL))
 
 
@@ -101,15 +101,55 @@ def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path):
     assert [line["loss"] for line in log_of(tmp_path / "killed")] == [
         line["loss"] for line in log_of(tmp_path / "whole")
     ]
+    # One that was killed while its model was written.
+    assert train(tmp_path / "whole").loss == whole.loss == log_of(tmp_path / "whole")[-1]["loss"]
     kept = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").iterdir())
     assert kept == ["00000004", "00000006"]
 
     for other, match in (
-        (replace(RECIPE, optimizer=OptimizerConfig(1e-3, STEPS, 1)), "optimizer was .*0.003.* and is .*0.001"),
-        (replace(RECIPE, model=replace(CUSTOM_VOICE, max_new_tokens=7)), "model's max_new_tokens was '300' and is '7'"),
+        (
+            replace(RECIPE, optimizer=OptimizerConfig(1e-3, STEPS, 1)),
+            r": optimizer.learning_rate was 0\.003, is 0\.001;",
+        ),
+        (replace(RECIPE, model=replace(CUSTOM_VOICE, max_new_tokens=7)), "model's max_new_tokens was .*300.*, is .*7"),
     ):
         with pytest.raises(RunError, match=match):
             train(tmp_path / "whole", other)
+
+
+def test_a_signal_ends_the_run_after_its_step(tmp_path, caplog):
+    """Between two checkpoints; what goes on comes to the parameters of a run that was never stopped."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        pytest.skip("another handles SIGTERM")
+
+    def stop(numbers):
+        if numbers["step"] == 3:
+            signal.raise_signal(signal.SIGTERM)
+            # A second one ends the process.
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with caplog.at_level("INFO", "qwen3_tts_jax.train"), pytest.raises(Interrupted, match="stopped after step 3") as e:
+        train(tmp_path / "stopped", report=stop)
+    assert (e.value.number, e.value.step) == (signal.SIGTERM, 3)
+    assert latest(tmp_path / "stopped" / "checkpoints").name == "00000003"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    steps = []
+    with caplog.at_level("INFO", "qwen3_tts_jax.train"):
+        resumed = train(tmp_path / "stopped", report=lambda numbers: steps.append(numbers["step"]))
+    assert steps == [4, 5, 6]
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("qwen3_tts_jax.train")] == [
+        "compiling step 1 of 6",
+        "stopping after this step; a second signal ends at once",
+        f"going on after step 3 of {tmp_path / 'stopped'}",
+        "compiling step 4 of 6",
+    ]
+    whole = train(tmp_path / "whole")
+    for path, leaf in whole.state.trained.items():
+        np.testing.assert_array_equal(resumed.state.trained[path], leaf, err_msg=path)
+    rates = [line["learning_rate"] for line in log_of(tmp_path / "stopped")]
+    np.testing.assert_allclose(rates, [RECIPE.optimizer.schedule()(step) for step in range(STEPS)], rtol=1e-6)
+    assert rates[0] == pytest.approx(3e-3) != pytest.approx(rates[-1])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path):

@@ -32,17 +32,18 @@ class Checkpoints:
         settings: JSON values that a run which goes on must have too.
         best: the lowest value by which a state was judged.
         waited: judgements since.
+        value: what the last step told of its state.
     """
 
     def __init__(self, run: str | Path, settings: Mapping[str, Any]):
         self.folder, self.settings = Path(run) / CHECKPOINTS, dict(settings)
-        self.best, self.waited = float("inf"), 0
+        self.best, self.waited, self.value = float("inf"), 0, float("nan")
 
     def check(self) -> None:
         """Refuses a folder whose run had other settings.
 
         Raises:
-            state_files.RunError: naming the first that differs.
+            state_files.RunError: naming what differs.
         """
         found = latest(self.folder)
         if found is not None:
@@ -60,7 +61,9 @@ class Checkpoints:
         state = load_state(found, state, self.settings)
         kept = saved_settings(found)
         self.best, self.waited = float(kept["best"]), kept["waited"]
-        _log.info("going on after step %d of %s", int(state.step), found)
+        # Older checkpoints have none.
+        self.value = float(kept.get("value", "nan"))
+        _log.info("going on after step %d of %s", int(state.step), self.folder.parent)
         return state
 
     def save(self, state: Any, step: int) -> None:
@@ -98,8 +101,9 @@ class Checkpoints:
         return DivergedError(
             f"step {step + 1}: the loss is {metrics['loss']} and its gradient's norm "
             f"{metrics['gradient_norm']}; the batch was {data}; the state before it is "
-            f"{self.folder / f'{step:08}'}. Lower the learning rate, or look at that data"
+            f"{self.folder / f'{step:08}'}. Look at that data, or start in a new folder with a lower learning rate"
         )
 
     def _write(self, name: str, state: Any) -> None:
-        save_state(self.folder, name, state, self.settings | {"best": repr(self.best), "waited": self.waited})
+        judged = {"best": repr(self.best), "waited": self.waited, "value": repr(self.value)}
+        save_state(self.folder, name, state, self.settings | judged)

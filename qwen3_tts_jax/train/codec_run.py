@@ -1,8 +1,7 @@
-"""The loop of training a codec: steps, numbers, checkpoints, validation, and what remains after a failure."""
+"""Training a codec: the steps of `loop.run_steps` on pieces of recordings, and what judges."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes
 from qwen3_tts_jax.train.codec_data import Clips
 from qwen3_tts_jax.train.codec_step import CodecRecipe, CodecState, codec_step, finish_codec, judge, start_codec
 from qwen3_tts_jax.train.codec_teacher import Features
-from qwen3_tts_jax.train.progress import Log, Schedule, plain
+from qwen3_tts_jax.train.loop import Stepped, run_steps
+from qwen3_tts_jax.train.progress import Schedule
 
 _SCHEDULE = Schedule()
 
@@ -95,54 +94,45 @@ def fit_codec(
         speak: called as speak(params, step) for samples.
 
     Raises:
-        DivergedError: loss or gradient are not finite. The last good state is saved before.
-        state_files.RunError: `folder` holds a run with other settings.
+        DivergedError, Interrupted, state_files.RunError: as `loop.run_steps`.
     """
-    last = recipe.optimizer.steps
-    state = start_codec(params, recipe, fresh=fresh, seed=crops.seed)
-    checkpoints = Checkpoints(folder, describe_codec(recipe, crops) | dict(settings or {}))
-    state = checkpoints.resume(state)
-    log = Log(Path(folder) / "log.jsonl", int(state.step), report)
     key = jax.random.key(crops.seed)
 
-    step, ended_early, mel = int(state.step), checkpoints.out_of_patience(schedule), float("nan")
-    clock, steps = time.perf_counter(), 0
-    while step < last and not ended_early:
-        places = data.places(step, crops.rows, crops.samples, crops.seed, crops.starts)
-        samples = data.cut(places, crops.samples)
-        targets = None
+    def places(step: int) -> list[tuple[int, int]]:
+        return data.places(step, crops.rows, crops.samples, crops.seed, crops.starts)
+
+    def advance(state: CodecState, step: int) -> Stepped[CodecState]:
+        some = places(step)
+        samples, targets = data.cut(some, crops.samples), None
         if features is not None:
             frame_samples = recipe.codec.frame_samples
-            targets = features.targets(places, crops.samples // frame_samples, data.sample_rate, frame_samples)
+            targets = features.targets(some, crops.samples // frame_samples, data.sample_rate, frame_samples)
         against = recipe.discriminator is not None and step >= recipe.discriminator.start
-        given = _given(data, places, recipe, crops)
+        given = _given(data, some, recipe, crops)
         state, metrics = codec_step(
             state, params, samples, jax.random.fold_in(key, step), recipe, targets=targets, against=against, given=given
         )
-        metrics = jax.device_get(metrics)
-        if not metrics.pop("finite"):
-            raise checkpoints.diverged(state, step, metrics, data.names(places))
-        step, steps, mel = step + 1, steps + 1, float(metrics["mel"])
-        if schedule.due("log", step, last):
-            seconds, audio = time.perf_counter() - clock, steps * crops.rows * crops.samples / data.sample_rate
-            log.write({"step": step, **plain(metrics), "seconds": seconds, "audio_seconds": audio})
-            clock, steps = time.perf_counter(), 0
-        began = time.perf_counter()
-        if validation is not None and schedule.due("evaluate", step, last):
-            numbers = evaluate_codec(state, params, recipe, validation, crops)
-            log.write({"step": step, **{f"validation_{name}": value for name, value in numbers.items()}})
-            mel = numbers["mel"]
-            checkpoints.judge(state, mel)
-            ended_early = checkpoints.out_of_patience(schedule)
-        if speak is not None and schedule.due("sample", step, last):
-            speak(finish_codec(state, params, recipe), step)
-        if schedule.due("save", step, last) or ended_early:
-            checkpoints.save(state, step)
-        # The log's seconds are those of steps.
-        clock += time.perf_counter() - began
-    if validation is not None and (best := checkpoints.best_state(state)) is not None:
-        state, mel = best, checkpoints.best
-    return CodecResult(finish_codec(state, params, recipe), state, int(state.step), mel, ended_early)
+        return Stepped(state, metrics, crops.rows * crops.samples / data.sample_rate, program=against)
+
+    def judged(state: CodecState) -> tuple[dict[str, Any], float]:
+        numbers = evaluate_codec(state, params, recipe, validation, crops)
+        return {f"validation_{name}": value for name, value in numbers.items()}, numbers["mel"]
+
+    ended = run_steps(
+        start_codec(params, recipe, fresh=fresh, seed=crops.seed),
+        advance,
+        folder,
+        describe_codec(recipe, crops) | dict(settings or {}),
+        recipe.optimizer,
+        names=lambda step: data.names(places(step)),
+        unit="audio_seconds",
+        metric="mel",
+        judge=None if validation is None else judged,
+        speak=speak and (lambda state, step: speak(finish_codec(state, params, recipe), step)),
+        schedule=schedule,
+        report=report,
+    )
+    return CodecResult(finish_codec(ended.state, params, recipe), ended.state, ended.step, ended.value, ended.early)
 
 
 def _given(clips: Clips, places: list[tuple[int, int]], recipe: CodecRecipe, crops: Crops) -> GivenCodes | None:

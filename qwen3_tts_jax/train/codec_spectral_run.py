@@ -1,8 +1,7 @@
-"""The loop of teaching a codec to say spectra: steps, numbers, checkpoints."""
+"""Teaching a codec to say spectra: the steps of `loop.run_steps`, and what is looked at."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_data import Clips
 from qwen3_tts_jax.train.codec_run import Crops, used_codes
 from qwen3_tts_jax.train.codec_spectral import (
@@ -22,7 +20,8 @@ from qwen3_tts_jax.train.codec_spectral import (
     start_spectra,
 )
 from qwen3_tts_jax.train.codec_teacher import Features
-from qwen3_tts_jax.train.progress import Log, Schedule, plain
+from qwen3_tts_jax.train.loop import Stepped, run_steps
+from qwen3_tts_jax.train.progress import Schedule
 
 _SCHEDULE = Schedule()
 
@@ -47,43 +46,41 @@ def fit_spectra(
     hears. Nothing ends early: `validation` is looked at with all codebooks and with the first half of them. `taught` is
     the last state of the encoder of spectra, for an encoder of samples. A run that was finished gives its state again.
     """
-    last = recipe.optimizer.steps
-    state = start_spectra(params, recipe, taught, crops.seed)
-    checkpoints = Checkpoints(folder, describe_spectra(recipe, crops) | dict(settings or {}))
-    state = checkpoints.resume(state)
-    log = Log(Path(folder) / "log.jsonl", int(state.step), report)
-    key, step = jax.random.key(crops.seed), int(state.step)
+    key, frame_samples = jax.random.key(crops.seed), recipe.codec.frame_samples
     teaching = None if taught is None else taught.trained
-    clock, steps, frame_samples = time.perf_counter(), 0, recipe.codec.frame_samples
-    while step < last:
-        places = data.places(step, crops.rows, crops.samples, crops.seed, crops.starts)
-        targets = None
+
+    def places(step: int) -> list[tuple[int, int]]:
+        return data.places(step, crops.rows, crops.samples, crops.seed, crops.starts)
+
+    def advance(state: SpectralState, step: int) -> Stepped[SpectralState]:
+        some, targets = places(step), None
         if features is not None:
-            targets = features.targets(places, crops.samples // frame_samples, data.sample_rate, frame_samples)
-        samples = data.cut(places, crops.samples)
+            targets = features.targets(some, crops.samples // frame_samples, data.sample_rate, frame_samples)
+        samples, alone = data.cut(some, crops.samples), step < recipe.alone
         state, metrics = spectral_step(
             state, params, samples, jax.random.fold_in(key, step), recipe, taught=teaching,
-            targets=targets, alone=step < recipe.alone,
+            targets=targets, alone=alone,
         )  # fmt: skip
-        metrics = jax.device_get(metrics)
-        if not metrics.pop("finite"):
-            raise checkpoints.diverged(state, step, metrics, data.names(places))
-        step, steps = step + 1, steps + 1
-        if schedule.due("log", step, last):
-            seconds, audio = time.perf_counter() - clock, steps * crops.rows * crops.samples / data.sample_rate
-            log.write(
-                {"phase": recipe.hears, "step": step, **plain(metrics), "seconds": seconds, "audio_seconds": audio}
-            )
-            clock, steps = time.perf_counter(), 0
-        began = time.perf_counter()
-        if validation is not None and schedule.due("evaluate", step, last):
-            numbers = evaluate_spectra(state, params, recipe, validation, crops)
-            log.write({"phase": recipe.hears, "step": step, **{f"validation_{name}": n for name, n in numbers.items()}})
-        if schedule.due("save", step, last) or step == last:
-            checkpoints.save(state, step)
-        # The log's seconds are those of steps.
-        clock += time.perf_counter() - began
-    return state
+        return Stepped(state, metrics, crops.rows * crops.samples / data.sample_rate, program=alone)
+
+    def judge(state: SpectralState) -> tuple[dict[str, Any], None]:
+        numbers = evaluate_spectra(state, params, recipe, validation, crops)
+        return {f"validation_{name}": value for name, value in numbers.items()}, None
+
+    ended = run_steps(
+        start_spectra(params, recipe, taught, crops.seed),
+        advance,
+        folder,
+        describe_spectra(recipe, crops) | dict(settings or {}),
+        recipe.optimizer,
+        names=lambda step: data.names(places(step)),
+        unit="audio_seconds",
+        judge=None if validation is None else judge,
+        schedule=schedule,
+        report=report,
+        phase=recipe.hears,
+    )
+    return ended.state
 
 
 def evaluate_spectra(

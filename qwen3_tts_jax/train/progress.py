@@ -24,7 +24,7 @@ class Schedule:
     Attributes:
         log: write numbers.
         evaluate: compute the loss of the validation data.
-        save: write a checkpoint.
+        save: write a checkpoint; that of the last step is written anyway.
         sample: speak.
         patience: evaluations without a better one, after which the run ends.
     """

@@ -1,8 +1,7 @@
-"""The loop of fine-tuning: steps, numbers, checkpoints, samples, an early end, and what remains after a failure."""
+"""Training a talker and its code predictor: the steps of `loop.run_steps`, spread over devices, and what judges."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
-from qwen3_tts_jax.train.checkpoints import Checkpoints
+from qwen3_tts_jax.train.loop import Stepped, run_steps
 from qwen3_tts_jax.train.loss import Batch, LossParts, total
-from qwen3_tts_jax.train.progress import Log, Schedule, plain
+from qwen3_tts_jax.train.progress import Schedule, plain
 from qwen3_tts_jax.train.step import Recipe, TrainState, assemble, evaluate, start, train_step
 
 _SCHEDULE = Schedule()
@@ -82,10 +81,8 @@ def fit(
 
     Raises:
         ValueError: a batch that the mesh's devices cannot share.
-        DivergedError: loss or gradient are not finite. The last good state is saved before.
-        state_files.RunError: `folder` holds a run with other settings.
+        DivergedError, Interrupted, state_files.RunError: as `loop.run_steps`.
     """
-    last = recipe.optimizer.steps
     state, frozen = start(params, recipe, data.seed)
     if mesh is not None:
         for batches in (data, validation or data):
@@ -95,53 +92,46 @@ def fit(
                         f"a batch of {rows} cannot be shared by data={mesh.shape['data']} devices: choose a multiple"
                     )
         state, frozen = spread((state, frozen), mesh)
-    agreed = describe(recipe) | data.describe() | {"utterances": len(data.examples)} | dict(settings or {})
-    checkpoints = Checkpoints(folder, agreed)
-    state = checkpoints.resume(state)
-    log = Log(Path(folder) / "log.jsonl", int(state.step), report)
     held_out = [] if validation is None else [place(batch, mesh) for batch in validation.in_order()]
     swapped = []
     if validation is not None and text_gap:
         swapped = [place(batch, mesh) for batch in validation.in_order(other_texts=True)]
 
-    def judge(batches: list[Batch]) -> LossParts:
+    def advance(state: TrainState, step: int) -> Stepped[TrainState]:
+        batches, _ = data.of_step(step)
+        state, metrics = train_step(state, frozen, place(batches, mesh, axis=1), recipe)
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batches))
+        return Stepped(state, metrics, int(np.sum(batches.codes[..., 0] >= 0)), shapes)
+
+    def names(step: int) -> str:
+        return ", ".join(dict.fromkeys(each.line.where for each in data.of_step(step)[1]))
+
+    def parts_of(state: TrainState, batches: list[Batch]) -> LossParts:
         return _sum([evaluate(state.kept, frozen, batch, recipe) for batch in batches])
 
-    step, ended_early, value = int(state.step), checkpoints.out_of_patience(schedule), float("nan")
-    clock, frames = time.perf_counter(), 0
-    while step < last and not ended_early:
-        batches, examples = data.of_step(step)
-        state, metrics = train_step(state, frozen, place(batches, mesh, axis=1), recipe)
-        frames += int(np.sum(batches.codes[..., 0] >= 0))
-        metrics = jax.device_get(metrics)
-        if not metrics.pop("finite"):
-            where = ", ".join(dict.fromkeys(each.line.where for each in examples))
-            raise checkpoints.diverged(state, step, metrics, where)
-        step, value = step + 1, float(metrics["loss"])
-        if schedule.due("log", step, last):
-            seconds = time.perf_counter() - clock
-            log.write({"step": step, **plain(metrics), "seconds": seconds, "frames": frames})
-            clock, frames = time.perf_counter(), 0
-        began = time.perf_counter()
-        if held_out and schedule.due("evaluate", step, last):
-            parts = judge(held_out)
-            value = float(total(parts, parts.frames, parts.ends, recipe.loss))
-            numbers = {"step": step, "validation_loss": value, **plain(jax.device_get(parts.means()), "validation_")}
-            if swapped:
-                other = judge(swapped)
-                numbers["text_gap"] = float(other.means()["codes"][0] - parts.means()["codes"][0])
-            log.write(numbers)
-            checkpoints.judge(state, value)
-            ended_early = checkpoints.out_of_patience(schedule)
-        if speak is not None and schedule.due("sample", step, last):
-            speak(assemble(state.kept, frozen, recipe), step)
-        if schedule.due("save", step, last) or ended_early:
-            checkpoints.save(state, step)
-        # The log's seconds are those of steps.
-        clock += time.perf_counter() - began
-    if held_out and (best := checkpoints.best_state(state)) is not None:
-        state, value = best, checkpoints.best
-    return Result(assemble(state.kept, frozen, recipe), state, int(state.step), value, ended_early)
+    def judge(state: TrainState) -> tuple[dict[str, Any], float]:
+        parts = parts_of(state, held_out)
+        value = float(total(parts, parts.frames, parts.ends, recipe.loss))
+        numbers = {"validation_loss": value, **plain(jax.device_get(parts.means()), "validation_")}
+        if swapped:
+            other = parts_of(state, swapped)
+            numbers["text_gap"] = float(other.means()["codes"][0] - parts.means()["codes"][0])
+        return numbers, value
+
+    ended = run_steps(
+        state,
+        advance,
+        folder,
+        describe(recipe) | data.describe() | {"utterances": len(data.examples)} | dict(settings or {}),
+        recipe.optimizer,
+        names=names,
+        unit="frames",
+        judge=judge if held_out else None,
+        speak=speak and (lambda state, step: speak(assemble(state.kept, frozen, recipe), step)),
+        schedule=schedule,
+        report=report,
+    )
+    return Result(assemble(ended.state.kept, frozen, recipe), ended.state, ended.step, ended.value, ended.early)
 
 
 def place(batch: Batch, mesh: Mesh | None, axis: int = 0) -> Batch:

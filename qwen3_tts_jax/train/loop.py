@@ -1,0 +1,205 @@
+"""The loop that all training shares: resumed, counted, judged, saved, and stopped by patience, NaN or a signal."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Self, TypeVar
+
+import jax
+
+from qwen3_tts_jax.train.checkpoints import Checkpoints
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.progress import Log, Schedule, plain
+
+_log = logging.getLogger(__name__)
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Stepped(Generic[State]):
+    """What one step gives.
+
+    Attributes:
+        state: after it; the one before if the step was not finite.
+        metrics: arrays for the log, with "loss" and "gradient_norm"; and "finite", whether both are.
+        amount: of data that it learnt from.
+        program: equal for steps that one compiled program serves.
+    """
+
+    state: State
+    metrics: dict[str, Any]
+    amount: float
+    program: Hashable = None
+
+
+@dataclass(frozen=True)
+class Ended(Generic[State]):
+    """What a run ends with.
+
+    Attributes:
+        state: the best by judgement where there was one, else the last.
+        step: steps it has seen.
+        value: by which it was judged, or the metric of the last step.
+        early: whether patience ran out.
+    """
+
+    state: State
+    step: int
+    value: float
+    early: bool
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM ended a run after a whole step, whose state is saved.
+
+    Attributes:
+        number: of the signal.
+        step: steps done.
+    """
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped after step {step}")
+        self.number, self.step = number, step
+
+
+def run_steps(
+    state: State,
+    advance: Callable[[State, int], Stepped[State]],
+    folder: str | Path,
+    agreed: Mapping[str, Any],
+    optimizer: OptimizerConfig,
+    *,
+    names: Callable[[int], str],
+    unit: str,
+    metric: str = "loss",
+    judge: Callable[[State], tuple[dict[str, Any], float | None]] | None = None,
+    speak: Callable[[State, int], None] | None = None,
+    schedule: Schedule,
+    report: Callable[[dict[str, Any]], None] | None,
+    phase: str | None = None,
+) -> Ended[State]:
+    """Takes steps to the end of `optimizer.steps`, from where a run in `folder` was interrupted if there is one.
+
+    Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints, that of the last
+    step in any case. "seconds" and the amount in the log are of steps for which nothing was compiled, "compiling" the
+    seconds of the others; neither has judgements, samples and checkpoints.
+
+    Args:
+        state: before the first step.
+        advance: advance(state, steps done) takes a step; data and what is random follow from the steps done alone.
+        folder: of the run.
+        agreed: JSON values that a checkpoint must agree with.
+        optimizer: number of steps and learning rates.
+        names: names(steps done) of the data of the next step, for messages.
+        unit: of `Stepped.amount`, in the log.
+        metric: that stands for a state where nothing is judged.
+        judge: judge(state), numbers for the log and the value to judge by, lower is better; None judges nothing.
+        speak: speak(state, steps done), for samples.
+        schedule: what happens when.
+        report: called with every line of the log.
+        phase: for the log, where it is one of several runs.
+
+    Raises:
+        DivergedError: loss or gradient are not finite. The last good state is saved before.
+        Interrupted: a signal, in the main thread, whose handler is Python's own. The state is saved before; a second
+            signal ends the process at once.
+        state_files.RunError: `folder` holds a run with other settings.
+    """
+    last, rates = optimizer.steps, optimizer.schedule()
+    checkpoints = Checkpoints(folder, agreed)
+    state = checkpoints.resume(state)
+    step, early = int(state.step), checkpoints.out_of_patience(schedule)
+    log = Log(Path(folder) / "log.jsonl", step, report)
+    told = {} if phase is None else {"phase": phase}
+    pace = _Pace(unit)
+    with _Signals() as signals:
+        if step < last and not early:
+            _log.info("compiling step %d of %d", step + 1, last)
+        while step < last and not early:
+            began = time.perf_counter()
+            stepped = advance(state, step)
+            state, metrics = stepped.state, jax.device_get(stepped.metrics)
+            pace.add(stepped, time.perf_counter() - began)
+            if not metrics.pop("finite"):
+                raise checkpoints.diverged(state, step, metrics, names(step))
+            step += 1
+            checkpoints.value = float(metrics[metric])
+            if schedule.due("log", step, last):
+                rate = float(rates(step - 1))
+                log.write({**told, "step": step, **plain(metrics), "learning_rate": rate, **pace.take()})
+            if judge is not None and schedule.due("evaluate", step, last):
+                numbers, value = judge(state)
+                log.write({**told, "step": step, **numbers})
+                if value is not None:
+                    checkpoints.judge(state, value)
+                    early = checkpoints.out_of_patience(schedule)
+            if speak is not None and schedule.due("sample", step, last):
+                speak(state, step)
+            save = schedule.due("save", step, last) or early or step == last
+            if save:
+                checkpoints.save(state, step)
+            if signals.number is not None:
+                if not save:
+                    checkpoints.save(state, step)
+                raise Interrupted(signals.number, step)
+    value = checkpoints.value
+    if judge is not None and (best := checkpoints.best_state(state)) is not None:
+        state, value = best, checkpoints.best
+    return Ended(state, int(state.step), value, early)
+
+
+class _Pace:
+    """Seconds and amounts of steps since they were last taken, without those that compiled a program first."""
+
+    def __init__(self, unit: str):
+        self._unit, self._compiled = unit, set[Hashable]()
+        self._seconds = self._amount = self._compiling = 0
+
+    def add(self, stepped: Stepped, seconds: float) -> None:
+        if stepped.program in self._compiled:
+            self._seconds += seconds
+            self._amount += stepped.amount
+        else:
+            self._compiling += seconds
+        self._compiled.add(stepped.program)
+
+    def take(self) -> dict[str, float]:
+        taken = {"seconds": self._seconds, self._unit: self._amount}
+        if self._compiling:
+            taken["compiling"] = self._compiling
+        self._seconds = self._amount = self._compiling = 0
+        return taken
+
+
+class _Signals:
+    """Keeps the first SIGINT or SIGTERM for the loop; the next does what the system does with it."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        # Only the main thread may have handlers; whoever handles or ignores these signals goes on doing so.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        self.number = number
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        _log.info("stopping after this step; a second signal ends at once")
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
