@@ -225,6 +225,8 @@ def test_refused_before_anything_is_encoded(base, recordings, tmp_path, monkeypa
         (("--lora", 2, "--freeze", "talker"), "--freeze"),
         (("--freeze", "taker"), "nothing to freeze in 'taker'"),
         (("--lora", 2, "--lora-modules", "mpl"), "no weight of a transformer lies in 'mpl'"),
+        (("--clip", "nan"), "largest norm must be above 0, got nan"),
+        (("--weight-decay", -1), "weight decay must be at least 0, got -1"),
         (("--tensorboard",), "tensorboardX"),
     ):
         assert_refused(run(write_data(recordings, *ROWS), "-o", tmp_path / "run", "-m", base, *options), part)

@@ -62,8 +62,12 @@ class OptimizerConfig:
             raise ConfigError(
                 f"the warm-up must be 0 … {self.steps - 1} of {self.steps} steps, got {self.warmup_steps}"
             )
-        if self.clip <= 0:
+        if not self.clip > 0:
             raise ConfigError(f"the gradient's largest norm must be above 0, got {self.clip}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ConfigError(f"the weight decay must be at least 0, got {self.weight_decay}")
+        if not 0 <= self.final_rate <= 1:
+            raise ConfigError(f"the last learning rate must be a part of the highest, got {self.final_rate}")
 
     def schedule(self) -> optax.Schedule:
         """Learning rate by step."""
