@@ -43,6 +43,7 @@ _FULL_RATE, _LORA_RATE = 2e-5, 2e-4
     )
 )
 def sft(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(
@@ -100,8 +101,12 @@ def sft(
     instruct.
     """
     from qwen3_tts_jax.cli_model import Source
-    from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refusing
+    from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
 
+    refuse_idle(context, patience and validation is None, "without --validation", "patience")
+    refuse_idle(context, not lora, "without --lora", "lora_alpha", "lora_modules")
+    refuse_idle(context, batch_seconds is None, "without --batch-seconds", "buckets")
+    refuse_idle(context, batch_seconds is not None, "with --batch-seconds", "batch_size")
     if tensorboard:
         check_tensorboard()
     with plain_messages():

@@ -20,6 +20,7 @@ EPILOG = examples(
 
 
 def codec(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(
@@ -98,8 +99,14 @@ def codec(
     From random weights encoder and codebooks first learn spectra, then the decoder their codes; from a codec that is
     there all learn together.
     """
-    from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refusing
+    from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
 
+    refuse_idle(context, patience and validation is None, "without --validation", "patience")
+    refuse_idle(context, config is not None, "with --config", "size")
+    refuse_idle(context, start is not None, "with --start", "size")
+    refuse_idle(context, feature_rate is None, "without --feature-rate", "teacher_weight")
+    hearing = ("discriminator_every", "discriminator_seconds", "discriminator_kind")
+    refuse_idle(context, discriminator_start is None, "without --discriminator-start", *hearing)
     with plain_messages():
         if start is not None and config is not None:
             refuse("--start brings its own shape: leave --config away")
@@ -109,6 +116,7 @@ def codec(
             refuse("--spectral-steps are for a codec from nothing: leave --start away")
         if start is None and spectral_steps is None:
             spectral_steps = 800
+        refuse_idle(context, not spectral_steps, "where no spectra are learnt", "encoder_steps", "spectral_rate")
         if spectral_steps and (continuous_steps or unquantized):
             refuse("--continuous-steps and --unquantized are for a codec that learns from samples: --spectral-steps 0")
         if features is not None and feature_rate is None:

@@ -28,6 +28,7 @@ EPILOG = examples(
 
 
 def talker(
+    context: typer.Context,
     data: Annotated[
         Path,
         typer.Argument(
@@ -114,8 +115,11 @@ def talker(
     code 0 rises with the text of another clip, which is 0 until the model listens to its text.
     """
     from qwen3_tts_jax.cli_model import Source
-    from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refusing
+    from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
 
+    refuse_idle(context, patience and validation is None, "without --validation", "patience")
+    refuse_idle(context, guide and not alignment, "without --alignment", "guide")
+    refuse_idle(context, not alignment, "without --alignment", "alignment_layer", "alignment_steps")
     if tensorboard:
         check_tensorboard()
     with plain_messages():
@@ -139,8 +143,6 @@ def talker(
             refuse(f"--codebook-weights must be numbers with commas between them, got {codebook_weights!r}")
         with refusing(ValueError, OSError):
             aligned = None
-            if guide and not alignment:
-                refuse("--guide goes with --alignment: give that a weight too")
             if alignment:
                 until = steps // 2 if alignment_steps is None else alignment_steps
                 aligned = AlignmentConfig(alignment, alignment_layer, until, guide=guide)

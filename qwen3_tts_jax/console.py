@@ -69,6 +69,14 @@ def refusing(*errors: type[Exception], end: Callable[[object], NoReturn] = refus
         end(error)
 
 
+def refuse_idle(context: typer.Context, idle: object, why: str, *options: str) -> None:
+    """Refuses options of the command line, by their names in Python, that do nothing if `idle`, which is `why`."""
+    for name in options:
+        source = context.get_parameter_source(name)
+        if idle and source is not None and source.name == "COMMANDLINE":
+            refuse(f"--{name.replace('_', '-')} does nothing {why}: leave it away")
+
+
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
 
