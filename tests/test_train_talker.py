@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -16,9 +17,11 @@ from qwen3_tts_jax.cli_train import train_app
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
 from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.train import talker_job
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.new_model import new_params, read_new_config
-from tests.command import assert_refused, write_model, write_recording
+from qwen3_tts_jax.train.progress import DivergedError
+from tests.command import assert_failed, assert_refused, write_model, write_recording
 from tests.train_model import random_codes
 
 SIZES = {
@@ -203,6 +206,22 @@ def test_refused_options(data, codec, tmp_path, tokenizer_folder):
         assert_refused(run(*common, *options), part)
     assert_refused(run(*common[:-1], tmp_path), "config.json")
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DivergedError("step 3: the loss is nan"), "the loss is nan; `export RUN --checkpoint last` makes a model of"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 5 bytes"), "choose a smaller --batch-seconds, or --remat"),
+    ],
+)
+def test_what_helps_after_a_failure(error, line, data, codec, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(talker_job, "run_talker", fail)
+    result = run(data, "-o", tmp_path / "run", "--config", write_sizes(tmp_path), "--codec", codec)
+    assert_failed(result, line)
 
 
 def test_what_is_refused_leaves_nothing_for_tensorboard(data, codec, tmp_path, monkeypatch):
