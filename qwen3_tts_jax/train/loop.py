@@ -195,10 +195,10 @@ class _Signals:
         return self
 
     def _hear(self, number: int, _: FrameType | None) -> None:
+        # Nothing is told here: it may come in the midst of a write to the same stream, which takes no other.
         self.number = number
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)
-        _log.info("stopping after this step; a second signal ends at once")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
