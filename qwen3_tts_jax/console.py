@@ -19,11 +19,10 @@ import typer
 
 from qwen3_tts_jax.files import check_place
 
-# Seconds. A command that ends at once leaves no line in a log.
-_FIRST_LOG, _LOG_EVERY = 10.0, 60.0
 _FAILED, _BAD_INPUT = 1, 2
 _STANDARD_INPUT = "standard input"
-_BETWEEN_LINES = 10.0  # seconds
+# Seconds. A command that ends at once leaves no line in a log.
+_FIRST_LOG, _LOG_EVERY = 10.0, 60.0
 
 
 def refuse(message: object) -> NoReturn:
@@ -197,7 +196,9 @@ class StatusLine:
         logged: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`elapsed` shows the time since the start, too; `logged` prints a line a minute where there is no terminal."""
+        """`elapsed` shows the time since the start, too; `logged` prints a line where there is no terminal, after 10 s
+        and then every minute.
+        """
         # rich takes a tenth of a second to import, and --help has no use for it.
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -236,18 +237,16 @@ class ProgressLine(StatusLine):
     """What becomes of one speech.
 
     An instance is a `synthesis.Progress`, and knows more stages: a recording is heard ("listen"), recordings
-    are encoded ("encode"), a file is saved ("save"). Where standard error is no terminal, a line is written there
-    for every 10 s of speaking.
+    are encoded ("encode"), a file is saved ("save").
 
     Attributes:
         until_speech: seconds from the prompt to the first frames, most of which is compilation.
     """
 
-    def __init__(self, frame_seconds: float, quiet: bool):
-        super().__init__(quiet, elapsed=True)
+    def __init__(self, frame_seconds: float, quiet: bool, clock: Callable[[], float] = time.monotonic):
+        super().__init__(quiet, elapsed=True, logged=True, clock=clock)
         self._frame_seconds = frame_seconds
-        self._lines = not quiet and not sys.stderr.isatty()
-        self._prompted = self._first_frames = self._last_line = 0.0
+        self._prompted = self._first_frames = 0.0
         self._part, self._parts = 0, 1
         self._first_count = 0
         self.until_speech = 0.0
@@ -258,7 +257,7 @@ class ProgressLine(StatusLine):
             self._show_loading(done, total)
         elif stage == "prefill":
             if done == 0:
-                self._prompted, self._first_frames = time.monotonic(), 0.0
+                self._prompted, self._first_frames = self._clock(), 0.0
                 self._show("compiling")
             self._part, self._parts = done, total
         elif stage == "speak":
@@ -267,10 +266,10 @@ class ProgressLine(StatusLine):
             self._show({"listen": "listening", "encode": "encoding", "decode": "decoding", "save": "saving"}[stage])
 
     def _show_spoken(self, frames: int) -> None:
-        now = time.monotonic()
+        now = self._clock()
         text = f"speaking {frames * self._frame_seconds:.1f} s of audio"
         if not self._first_frames:
-            self._first_frames, self._first_count, self._last_line = now, frames, now
+            self._first_frames, self._first_count = now, frames
             self.until_speech = now - self._prompted
         else:
             speed = (frames - self._first_count) * self._frame_seconds / max(now - self._first_frames, 1e-9)
@@ -278,6 +277,3 @@ class ProgressLine(StatusLine):
         if self._parts > 1:
             text += f", part {self._part} of {self._parts}"
         self._show(text)
-        if self._lines and now - self._last_line >= _BETWEEN_LINES:
-            self._last_line = now
-            typer.echo(text, err=True)

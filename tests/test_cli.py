@@ -422,20 +422,24 @@ def test_progress_is_shown_on_terminals_only(monkeypatch, stderr, quiet):
         assert part in shown
 
 
-def test_what_is_no_terminal_gets_a_line_now_and_then(monkeypatch, capsys):
-    clock = [100.0]
-    monkeypatch.setattr("qwen3_tts_jax.console.time.monotonic", lambda: clock[0])
+def test_what_is_no_terminal_gets_a_line_now_and_then(capsys):
+    """After 10 s, then every minute."""
+    now = 100.0
 
-    def speak(progress: ProgressLine) -> None:
-        for part, frames in enumerate((20, 40, 60, 80)):
+    def speak(quiet: bool) -> str:
+        nonlocal now
+        progress = ProgressLine(0.05, quiet, lambda: now)
+        for part, (frames, seconds) in enumerate([(20, 6), (40, 5), (60, 54), (80, 6)]):
             progress("prefill", part, 3)
-            clock[0] += 6
+            now += seconds
             progress("speak", frames, 90)
+        return capsys.readouterr().err
 
-    speak(ProgressLine(0.05, quiet=False))
-    assert capsys.readouterr().err == "speaking 3.0 s of audio, 0.17 x real time, part 2 of 3\n"
-    speak(ProgressLine(0.05, quiet=True))
-    assert capsys.readouterr().err == ""
+    assert speak(quiet=False).splitlines() == [
+        "speaking 2.0 s of audio, 0.20 x real time, part 1 of 3",
+        "speaking 4.0 s of audio, 0.05 x real time, part 3 of 3",
+    ]
+    assert speak(quiet=True) == ""
 
 
 # Other commands.
