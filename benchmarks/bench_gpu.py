@@ -61,7 +61,7 @@ def measure_ours(checkpoint: str, batches: list[int], frames: int) -> None:
 
     from qwen3_tts_jax import Qwen3TTS, Request, synthesis
     from qwen3_tts_jax import generate as g
-    from qwen3_tts_jax.synthesis import codec_rows, codec_start, codec_step
+    from qwen3_tts_jax.codec_decoding import codec_rows, codec_start, codec_step
 
     began = time.perf_counter()
     model = Qwen3TTS.from_pretrained(checkpoint, dtype="bfloat16,codec=bfloat16_3x")

@@ -21,8 +21,8 @@ import figures
 import jax
 
 from qwen3_tts_jax import Qwen3TTS, Request, hf_config
+from qwen3_tts_jax.codec_decoding import codec_step
 from qwen3_tts_jax.generate import generate_stream, prefill_compiled
-from qwen3_tts_jax.synthesis import codec_step
 
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds. "
 

@@ -32,7 +32,7 @@ _OTHER_SPELLINGS = {"ɔɪ": "oɪ", "t͡ʃ": "ʧ", "d͡ʒ": "ʤ"}
 _LANGUAGE = "en-us"
 
 LONGEST_UTTERANCE = 116
-"""Letters of phonemes: about 8 s of speech, and with the rest of a prompt no more than `synthesis.UTTERANCE_BUCKET`."""
+"""Letters of phonemes: about 8 s of speech, and with the rest of a prompt no more than `buckets.UTTERANCE_BUCKET`."""
 
 # What ends a sentence, if what follows begins one. An abbreviation or an initial before the stop does not.
 _SENTENCE_END = re.compile(r"""(?:(?<=[.?!…])|(?<=[.?!…]["'”’)\]]))\s+(?=["'“‘(\[]*[^\Wa-z_])|(?<=[。？！])|\n\s*\n""")

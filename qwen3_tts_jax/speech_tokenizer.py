@@ -12,10 +12,12 @@ import numpy as np
 from qwen3_tts_jax import audio as sound
 from qwen3_tts_jax import convert, hf_config
 from qwen3_tts_jax.audio import AudioLike
+from qwen3_tts_jax.buckets import bucket
 from qwen3_tts_jax.codec import encoder, hopper
+from qwen3_tts_jax.codec_decoding import decode_codes, fetched
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.sharding import place_batch
-from qwen3_tts_jax.synthesis import Progress, bucket, decode_codes, fetched
+from qwen3_tts_jax.synthesis import Progress
 
 # Longer chunks waste more of the last one, shorter ones keep a CPU's cores less busy.
 _CHUNK_FRAMES = 32

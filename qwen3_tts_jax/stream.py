@@ -17,8 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
 from qwen3_tts_jax.codec import decoder
+from qwen3_tts_jax.codec_decoding import codec_start, codec_step
 from qwen3_tts_jax.config import CodecConfig, GenerationConfig, ModelConfig
+from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.generate import (
     generate_stream,
     grow_compiled,
@@ -28,17 +31,7 @@ from qwen3_tts_jax.generate import (
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, check_seed, check_whole, plan_prompt, validate
 from qwen3_tts_jax.sharding import place_batch
-from qwen3_tts_jax.synthesis import (
-    FRAMES_PER_TOKEN,
-    PROMPT_BUCKET,
-    FinishReason,
-    Speech,
-    bucket,
-    codec_start,
-    codec_step,
-    frame_limit,
-    reference_codes,
-)
+from qwen3_tts_jax.synthesis import FRAMES_PER_TOKEN, FinishReason, Speech, frame_limit, reference_codes
 from qwen3_tts_jax.text import IncrementalText, TextTokenizer
 from qwen3_tts_jax.utterances import spoken_as_it_arrives, utterance_number
 
@@ -372,7 +365,7 @@ def decode_chunk(
     for part in _parts(codes):
         state, samples = codec_step(params, config.decoder, state, part[None])
         decoded.append(samples)
-    if jax.default_backend() == "cpu":
+    if default_device().platform == "cpu":
         jax.block_until_ready(decoded)
     meanwhile()
     return state, np.concatenate([np.zeros((1, 0), np.float32), *jax.device_get(decoded)], axis=1)[0]

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, repeat
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from qwen3_tts_jax.codec import decoder
-from qwen3_tts_jax.config import CodecConfig, GenerationConfig, ModelConfig
+from qwen3_tts_jax.buckets import PROMPT_BUCKET, UTTERANCE_BUCKET, bucket
+from qwen3_tts_jax.codec_decoding import Primed, codec_rows, decode_codes
+from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.generate import (
     empty_batch_compiled,
     generate_chunk,
@@ -37,24 +35,8 @@ Progress = Callable[[Literal["load", "encode", "prefill", "speak", "decode"], in
 """Called as progress(stage, done, total): bytes loaded, recordings encoded,
 prompts read, frames made, utterances decoded."""
 
-PROMPT_BUCKET = 32
-"""The smallest bucket of prompts, and for most models of what follows them."""
-UTTERANCE_BUCKET = 256
 _BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
 """Speech hardly ever takes longer than 2 s, and 0.64 s per token of its text."""
-_CODEC_CHUNK_FRAMES = 16
-# Steps of the codec that the device is given before the host waits for the first of them.
-_STEPS_AHEAD = 2
-
-Primed = dict[tuple[int, bytes], decoder.DecoderState]
-"""States of the decoder after references, as batches of one row, by the rows that they were decoded in and by their
-codes: a voice mostly speaks many utterances, and its reference need not be decoded before each."""
-# As many are kept, of the voices that spoke last: 5.2 MB each at the published shapes.
-_VOICES = 16
-
-codec_start = jax.jit(decoder.initial_state, static_argnames=("config", "batch"))
-codec_step = jax.jit(decoder.decode_step, static_argnames="config", donate_argnames="state")
-codec_whole = jax.jit(decoder.decode, static_argnames="config")
 
 
 @dataclass(frozen=True)
@@ -87,39 +69,6 @@ def shape_step(tokenizer: Tokenizer) -> int:
     would take them longer than to compute in some empty places.
     """
     return UTTERANCE_BUCKET if tokenizer.phonemes else PROMPT_BUCKET
-
-
-def codec_rows(params: dict[str, Any], config: CodecConfig) -> int:
-    """The most utterances that are decoded together: so many for each of the devices that share them.
-
-    One on CPUs, where a row of a product may round differently in another place: so an utterance's samples are the same
-    in whatever company. It is about as fast, for nobody is padded to the longest. Hopper GPUs are busy with 32.
-    """
-    each = 1 if jax.default_backend() == "cpu" else 32 if config.decoder.hopper else 8
-    return each * data_size(params)
-
-
-def _rows_for(params: dict[str, Any], config: CodecConfig, utterances: int) -> int:
-    """Rows of the program that decodes so many together, as many on each device.
-
-    Kernels for Hopper GPUs take multiples of 8.
-    """
-    devices = data_size(params)
-    each = -(-utterances // devices)
-    return devices * bucket(each, 8 if config.decoder.hopper and each > 2 else 1)
-
-
-def bucket(size: int, smallest: int) -> int:
-    """The next of `smallest` × (1, 2, 3, 4, 6, 8, 12, 16, …), and 0 for 0: few shapes.
-
-    At most half is wasted, beyond `smallest`.
-    """
-    if size == 0:
-        return 0
-    step = smallest
-    while size > 4 * step:
-        step *= 2
-    return min(n * step for n in (1, 2, 3, 4) if n * step >= size)
 
 
 def synthesize_each(
@@ -345,153 +294,3 @@ def expected_frames(tokens: int) -> int:
 def expected_frames_of(plan: PromptPlan) -> int:
     """`expected_frames` of all that the prompt and the frames after it read."""
     return expected_frames(len(plan.text_ids) + len(plan.trailing_text_ids))
-
-
-def decode_codes(
-    params: dict[str, Any],
-    config: CodecConfig,
-    codes: Sequence[np.ndarray],
-    references: Sequence[np.ndarray] | None = None,
-    *,
-    primed: Primed | None = None,
-    rows: int | None = None,
-    official: bool = False,
-    progress: Progress | None = None,
-) -> list[np.ndarray]:
-    """Samples float32 [T × frame_samples] of each utterance's codes [T, Q].
-
-    Decoded in chunks of one shape with carried state, which is exactly the whole decode.
-
-    Args:
-        params: the subtree codec/decoder.
-        config: of the codec.
-        codes: of each utterance.
-        references: codes [R, Q] that come before each utterance's; their samples are cut off.
-        primed: keeps what was heard of references, for the next call with the same parameters.
-        rows: decoded together, be they empty; by default as many as there are, up to `codec_rows`. `official` has one.
-        official: decode in chunks without carried state, and cut references off in proportion, as the
-            official package does.
-        progress: told of utterances decoded.
-    """
-    if references is None:
-        references = [row[:0] for row in codes]
-    if official:
-        return [_decode_officially(params, config, *row) for row in zip(references, codes, strict=True)]
-    primed = {} if primed is None else primed
-    together = rows or codec_rows(params, config)
-    # Rows should end in about the same chunk.
-    order = sorted(range(len(codes)), key=lambda row: len(codes[row]), reverse=True)
-    samples: dict[int, np.ndarray] = {}
-    for first in range(0, len(order), together):
-        part = order[first : first + together]
-        utterances = [(references[row], codes[row]) for row in part]
-        shape = _rows_for(params, config, rows or len(part))
-        samples |= zip(part, _decode_exactly(params, config, utterances, shape, primed), strict=True)
-        if progress is not None:
-            progress("decode", len(samples), len(codes))
-    return [samples[row] for row in range(len(codes))]
-
-
-def _decode_exactly(
-    params: dict[str, Any],
-    config: CodecConfig,
-    utterances: Sequence[tuple[np.ndarray, np.ndarray]],
-    rows: int,
-    primed: Primed,
-) -> list[np.ndarray]:
-    """Of references and codes. Of a reference the last frames, less than a chunk, are decoded with each utterance."""
-    heard, left = [], []
-    for reference, codes in utterances:
-        whole_chunks = len(reference) // _CODEC_CHUNK_FRAMES * _CODEC_CHUNK_FRAMES
-        heard.append(reference[:whole_chunks])
-        left.append(np.concatenate([reference[whole_chunks:], codes]))
-    state = _after(params, config, heard, rows, primed)
-    chunks = fetched(samples for _, samples in _steps(params, config, state, left, rows))
-    whole = np.concatenate([np.zeros((rows, 0), np.float32), *chunks], axis=1)
-    return [
-        whole[row, (len(last) - len(codes)) * config.frame_samples : len(last) * config.frame_samples]
-        for row, (last, (_, codes)) in enumerate(zip(left, utterances, strict=True))
-    ]
-
-
-def _steps(
-    params: dict[str, Any], config: CodecConfig, state: decoder.DecoderState, codes: Sequence[np.ndarray], rows: int
-) -> Iterator[tuple[decoder.DecoderState, jax.Array]]:
-    """Decodes codes [T, Q] of each row, chunk by chunk → the state after it, and samples [rows, N] on the device."""
-    frames = -(-max(map(len, codes)) // _CODEC_CHUNK_FRAMES) * _CODEC_CHUNK_FRAMES
-    padded = np.zeros((rows, frames, config.num_codebooks), np.int32)
-    for row, utterance in enumerate(codes):
-        padded[row, : len(utterance)] = utterance
-    for frame in range(0, frames, _CODEC_CHUNK_FRAMES):
-        state, chunk = place_batch(params, (state, padded[:, frame : frame + _CODEC_CHUNK_FRAMES]))
-        state, samples = codec_step(params, config.decoder, state, chunk)
-        yield state, samples
-
-
-def fetched(arrays: Iterable[jax.Array]) -> Iterator[np.ndarray]:
-    """Each of the arrays on the host, while the device makes those after it and holds no more than a few."""
-    pending: deque[jax.Array] = deque()
-    for array in arrays:
-        pending.append(array)
-        if len(pending) > _STEPS_AHEAD:
-            yield np.asarray(pending.popleft())
-    yield from map(np.asarray, pending)
-
-
-def _after(
-    params: dict[str, Any], config: CodecConfig, references: Sequence[np.ndarray], rows: int, primed: Primed
-) -> decoder.DecoderState:
-    """The state of `rows` rows, the first of which have heard references of whole chunks, int32 [R, Q].
-
-    Those that are not in `primed` are decoded together, by the program that goes on: so each utterance has the samples
-    that it has after its reference in one piece.
-    """
-    voices = [(rows, reference.tobytes()) for reference in references]
-    heard = {voice: row for voice, row in zip(voices, references, strict=True) if len(row)}
-    new = {voice: row for voice, row in heard.items() if voice not in primed}
-    if new:
-        steps = _steps(params, config, codec_start(config.decoder, rows), list(new.values()), rows)
-        for step, (state, _) in enumerate(steps, 1):
-            for row, (voice, reference) in enumerate(new.items()):
-                if len(reference) == step * _CODEC_CHUNK_FRAMES:
-                    primed[voice] = place_batch(params, _row_of(state, row))
-    state = codec_start(config.decoder, rows)
-    for voice in heard:
-        primed[voice] = primed.pop(voice)  # The last to be forgotten.
-        here = np.array([other == voice for other in voices] + [False] * (rows - len(voices)))
-        state = _with_voice(*place_batch(params, (state, here)), primed[voice])
-    while len(primed) > _VOICES:
-        del primed[next(iter(primed))]
-    return state
-
-
-@jax.jit
-def _row_of(state: decoder.DecoderState, row: jax.Array) -> decoder.DecoderState:
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1), state)
-
-
-@partial(jax.jit, donate_argnames="state")
-def _with_voice(state: decoder.DecoderState, here: jax.Array, voice: decoder.DecoderState) -> decoder.DecoderState:
-    """The state with that of one row in the rows that are True in `here` [B]."""
-
-    def put(leaf: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(here.reshape(-1, *[1] * (leaf.ndim - 1)), new, leaf)
-
-    return jax.tree.map(put, state, voice)
-
-
-def _decode_officially(
-    params: dict[str, Any], config: CodecConfig, reference: np.ndarray, codes: np.ndarray
-) -> np.ndarray:
-    """As `decoder.decode_chunked`; chunks are padded on the right to a few lengths, which changes no sample before."""
-    whole = np.concatenate([reference, codes])
-    longest = decoder.OFFICIAL_CONTEXT_FRAMES + decoder.OFFICIAL_CHUNK_FRAMES
-    parts = [np.zeros(0, np.float32)]
-    for context, start, end in decoder.official_chunks(len(whole)):
-        chunk = whole[start - context : end]
-        padding = min(bucket(len(chunk), _CODEC_CHUNK_FRAMES), longest) - len(chunk)
-        decoded = codec_whole(params, config.decoder, np.pad(chunk, ((0, padding), (0, 0)))[None])[0]
-        kept = slice(context * config.frame_samples, len(chunk) * config.frame_samples)
-        parts.append(np.asarray(decoded, np.float32)[kept])
-    samples = np.concatenate(parts)
-    return samples[int(len(reference) / max(len(whole), 1) * len(samples)) :]

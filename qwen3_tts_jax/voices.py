@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from qwen3_tts_jax import audio
+from qwen3_tts_jax.buckets import bucket
 from qwen3_tts_jax.config import ModelConfig, SpeakerEncoderConfig
 from qwen3_tts_jax.mel import HOP, mel_spectrogram
 from qwen3_tts_jax.speaker_encoder import x_vector
 from qwen3_tts_jax.speech_tokenizer import encode_recordings
-from qwen3_tts_jax.synthesis import bucket
 from qwen3_tts_jax.voice_file import describe, load, load_all, save
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 

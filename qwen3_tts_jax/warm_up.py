@@ -1,6 +1,6 @@
 """Compiles what later processes will need: speaks a little in every shape, with compiled programs kept on disk.
 
-Shapes come in buckets (see `synthesis.bucket`), so the programs for texts up to some length are few. Each is
+Shapes come in buckets (see `buckets.bucket`), so the programs for texts up to some length are few. Each is
 compiled by the very calls that will use it; as soon as its first frames are there, the next follows.
 """
 
@@ -19,23 +19,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
+from qwen3_tts_jax.codec_decoding import codec_rows, decode_codes
 from qwen3_tts_jax.config import GenerationConfig
 from qwen3_tts_jax.generate import empty_batch_compiled, generate_stream, grow_compiled
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, plan_prompt
 from qwen3_tts_jax.sharding import whole_rows
 from qwen3_tts_jax.stream import CHUNK_FRAMES, CODEC_FRAMES, SpokenText, decode_chunk, first_capacity, prime_decoder
-from qwen3_tts_jax.synthesis import (
-    PROMPT_BUCKET,
-    bucket,
-    codec_rows,
-    decode_codes,
-    expected_frames,
-    expected_frames_of,
-    frame_limit,
-    reference_codes,
-    shape_step,
-)
+from qwen3_tts_jax.synthesis import expected_frames, expected_frames_of, frame_limit, reference_codes, shape_step
 from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voices import BUCKET_SECONDS, make_voices
 

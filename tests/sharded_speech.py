@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from qwen3_tts_jax import generate, hf_export, sharding, speech_tokenizer, stream, synthesis
+from qwen3_tts_jax import codec_decoding, generate, hf_export, sharding, speech_tokenizer, stream, synthesis
+from qwen3_tts_jax.codec_decoding import Primed, decode_codes
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
 from qwen3_tts_jax.convert.rules import all_rules, model_rules
 from qwen3_tts_jax.prompt import PromptPlan, batch_plans
-from qwen3_tts_jax.synthesis import Primed, decode_codes, speak_codes
+from qwen3_tts_jax.synthesis import speak_codes
 from tests.drawn_tree import drawn_tree
 from tests.safetensors_folder import all_parts, small, write
 from tests.shapes import SMALL
@@ -102,7 +103,7 @@ def shared_out(params: dict[str, Any], config: ModelConfig, devices: int) -> dic
 
     placed = sharding.shard_params(params, config, sharding.make_mesh(devices, devices=jax.devices()[:devices]))
     rows: dict[str, list[list[int]]] = {"prefill_compiled": [], "codec_step": []}
-    prefill, step = synthesis.prefill_compiled, synthesis.codec_step
+    prefill, step = synthesis.prefill_compiled, codec_decoding.codec_step
 
     def note(name: str, leaf: jax.Array) -> None:
         rows[name].append([len(leaf), len(leaf.addressable_shards[0].data)])
@@ -115,7 +116,8 @@ def shared_out(params: dict[str, Any], config: ModelConfig, devices: int) -> dic
         note("codec_step", arguments[3])
         return step(*arguments)
 
-    with mock.patch.multiple(synthesis, prefill_compiled=noting_prompts, codec_step=noting_codes):
+    prompts = mock.patch.object(synthesis, "prefill_compiled", noting_prompts)
+    with prompts, mock.patch.object(codec_decoding, "codec_step", noting_codes):
         found = decode(placed)
         numbers = {"seed": 3, "utterances": [0, 1], "rows": 2 * devices}
         list(speak_codes(placed, config, SAMPLED, plans(config, 2), frame_limits=[3, 3], **numbers))

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, synthesis
+from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding
 from qwen3_tts_jax.codec.decoder import decode
+from qwen3_tts_jax.codec_decoding import decode_codes
 from qwen3_tts_jax.convert.rules import codec_rules
-from qwen3_tts_jax.synthesis import decode_codes
 from tests.drawn_tree import drawn_tree
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
@@ -30,13 +30,13 @@ def params():
 @pytest.fixture
 def steps(monkeypatch):
     """Rows of each step of the decoder."""
-    rows, step = [], synthesis.codec_step
+    rows, step = [], codec_decoding.codec_step
 
     def noting(params, config, state, codes):
         rows.append(len(codes))
         return step(params, config, state, codes)
 
-    monkeypatch.setattr(synthesis, "codec_step", noting)
+    monkeypatch.setattr(codec_decoding, "codec_step", noting)
     return rows
 
 
@@ -48,7 +48,7 @@ def _codes(frames, seed=0):
 @pytest.mark.parametrize("together", [1, 3])
 def test_references_of_any_lengths_are_heard_before_the_speech(params, monkeypatch, together):
     """Less than a chunk, whole chunks and between, twice the same, and none."""
-    monkeypatch.setattr(synthesis, "codec_rows", lambda *_: together)
+    monkeypatch.setattr(codec_decoding, "codec_rows", lambda *_: together)
     references = [_codes(frames, seed=frames) for frames in (37, 0, 32, 37, 5, 49)]
     codes = [_codes(frames, seed=frames) for frames in (3, 20, 16, 31, 8, 12)]
     samples = decode_codes(params, CODEC, codes, references)
@@ -60,7 +60,7 @@ def test_references_of_any_lengths_are_heard_before_the_speech(params, monkeypat
 
 @pytest.mark.parametrize("together", [1, 3])
 def test_a_voice_is_heard_once_and_gives_the_same_samples(params, monkeypatch, steps, together):
-    monkeypatch.setattr(synthesis, "codec_rows", lambda *_: together)
+    monkeypatch.setattr(codec_decoding, "codec_rows", lambda *_: together)
     reference, codes = _codes(70), [_codes(20, seed) for seed in range(together)]
     primed, many = {}, [reference] * together
     cold = decode_codes(params, CODEC, codes, many, primed=primed)
@@ -75,7 +75,7 @@ def test_a_voice_is_heard_once_and_gives_the_same_samples(params, monkeypatch, s
 
 
 def test_few_voices_are_kept(params, monkeypatch, steps):
-    monkeypatch.setattr(synthesis, "_VOICES", 2)
+    monkeypatch.setattr(codec_decoding, "_VOICES", 2)
     primed, voices = {}, [_codes(16, seed) for seed in range(3)]
     for voice in (0, 1, 0, 2, 0, 1):
         decode_codes(params, CODEC, [_codes(3)], [voices[voice]], primed=primed)
@@ -99,7 +99,7 @@ def test_a_call_hears_the_voice_of_its_requests_once(tmp_path, tokenizer_folder,
 
 def test_the_longest_are_decoded_together(params, monkeypatch, steps):
     """And are returned in the order that they came in."""
-    monkeypatch.setattr(synthesis, "codec_rows", lambda *_: 2)
+    monkeypatch.setattr(codec_decoding, "codec_rows", lambda *_: 2)
     codes = [_codes(frames, seed=frames) for frames in (3, 100, 5, 90)]
     samples = decode_codes(params, CODEC, codes)
     assert steps == [2] * (7 + 1)
@@ -116,8 +116,8 @@ def test_arrays_are_fetched_a_few_behind():
             yield jnp.full(1, number)
 
     found = []
-    for array in synthesis.fetched(make()):
+    for array in codec_decoding.fetched(make()):
         assert isinstance(array, np.ndarray)
         found.append(int(array[0]))
-        assert len(made) == min(len(found) + synthesis._STEPS_AHEAD, 9)
+        assert len(made) == min(len(found) + codec_decoding._STEPS_AHEAD, 9)
     assert found == list(range(9))

@@ -14,13 +14,13 @@ import pytest
 import soundfile
 
 from qwen3_tts_jax import Qwen3TTS, Request, SpeechTokenizer
+from qwen3_tts_jax.buckets import UTTERANCE_BUCKET
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.convert import load_codec, resolve, resolve_codec
 from qwen3_tts_jax.hf_config import read_codec
 from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.phonemes import LONGEST_UTTERANCE, utterances
 from qwen3_tts_jax.prompt import plan_prompt
-from qwen3_tts_jax.synthesis import UTTERANCE_BUCKET
 from qwen3_tts_jax.utterances import joined, spoken_as, spoken_as_it_arrives, utterance_number
 from tests.command import assert_refused, run, write_recording
 

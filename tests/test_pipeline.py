@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, synthesis
+from qwen3_tts_jax import Qwen3TTS, Request, buckets, codec_decoding, synthesis
 from qwen3_tts_jax.codec.decoder import decode_chunked
 from qwen3_tts_jax.generate import generate_chunk, prefill_compiled
 from tests.shapes import SMALL
@@ -71,7 +71,7 @@ def test_a_second_call_with_the_same_shapes_compiles_nothing(model):
     sizes = []
     for seed in range(2):
         model.synthesize(requests(3), seed=seed)
-        sizes.append([f._cache_size() for f in (prefill_compiled, generate_chunk, synthesis.codec_step)])
+        sizes.append([f._cache_size() for f in (prefill_compiled, generate_chunk, codec_decoding.codec_step)])
     assert sizes[0] == sizes[1]
 
 
@@ -106,20 +106,25 @@ def test_the_official_decode_of_any_length_needs_few_programs(model):
     params, config = model.params["codec"]["decoder"], model.config.codec
     codes = np.random.default_rng(0).integers(0, 53, (330, 16)).astype(np.int32)
     chunked = jax.jit(decode_chunked, static_argnums=1)
-    before = synthesis.codec_whole._cache_size()
+    before = codec_decoding.codec_whole._cache_size()
     for frames in (330, 320, 310, 305, 290):
-        (samples,) = synthesis.decode_codes(params, config, [codes[:frames]], official=True)
+        (samples,) = codec_decoding.decode_codes(params, config, [codes[:frames]], official=True)
         assert samples.shape == (frames * config.frame_samples,)
         if frames in (330, 290):
             expected = chunked(params, config.decoder, codes[None, :frames])[0]
             np.testing.assert_allclose(samples, expected, rtol=0, atol=1e-5)
     # Of whole chunks with the frames before them, and of 30 to 55 frames.
-    assert synthesis.codec_whole._cache_size() - before == 4
+    assert codec_decoding.codec_whole._cache_size() - before == 4
+
+
+def decode_together(monkeypatch, rows):
+    for module in (synthesis, codec_decoding):
+        monkeypatch.setattr(module, "codec_rows", lambda *_: rows)
 
 
 @pytest.mark.parametrize("together", [1, 8])
 def test_progress_counts_every_stage_to_its_end(model, monkeypatch, together):
-    monkeypatch.setattr(synthesis, "codec_rows", lambda *_: together)
+    decode_together(monkeypatch, together)
     # The device need not stand still for what the host knows.
     monkeypatch.setattr(jax, "block_until_ready", None)
     seen = []
@@ -156,7 +161,7 @@ def test_a_row_that_ends_is_refilled_between_chunks(model, monkeypatch):
 @pytest.mark.parametrize("fixed_shapes", [False, True])
 def test_speech_is_there_after_the_chunk_in_which_it_ended(model, monkeypatch, fixed_shapes):
     """Also where several are decoded together; rows that are filled up wait until they are full."""
-    monkeypatch.setattr(synthesis, "codec_rows", lambda *_: 8)
+    decode_together(monkeypatch, 8)
     limits = [20, 4, 12, 4]
     wanted = [replace(request, max_frames=limit) for request, limit in zip(requests(4), limits, strict=True)]
     frames, seen = [0], {}
@@ -296,10 +301,10 @@ def test_a_chunk_has_at_least_one_frame(model, chunk_frames, message):
     [(0, 32, 0), (1, 32, 32), (32, 32, 32), (33, 32, 64), (97, 32, 128), (129, 32, 192), (193, 32, 256), (5, 1, 6)],
 )
 def test_buckets(size, smallest, bucket):
-    assert synthesis.bucket(size, smallest) == bucket
+    assert buckets.bucket(size, smallest) == bucket
 
 
 def test_few_buckets_and_little_waste():
-    buckets = [synthesis.bucket(size, 32) for size in range(1, 10_000)]
-    assert all(size <= bucket <= max(32, 2 * size) for size, bucket in enumerate(buckets, 1))
-    assert len(set(buckets)) < 22
+    found = [buckets.bucket(size, 32) for size in range(1, 10_000)]
+    assert all(size <= bucket <= max(32, 2 * size) for size, bucket in enumerate(found, 1))
+    assert len(set(found)) < 22

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, generate, stream, synthesis
+from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding, generate, stream
 from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.config import GenerationConfig
 from tests.shapes import SMALL
@@ -145,7 +145,7 @@ def test_few_programs_serve_every_stream(load):
         generate.prefill_compiled,
         generate.generate_stream,
         generate.set_text_compiled,
-        synthesis.codec_step,
+        codec_decoding.codec_step,
     )
     warm = {"schedule": (1, 2, 4, 8, 16), "non_streaming_mode": False, "max_new_tokens": 60}
     list(model.stream_custom_voice(TEXT, "ryan", **warm))
@@ -224,7 +224,7 @@ def test_what_stops_early_leaves_nothing(load):
 def test_the_next_chunk_is_made_while_one_is_heard(load, monkeypatch, backend):
     """On accelerators from when its predecessor's samples are under way, on CPUs from when they are there."""
     model, events = load("1.7B-CustomVoice", -1.0), []
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(stream, "default_device", lambda: SimpleNamespace(platform=backend))
 
     def log(module, name, event):
         function = getattr(module, name)
@@ -293,11 +293,11 @@ def test_many_short_streams_keep_nothing(load):
     prompt = Request(TEXT, "english", "ryan", max_frames=6)
     list(model.stream(prompt))
     gc.collect()
-    before = len(jax.live_arrays()), generate.generate_stream._cache_size(), synthesis.codec_step._cache_size()
+    before = len(jax.live_arrays()), generate.generate_stream._cache_size(), codec_decoding.codec_step._cache_size()
     for seed in range(40):
         list(model.stream(prompt, seed=seed))
     gc.collect()
-    after = len(jax.live_arrays()), generate.generate_stream._cache_size(), synthesis.codec_step._cache_size()
+    after = len(jax.live_arrays()), generate.generate_stream._cache_size(), codec_decoding.codec_step._cache_size()
     assert after == before
 
 

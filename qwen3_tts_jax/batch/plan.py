@@ -15,11 +15,12 @@ import soundfile
 
 from qwen3_tts_jax import audio, voice_file, voices
 from qwen3_tts_jax.batch.manifest import URLS, BadLine, Item
+from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.safetensors_file import BrokenFileError, read_header
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encoded_frames
-from qwen3_tts_jax.synthesis import PROMPT_BUCKET, bucket, expected_frames, frame_limit, shape_step
+from qwen3_tts_jax.synthesis import expected_frames, frame_limit, shape_step
 from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from qwen3_tts_jax.buckets import bucket
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.prompt import TextMode, Tokenizer, batch_plans
-from qwen3_tts_jax.synthesis import bucket
 from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.loss import Batch
 

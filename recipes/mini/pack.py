@@ -26,12 +26,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.arguments import merge_sampling
+from qwen3_tts_jax.codec_decoding import decode_codes
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert import load_checkpoint, load_codec
 from qwen3_tts_jax.packaged import MINI, MINI_VOICES, local_folder
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
-from qwen3_tts_jax.synthesis import decode_codes
 from qwen3_tts_jax.text import PHONEMES, TextTokenizer
 from qwen3_tts_jax.train.export import export_model
 

@@ -12,11 +12,11 @@ from qwen3_tts_jax import generate as g
 from qwen3_tts_jax.arguments import merge_sampling
 from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
+from qwen3_tts_jax.codec_decoding import decode_codes
 from qwen3_tts_jax.config import GenerationConfig
 from qwen3_tts_jax.convert import PARTS, export_safetensors, load_params
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
-from qwen3_tts_jax.synthesis import decode_codes
 from qwen3_tts_jax.talker import Talker
 from tests.parity.oracle import load_official, quiet
 from tests.shapes import SMALL
