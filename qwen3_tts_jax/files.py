@@ -107,7 +107,7 @@ def completed(path: Path, *, sync: bool = False) -> Iterator[Path]:
             sync_path(path.parent)
     except OSError as error:
         # Where a disk is full an error names no file, else the temporary one.
-        if error.filename in (None, str(temporary)):
+        if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:
