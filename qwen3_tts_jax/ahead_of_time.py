@@ -170,7 +170,9 @@ def export_programs(
     Raises:
         ValueError: no sizes, sizes twice, or a cache without room for a frame.
     """
+    from qwen3_tts_jax import generate
     from qwen3_tts_jax.codec import hopper
+    from qwen3_tts_jax.devices import default_device
     from qwen3_tts_jax.files import completed
 
     file, sizes = Path(file), list(sizes)
@@ -184,6 +186,8 @@ def export_programs(
     # A kernel would tie the programs to one kind of device.
     config = config.with_attention(lambda _: "xla")
     config = replace(config, codec=hopper.configure(config.codec, kernels=False))
+    one = set(platforms or [default_device().platform])
+    config = generate.configure(config, one.pop() if len(one) == 1 else "several")
     options = {} if platforms is None else {"platforms": tuple(platforms)}
     content, codec_states = {}, []
     for index, size in enumerate(sizes):

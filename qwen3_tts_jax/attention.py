@@ -13,7 +13,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from qwen3_tts_jax.cache import Pieces
 from qwen3_tts_jax.config import AttentionKernel, ConfigError, ModelConfig, TransformerConfig
 from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.layers import PRECISION
@@ -28,8 +30,8 @@ _PLATFORMS = {"cudnn": "cuda", "pallas": "tpu"}
 
 def attend(
     queries: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    keys: jax.Array | Pieces,
+    values: jax.Array | Pieces,
     mask: jax.Array,
     *,
     past: int | None = None,
@@ -39,8 +41,8 @@ def attend(
 
     Args:
         queries: [B, T, K, G, H], the G query heads of each key/value head.
-        keys: [B, K, H, S].
-        values: [B, K, S, H].
+        keys: [B, K, H, S], or pieces of it for a single query.
+        values: [B, K, S, H], likewise.
         mask: bool [B or 1, T, S], False where a query may not look.
         past: see `cache.KVCache.past`.
         config: of the stack.
@@ -50,6 +52,8 @@ def attend(
     """
     # A window is short, and the steps of a stream should round as the whole does.
     if queries.shape[1] == 1 and config.sliding_window is None:
+        if not isinstance(keys, tuple):
+            keys, values = (keys,), (values,)
         return jax.lax.platform_dependent(queries, keys, values, mask, cpu=_single_query_on_cpu, default=_single_query)
     forms: dict[str, Callable] = {"cpu": _on_cpu, "default": portable}
     if config.attention != "xla" and past is not None and queries.shape[1] >= _FEWEST_QUERIES:
@@ -71,21 +75,42 @@ def _on_cpu(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Ar
     return portable(*wide, mask).astype(queries.dtype)
 
 
-def _single_query(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+def _single_query(queries: jax.Array, keys: Pieces, values: Pieces, mask: jax.Array) -> jax.Array:
     """`portable` of one query, T = 1, without that axis: XLA for NVIDIA then makes three kernels of it, else five to
     eight.
     """
-    scores = jnp.einsum("bkgh,bkhs->bkgs", queries[:, 0], keys, precision=PRECISION, preferred_element_type=jnp.float32)
-    weights = _weights(scores, mask[:, None], queries)
-    return jnp.einsum("bkgs,bksh->bkgh", weights, values, precision=PRECISION)[:, None]
+    # Sums of pieces are rounded to the dtype once, as the sum of the whole would be.
+    exact = queries.dtype if len(values) == 1 else jnp.float32
+
+    def score(keys: jax.Array) -> jax.Array:
+        equation = "bkgh,bkhs->bkgs"
+        return jnp.einsum(equation, queries[:, 0], keys, precision=PRECISION, preferred_element_type=jnp.float32)
+
+    def mix(weights: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.einsum("bkgs,bksh->bkgh", weights, values, precision=PRECISION, preferred_element_type=exact)
+
+    weights = _weights(jnp.concatenate([score(piece) for piece in keys], axis=-1), mask[:, None], queries)
+    return sum(map(mix, _split(weights, values), values))[:, None].astype(queries.dtype)
 
 
-def _single_query_on_cpu(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+def _single_query_on_cpu(queries: jax.Array, keys: Pieces, values: Pieces, mask: jax.Array) -> jax.Array:
     """The same as sums: several times as fast as XLA's CPU products where S is large."""
-    wide_queries, wide_keys, wide_values = (x.astype(jnp.float32) for x in (queries, keys, values))
-    scores = jnp.sum(wide_queries[:, 0, ..., None] * wide_keys[:, :, None], axis=3)
-    weights = _weights(scores, mask[:, :, None], wide_queries)
-    return jnp.sum(weights[..., None] * wide_values[:, :, None], axis=3)[:, None].astype(queries.dtype)
+    wide = queries[:, 0].astype(jnp.float32)
+
+    def score(keys: jax.Array) -> jax.Array:
+        return jnp.sum(wide[..., None] * keys.astype(jnp.float32)[:, :, None], axis=3)
+
+    def mix(weights: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.sum(weights[..., None] * values.astype(jnp.float32)[:, :, None], axis=3)
+
+    weights = _weights(jnp.concatenate([score(piece) for piece in keys], axis=-1), mask[:, None], wide)
+    return sum(map(mix, _split(weights, values), values))[:, None].astype(queries.dtype)
+
+
+def _split(weights: jax.Array, values: Pieces) -> list[jax.Array]:
+    """Weights [..., S] for each piece [B, K, S, H] of the values."""
+    ends = np.cumsum([piece.shape[2] for piece in values])
+    return jnp.split(weights, ends[:-1], axis=-1)
 
 
 def _weights(scores: jax.Array, mask: jax.Array, queries: jax.Array) -> jax.Array:

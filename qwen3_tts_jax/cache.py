@@ -1,6 +1,6 @@
 """Keys and values of past positions; the only file that knows how they are laid out.
 
-Two caches with one interface: `positions` and `mask` describe the next T positions, `extend` adds
+Three caches with one interface: `positions` and `mask` describe the next T positions, `extend` adds
 their keys and values for one layer and returns all that the layer may attend to, and `advance`
 moves on once every layer has been extended. Layers are separate leaves, because slicing a stacked
 array copies it. Keys have their slots last and values their head dim last: in both products of a
@@ -17,6 +17,9 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from qwen3_tts_jax.config import TransformerConfig
+
+Pieces = tuple[jax.Array, ...]
+"""Keys or values that are not in one array, in order."""
 
 
 @flax.struct.dataclass
@@ -78,9 +81,7 @@ class KVCache:
         all_keys = write(self.keys[layer], keys.transpose(0, 2, 3, 1), axis=3)
         all_values = write(self.values[layer], values.swapaxes(1, 2), axis=2)
         cache = _replaced(self, layer, all_keys, all_values)
-        # Left to choose, XLA for NVIDIA transposes, and so copies, the whole cache in every frame.
-        all_keys, all_values = (with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (all_keys, all_values))
-        return cache, all_keys, all_values
+        return cache, *jax.lax.platform_dependent(all_keys, all_values, tpu=_unchanged, default=_as_they_are)
 
     def advance(self, steps: int) -> Self:
         """Counts the next `steps` slots as written, as many in every row."""
@@ -112,6 +113,77 @@ class KVCache:
             values=put(self.values, new.values, slice(None), slots),
             length=self.length.at[rows].set(new.length, mode="drop"),
         )
+
+
+@flax.struct.dataclass
+class StagedCache:
+    """A `KVCache` that is only read, and the slots that a chunk of frames adds to it, one at a time.
+
+    To write at a place of each row, XLA for TPUs makes a loop over the rows, for each layer's keys and again for its
+    values, which takes longer than to read the whole cache. Here all rows write at the same place, and `merged`
+    puts what they wrote where it belongs, once for the chunk.
+
+    Attributes:
+        before: what was there before the chunk.
+        keys: one [B, K, H, W] per layer, of the chunk's W positions.
+        values: one [B, K, W, H] per layer.
+        written: int32 [], slots of the chunk written so far.
+        length: int32 [B], as of a `KVCache`. In a row that stands still, what is written is never looked at.
+    """
+
+    before: KVCache
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    written: jax.Array
+    length: jax.Array
+
+    @classmethod
+    def after(cls, before: KVCache, config: TransformerConfig, steps: int) -> Self:
+        """`before`, with room for `steps` positions more, which it must have, too."""
+        keys, values = _empty(config, before.length.shape[0], steps)
+        return cls(before=before, keys=keys, values=values, written=jnp.zeros((), jnp.int32), length=before.length)
+
+    def positions(self, steps: int) -> jax.Array:
+        """The position of the next input, int32 [B, 1]; `steps` must be 1, here and below."""
+        return self.length[:, None] + jnp.arange(steps, dtype=jnp.int32)
+
+    def mask(self, steps: int) -> jax.Array:
+        """True where the next input may look among past and new, bool [B, 1, S + W]."""
+        rows, new = self.length.shape[0], self.values[0].shape[2]
+        in_before = jnp.arange(self.before.capacity) < self.before.length[:, None, None]
+        in_chunk = jnp.broadcast_to(jnp.arange(new) <= self.written, (rows, steps, new))
+        return jnp.concatenate([in_before, in_chunk], axis=2)
+
+    def past(self, steps: int) -> None:
+        """As of a `KVCache`: not known."""
+
+    def extend(self, layer: int, keys: jax.Array, values: jax.Array) -> tuple[Self, Pieces, Pieces]:
+        """Adds the key and value [B, 1, K, H] of `layer`; returns the cache and its pieces, the oldest first."""
+
+        def write(buffer: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), self.written, axis)
+
+        new_keys = write(self.keys[layer], keys.transpose(0, 2, 3, 1), axis=3)
+        new_values = write(self.values[layer], values.swapaxes(1, 2), axis=2)
+        cache = _replaced(self, layer, new_keys, new_values)
+        return cache, (self.before.keys[layer], new_keys), (self.before.values[layer], new_values)
+
+    def advance(self, steps: int) -> Self:
+        """Counts the next slot as written."""
+        return self.replace(length=self.length + steps, written=self.written + steps)
+
+    def merged(self, devices: int) -> KVCache:
+        """The cache with the chunk's slots behind what was there; a row that stood still has some beyond its length.
+
+        Each of `devices` writes rows of its own.
+        """
+        parts = ((self.before.keys, self.before.values), (self.keys, self.values), self.before.length)
+        if devices == 1:
+            keys, values = _put_behind(*parts)
+        else:
+            apart = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), parts)
+            keys, values = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(_put_behind)(*apart))
+        return KVCache(keys=keys, values=values, length=self.length)
 
 
 @flax.struct.dataclass
@@ -167,7 +239,34 @@ class WindowCache:
         return self.replace(length=self.length + steps)
 
 
-Cache = KVCache | WindowCache
+Cache = KVCache | StagedCache | WindowCache
+
+
+def _as_they_are(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # Left to choose, XLA for NVIDIA transposes, and so copies, the whole cache in every frame.
+    return tuple(with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (keys, values))
+
+
+def _unchanged(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return keys, values
+
+
+def _put_behind(old: tuple[Pieces, Pieces], new: tuple[Pieces, Pieces], length: jax.Array) -> tuple[Pieces, Pieces]:
+    """Keys and values of all layers, with the new ones of each row at its length: one loop over the rows."""
+
+    def put_row(row: jax.Array, buffers: tuple[Pieces, Pieces]) -> tuple[Pieces, Pieces]:
+        def put(old: Pieces, new: Pieces, axis: int) -> Pieces:
+            start = [row, 0, 0, 0]
+            start[axis] = length[row]
+            return tuple(
+                jax.lax.dynamic_update_slice(to, jax.lax.dynamic_slice_in_dim(of, row, 1), start)
+                for to, of in zip(old, new, strict=True)
+            )
+
+        keys, values = buffers
+        return put(keys, new[0], 3), put(values, new[1], 2)
+
+    return jax.lax.fori_loop(0, length.shape[0], put_row, old)
 
 
 def _empty(config: TransformerConfig, batch: int, slots: int) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:

@@ -75,7 +75,8 @@ class TalkerConfig:
     """The Qwen3 language model over code 0, with its text embedding and projection.
 
     The codec vocabulary is the codes of codebook 0 followed by `num_special_codes` rows for
-    control tokens, languages and speakers.
+    control tokens, languages and speakers. Where `staging_devices` is not 0, a batch that is spread over so many
+    writes its cache once for a chunk of frames, see `cache.StagedCache`.
     """
 
     transformer: TransformerConfig
@@ -85,6 +86,7 @@ class TalkerConfig:
     num_codebooks: int
     max_positions: int
     num_special_codes: int = 1024
+    staging_devices: int = 0
 
     def __post_init__(self) -> None:
         _require(

@@ -9,11 +9,13 @@ under `jax.jit`, with the state donated; they are what `Qwen3TTS` calls. A frame
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from qwen3_tts_jax.cache import KVCache
+from qwen3_tts_jax.cache import KVCache, StagedCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.prompt import PromptBatch
@@ -31,7 +33,7 @@ class DecodeState:
     """All that one frame leaves to the next.
 
     Attributes:
-        cache: the talker's keys and values.
+        cache: the talker's keys and values; staged only within a chunk.
         hidden: [B, D], the talker's state that predicts the next code 0.
         logits: float32 [B, V] of the next code 0.
         seen: bool [B, V], codes 0 drawn so far (for the repetition penalty).
@@ -44,7 +46,7 @@ class DecodeState:
         ended: bool [B], True where a row drew the end of speech.
     """
 
-    cache: KVCache
+    cache: KVCache | StagedCache
     hidden: jax.Array
     logits: jax.Array
     seen: jax.Array
@@ -306,8 +308,8 @@ def generate(
     def step(state: DecodeState, _):
         return frame_step(params, config, generation, state)
 
-    state, codes = jax.lax.scan(step, state, length=num_frames)
-    return state, codes.swapaxes(0, 1)
+    state, codes = jax.lax.scan(step, _stage(config, state, num_frames), length=num_frames)
+    return _settle(config, state), codes.swapaxes(0, 1)
 
 
 def generate_scored(
@@ -326,8 +328,24 @@ def generate_scored(
         state, codes, scores = scored_frame_step(params, config, generation, state)
         return state, (codes, scores)
 
-    state, (codes, scores) = jax.lax.scan(step, state, length=num_frames)
-    return state, codes.swapaxes(0, 1), scores.swapaxes(0, 1)
+    state, (codes, scores) = jax.lax.scan(step, _stage(config, state, num_frames), length=num_frames)
+    return _settle(config, state), codes.swapaxes(0, 1), scores.swapaxes(0, 1)
+
+
+def _stage(config: ModelConfig, state: DecodeState, num_frames: int) -> DecodeState:
+    """The state for a chunk of so many frames, with a `StagedCache` where the config says so."""
+    rows, devices = state.hidden.shape[0], config.talker.staging_devices
+    # A single row has one place to write at; rows that the devices cannot share evenly are computed by all.
+    if rows == 1 or devices == 0 or rows % devices:
+        return state
+    return state.replace(cache=StagedCache.after(state.cache, config.talker.transformer, num_frames))
+
+
+def _settle(config: ModelConfig, state: DecodeState) -> DecodeState:
+    """What comes after the chunk."""
+    if not isinstance(state.cache, StagedCache):
+        return state
+    return state.replace(cache=state.cache.merged(config.talker.staging_devices))
 
 
 def generate_at_most(
@@ -384,6 +402,11 @@ def empty_batch(params: Params, config: ModelConfig, rows: int, capacity: int, t
     cache = KVCache.zeros(config.talker.transformer, rows, capacity)
     text_ids = jnp.full((rows, text_slots), config.prompt.tts_pad, jnp.int32)
     return idle_state(config, cache, embed_text_track(params, config, text_ids))
+
+
+def configure(config: ModelConfig, platform: str, devices: int = 1) -> ModelConfig:
+    """The same model, for batches that are spread over so many devices of a platform ("cpu", "gpu", "tpu")."""
+    return replace(config, talker=replace(config.talker, staging_devices=devices if platform == "tpu" else 0))
 
 
 prefill_compiled = jax.jit(prefill, static_argnames=("config", "capacity"))

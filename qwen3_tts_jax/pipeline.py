@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 
-from qwen3_tts_jax import audio, convert, hf_config, sharding
+from qwen3_tts_jax import audio, convert, generate, hf_config, sharding
 from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair_references, part_dtypes
 from qwen3_tts_jax.attention import Choice, configure
 from qwen3_tts_jax.codec import hopper
@@ -105,6 +105,7 @@ class Qwen3TTS:
         devices = 1 if mesh is None else mesh.size
         config = configure(config, attention, devices)
         config = replace(config, codec=hopper.configure(config.codec, devices, kernels=attention != "xla"))
+        config = generate.configure(config, default_device().platform, 1 if mesh is None else mesh.shape[sharding.DATA])
         tokenizer = TextTokenizer.from_folder(folder)
         placement = None if mesh is None else sharding.placement(mesh, config)
         report = None if progress is None else lambda done, total: progress("load", done, total)

@@ -11,6 +11,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from qwen3_tts_jax import generate as g
+from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
 from qwen3_tts_jax.convert.rules import model_rules
@@ -45,16 +46,16 @@ def plan(length, trailing=0, seed=0):
 PLANS = [plan(9, 5, seed=1), plan(14, 0, seed=2), plan(6, 11, seed=3)]
 
 
-def speak(plans, generation, frames, *, length=None, chunk=None, limit=10_000, utterances=None, seed=5, tree=None):
+def speak(plans, generation, frames, *, length=None, chunk=None, limit=10_000, utterances=None, seed=5, **model):
     """Codes [B, frames, Q] and the last state."""
     batch = batch_plans(plans, tts_pad=CONFIG.prompt.tts_pad, length=length, trailing_length=13)
     utterances = jnp.arange(len(plans)) if utterances is None else jnp.asarray(utterances)
     limits = jnp.broadcast_to(jnp.asarray(limit, jnp.int32), (len(plans),))
-    tree = params() if tree is None else tree
-    state = g.prefill_compiled(tree, CONFIG, batch, g.utterance_keys(seed, utterances), limits, 64)
+    tree, config = model.get("tree", params()), model.get("config", CONFIG)
+    state = g.prefill_compiled(tree, config, batch, g.utterance_keys(seed, utterances), limits, 64)
     pieces = []
     for _ in range(0, frames, chunk or frames):
-        state, codes = g.generate_chunk(tree, CONFIG, generation, state, chunk or frames)
+        state, codes = g.generate_chunk(tree, config, generation, state, chunk or frames)
         pieces.append(np.asarray(codes))
     return np.concatenate(pieces, axis=1), state
 
@@ -271,6 +272,43 @@ def test_a_cache_that_grows_keeps_what_it_holds():
         assert state.cache.capacity == 70
         codes.append(np.concatenate([first, g.generate_chunk(params(), CONFIG, SAMPLED, state, 4)[1]], axis=1))
     np.testing.assert_array_equal(*codes)
+
+
+@pytest.mark.parametrize(("devices", "rows", "staged"), [(1, 3, True), (3, 3, True), (2, 3, False), (1, 1, False)])
+def test_a_cache_that_is_written_once_for_a_chunk(devices, rows, staged, monkeypatch):
+    """On TPUs: with rows that end within a chunk, and go on in the next."""
+    config, chunks = g.configure(CONFIG, "tpu", devices), []
+    merged = g.StagedCache.merged
+    monkeypatch.setattr(g.StagedCache, "merged", lambda self, n: chunks.append(n) or merged(self, n))
+    options = {"chunk": 4, "limit": [12, 6, 9][:rows]}
+    codes, state = speak(PLANS[:rows], SAMPLED, 12, config=config, **options)
+    expected, expected_state = speak(PLANS[:rows], SAMPLED, 12, **options)
+    np.testing.assert_array_equal(codes, expected)
+    assert chunks == [devices] * staged  # traced once
+    assert state.cache.length.tolist() == expected_state.cache.length.tolist()
+    for row, length in enumerate(state.cache.length.tolist()):
+        for found, wanted in zip(state.cache.keys, expected_state.cache.keys, strict=True):
+            np.testing.assert_allclose(found[row, ..., :length], wanted[row, ..., :length], atol=1e-5)
+        for found, wanted in zip(state.cache.values, expected_state.cache.values, strict=True):
+            np.testing.assert_allclose(found[row, :, :length], wanted[row, :, :length], atol=1e-5)
+
+
+def test_scores_with_a_cache_that_is_written_once_for_a_chunk():
+    batch = batch_plans(PLANS, tts_pad=CONFIG.prompt.tts_pad, trailing_length=13)
+    found = []
+    for config in (CONFIG, g.configure(CONFIG, "tpu")):
+        state = g.prefill_compiled(params(), config, batch, g.utterance_keys(5, jnp.arange(3)), jnp.full(3, 9), 64)
+        scored = jax.jit(g.generate_scored, static_argnums=(1, 4))
+        state, codes, scores = scored(params(), config, SAMPLED, state, 6)
+        assert isinstance(state.cache, KVCache)
+        found.append((codes, scores))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-4)
+
+
+def test_only_tpus_write_the_cache_once_for_a_chunk():
+    for platform, devices in (("cpu", 0), ("gpu", 0), ("tpu", 4)):
+        assert g.configure(CONFIG, platform, 4).talker.staging_devices == devices
 
 
 def test_functions_that_are_not_compiled_may_be_followed_by_compiled_ones():

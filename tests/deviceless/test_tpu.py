@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -45,7 +46,7 @@ class Compiled:
 
 @cache
 def compiled(topology: str, data: int, model: int) -> Compiled:
-    config = published("1.7B", *LAYERS)
+    config = generate.configure(published("1.7B", *LAYERS), "tpu", data)
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = sharding.make_mesh(data, model, chips)
     place = sharding.placement(mesh, config)
@@ -102,6 +103,15 @@ def test_chips_exchange_only_what_tensor_parallelism_must(topology, data, model)
     # is written down twice: for the first two positions of a frame, and for the loop over the others.
     assert {name for name, _ in found.collectives()} == {"all-reduce"}
     assert len(found.collectives()) == 2 * (LAYERS[0] + 2 * LAYERS[1])
+
+
+@meshes
+def test_nothing_goes_through_the_rows_one_by_one_in_a_frame(topology, data, model):
+    """The loops are those over frames and codebooks, and one over each chip's rows, for what the chunk added."""
+    found = compiled(topology, data, model)
+    names = [re.search(r'op_name="([^"]*)"', loop.rest)[1] for loop in found.hlo.loops()]
+    assert len(names) == 3
+    assert sum("while/body" in name for name in names) == 1  # over codebooks, in that over frames
 
 
 @meshes
