@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_tts_jax.cache import KVCache, WindowCache
+from qwen3_tts_jax.cache import KVCache, StagedCache, WindowCache
 from qwen3_tts_jax.config import TransformerConfig
 from qwen3_tts_jax.transformer import Transformer
 
@@ -68,6 +68,29 @@ def test_the_future_cannot_change_the_past(config):
     after, _ = run(x.at[:, 6].multiply(-1.0), empty(config, 1, 9))
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
     assert jnp.abs(before[:, 6:] - after[:, 6:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_cache_that_is_written_once_for_a_chunk(devices):
+    """Rows of different lengths see what they would see, and in the end have what they would have."""
+    run, x = model(CONFIG), inputs(2, 9)
+    _, cache = run(x[:, :4], empty(CONFIG, 2, 9))
+    cache = cache.replace(length=jnp.asarray([4, 2]))
+    staged = StagedCache.after(cache, CONFIG, 5)
+    for step in range(4, 9):
+        expected, cache = run(x[:, step : step + 1], cache)
+        y, staged = run(x[:, step : step + 1], staged)
+        np.testing.assert_allclose(y, expected, atol=2e-5)
+    merged = staged.merged(devices)
+    assert merged.length.tolist() == cache.length.tolist() == [9, 7]
+    for row, length in enumerate((9, 7)):
+        for layer in range(CONFIG.num_layers):
+            np.testing.assert_allclose(
+                merged.keys[layer][row, ..., :length], cache.keys[layer][row, ..., :length], atol=2e-5
+            )
+            np.testing.assert_allclose(
+                merged.values[layer][row, :, :length], cache.values[layer][row, :, :length], atol=2e-5
+            )
 
 
 def test_a_window_forgets():

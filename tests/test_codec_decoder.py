@@ -237,7 +237,7 @@ def test_three_passes_multiply_what_bfloat16_holds():
         passes.append((x, kernel))
         return np.einsum("btc,kco->btko", np.float64(x), np.float64(kernel))
 
-    y = conv._multiply(product, jnp.asarray(x), jnp.asarray(kernel), three_pass=True)
+    y = conv._in_three_passes(product, jnp.asarray(x), jnp.asarray(kernel))
     assert len(passes) == 3
     np.testing.assert_allclose(y, np.einsum("btc,kco->btko", np.float64(x), np.float64(kernel)), atol=1e-4)
     # One pass is hundreds of times as far off.

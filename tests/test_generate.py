@@ -286,11 +286,6 @@ def test_a_cache_that_is_written_once_for_a_chunk(devices, rows, staged, monkeyp
     np.testing.assert_array_equal(codes, expected)
     assert chunks == [devices] * staged  # traced once
     assert state.cache.length.tolist() == expected_state.cache.length.tolist()
-    for row, length in enumerate(state.cache.length.tolist()):
-        for found, wanted in zip(state.cache.keys, expected_state.cache.keys, strict=True):
-            np.testing.assert_allclose(found[row, ..., :length], wanted[row, ..., :length], atol=1e-5)
-        for found, wanted in zip(state.cache.values, expected_state.cache.values, strict=True):
-            np.testing.assert_allclose(found[row, :, :length], wanted[row, :, :length], atol=1e-5)
 
 
 def test_scores_with_a_cache_that_is_written_once_for_a_chunk():

@@ -1,12 +1,13 @@
 """The class: official names and errors, batches of any size, what compiles, what a seed means."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, buckets, codec_decoding, synthesis
+from qwen3_tts_jax import Qwen3TTS, Request, buckets, codec_decoding, pipeline, synthesis
 from qwen3_tts_jax.codec.decoder import decode_chunked
 from qwen3_tts_jax.generate import generate_chunk, prefill_compiled
 from tests.shapes import SMALL
@@ -156,6 +157,19 @@ def test_a_row_that_ends_is_refilled_between_chunks(model, monkeypatch):
         alone = model.synthesize([wanted[index]], seed=3, utterances=[index])[0]
         np.testing.assert_array_equal(speech.codes, alone.codes)
         np.testing.assert_allclose(speech.samples, alone.samples, atol=1e-5)
+
+
+def test_rows_are_refilled_where_the_cache_is_written_once_for_a_chunk(model, folder, monkeypatch):
+    """As models are loaded on a TPU."""
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "default_device", lambda: SimpleNamespace(platform="tpu"))
+        staged = Qwen3TTS.from_pretrained(folder, dtype="float32", chunk_frames=4)
+    assert (model.config.talker.staging_devices, staged.config.talker.staging_devices) == (0, 1)
+    wanted = [replace(request, max_frames=limit) for request, limit in zip(requests(5), [4, 16, 4, 6, 4], strict=True)]
+    expected = model.synthesize(wanted, seed=3, batch_size=2)
+    for found, speech in zip(staged.synthesize(wanted, seed=3, batch_size=2), expected, strict=True):
+        np.testing.assert_array_equal(found.codes, speech.codes)
+        np.testing.assert_allclose(found.samples, speech.samples, atol=1e-5)
 
 
 @pytest.mark.parametrize("fixed_shapes", [False, True])

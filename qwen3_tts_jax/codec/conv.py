@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from qwen3_tts_jax.layers import PRECISION, LayerNorm, Linear
 
@@ -59,9 +60,16 @@ def _convolve(
             precision=precision,
         )
 
+    def on_tpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # XLA's convolutions of several rows have these next to the channels, and each would else be copied to and fro.
+        if x.shape[0] == 1:
+            return default(x, kernel)
+        layout = Layout((1, 0, 2))
+        return with_layout_constraint(default(with_layout_constraint(x, layout), kernel), layout)
+
     default = partial(_multiply, correlate, three_pass=three_pass)
     on_cuda = partial(_convolve_windows, dilation=dilation, stride=stride, three_pass=three_pass)
-    return jax.lax.platform_dependent(x, kernel, cuda=on_cuda, default=default)
+    return jax.lax.platform_dependent(x, kernel, cuda=on_cuda, tpu=on_tpu, default=default)
 
 
 def _convolve_windows(x: jax.Array, kernel: jax.Array, dilation: int, stride: int, three_pass: bool) -> jax.Array:
@@ -80,14 +88,21 @@ def _convolve_windows(x: jax.Array, kernel: jax.Array, dilation: int, stride: in
 
 
 def _multiply(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, *, three_pass: bool) -> jax.Array:
-    """A product that is linear in both, in float32 or in three passes.
+    """A product that is linear in both, in float32 or in three passes of bfloat16.
 
-    The passes multiply what bfloat16 holds of the operands and of what is left of them. These are exact operands for
-    the fast units of accelerators (of TPUs, and of GPUs, whose TF32 has more bits), which add up in float32. The
-    product of both rests is left out.
+    XLA for TPUs makes such passes within one product, as its precision "high".
     """
     if not three_pass:
         return product(x, kernel, precision=PRECISION)
+    in_one = partial(product, precision=jax.lax.Precision.HIGH)
+    return jax.lax.platform_dependent(x, kernel, tpu=in_one, default=partial(_in_three_passes, product))
+
+
+def _in_three_passes(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The products of what bfloat16 holds of the operands and of what is left of them, but for that of both rests.
+
+    These are exact operands for the fast units of GPUs, whose TF32 has more bits, which add up in float32.
+    """
 
     def halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from qwen3_tts_jax import generate, sharding
+from qwen3_tts_jax.codec import decoder
 from tests.deviceless.hlo import Module
 from tests.deviceless.programs import abstract_params, abstract_state, compiled_prefill, compiled_window, published
 
@@ -129,6 +131,22 @@ def test_a_chunk_returns_the_state_where_it_was(topology, data, model):
     found = compiled(topology, data, model)
     for before, after in zip(jax.tree.leaves(found.state), jax.tree.leaves(found.returned), strict=True):
         assert after.is_equivalent_to(before.sharding, before.ndim)
+
+
+@pytest.mark.parametrize(("three_pass", "precision"), [(True, "high"), (False, "highest")])
+def test_a_residual_unit_of_the_codec_is_two_convolutions(three_pass, precision):
+    """Three passes are within each, and what is between them is not copied to another layout."""
+    chip = SingleDeviceSharding(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0])
+    unit = decoder.ResidualUnit(3, "float32", three_pass)
+    x, context = (jax.ShapeDtypeStruct((8, steps, 96), jnp.float32) for steps in (512, 6 * 3))
+    arguments = (jax.eval_shape(unit.init, jax.random.key(0), x, context), x, context)
+    arguments = jax.tree.map(lambda leaf: leaf.update(sharding=chip), arguments)
+    found = Module(jax.jit(unit.apply).lower(*arguments).compile().as_text())
+    convolutions = [each for each in found.instructions() if each.opcode == "convolution"]
+    assert len(convolutions) == 2
+    assert all(f"operand_precision={{{precision},{precision}}}" in each.rest for each in convolutions)
+    copies = [each for each in found.instructions() if each.opcode == "copy" and each.size >= x.size]
+    assert len(copies) <= 2  # of the program's argument and result
 
 
 def test_prompts_and_windows_are_read_by_the_splash_kernel_where_it_is_chosen():
