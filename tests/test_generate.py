@@ -46,12 +46,24 @@ def plan(length, trailing=0, seed=0):
 PLANS = [plan(9, 5, seed=1), plan(14, 0, seed=2), plan(6, 11, seed=3)]
 
 
-def speak(plans, generation, frames, *, length=None, chunk=None, limit=10_000, utterances=None, seed=5, **model):
+def speak(
+    plans,
+    generation,
+    frames,
+    *,
+    length=None,
+    chunk=None,
+    limit=10_000,
+    utterances=None,
+    seed=5,
+    tree=None,
+    config=CONFIG,
+):
     """Codes [B, frames, Q] and the last state."""
     batch = batch_plans(plans, tts_pad=CONFIG.prompt.tts_pad, length=length, trailing_length=13)
     utterances = jnp.arange(len(plans)) if utterances is None else jnp.asarray(utterances)
     limits = jnp.broadcast_to(jnp.asarray(limit, jnp.int32), (len(plans),))
-    tree, config = model.get("tree", params()), model.get("config", CONFIG)
+    tree = params() if tree is None else tree
     state = g.prefill_compiled(tree, config, batch, g.utterance_keys(seed, utterances), limits, 64)
     pieces = []
     for _ in range(0, frames, chunk or frames):
