@@ -69,6 +69,7 @@ def batch(
         float | None,
         typer.Option(help="Of items without it; by default 2 s and 0.64 s per token of the text, in mini 0.2 s."),
     ] = None,
+    split: option.Split = None,
     seed: option.Seed = 0,
     greedy: option.Greedy = False,
     temperature: option.Temperature = None,
@@ -113,3 +114,4 @@ class BatchOptions(SpeechOptions):
     devices: int | None
     engine: str
     workers: int | None
+    split: int | None

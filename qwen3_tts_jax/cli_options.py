@@ -57,6 +57,13 @@ Mode = Annotated[
     Literal["all-at-once", "as-it-comes"],
     typer.Option("--text-mode", help="Show the model the whole text, or one token per frame."),
 ]
+Split = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Speak longer texts in parts of about so many tokens (0.2 s each), side by side; mini does by sentences.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same speech.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always the most likely code; needs no seed.")]
 Temperature = Annotated[float | None, typer.Option(help="Of the talker; the model's own by default.")]

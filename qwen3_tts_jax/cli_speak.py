@@ -61,6 +61,7 @@ class SpeakOptions(SpeechOptions):
     language: str
     instruct: str | None = None
     text_mode: str
+    split: int | None = None
 
 
 def speak(model_type: str, options: SpeakOptions) -> None:
@@ -159,6 +160,8 @@ def _check_options(model_type: str, options: SpeakOptions) -> Path:
         refuse("--stream writes to standard output and takes no --output")
     else:
         check_standard_output()
+    if options.split is not None and _arrives(options):
+        refuse("--split needs the whole text, not one that is still being written: leave one of them out")
     if options.speaker == "":
         refuse("--speaker is empty; the command `voices` lists them")
     if model_type == "voice_design" and not (options.instruct or "").strip():
@@ -224,7 +227,7 @@ def _request(text: str, voice: Recording | VoicePrompt | None, options: SpeakOpt
         max_frames = config.codec.frames_in(options.max_seconds)
     mode = options.text_mode.replace("-", "_")
     prompt = voice.stand_in(config) if isinstance(voice, Recording) else voice
-    request = Request(text, options.language, speaker, options.instruct, mode, max_frames, prompt)
+    request = Request(text, options.language, speaker, options.instruct, mode, max_frames, prompt, options.split)
     with refusing(ValueError):
         validate(request, config)
     return request
@@ -266,8 +269,8 @@ def _cut(
     """What to say of a speech that did not end by itself."""
     if reason == "stop":
         return ""
-    if tokenizer.phonemes and (request.max_frames is None or frames < request.max_frames):
-        return "; a sentence that did not end was cut: try another --seed"
+    if (tokenizer.phonemes or request.split) and (request.max_frames is None or frames < request.max_frames):
+        return f"; a {'sentence' if tokenizer.phonemes else 'part'} that did not end was cut: try another --seed"
     if len(plan.text_ids) + frames >= config.talker.max_positions:
-        return f"; cut at the model's context of {config.talker.max_positions} positions: split the text"
+        return f"; cut at the model's context of {config.talker.max_positions} positions: give --split 100"
     return f"; cut at the limit of {frames / config.codec.frame_rate:.2f} s: raise --max-seconds"

@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from functools import lru_cache
 from typing import Any
 
+from qwen3_tts_jax.sentences import sentences
 from qwen3_tts_jax.verbalize import foreign_letters, written_out
 
 VOWELS = ("ɑ", "æ", "ʌ", "ɔ", "ə", "ɛ", "ɚ", "ɪ", "i", "ʊ", "u", "aɪ", "aʊ", "eɪ", "oʊ", "oɪ")
@@ -34,15 +35,6 @@ _LANGUAGE = "en-us"
 LONGEST_UTTERANCE = 116
 """Letters of phonemes: about 8 s of speech, and with the rest of a prompt no more than `buckets.UTTERANCE_BUCKET`."""
 
-# What ends a sentence, if what follows begins one. An abbreviation or an initial before the stop does not.
-_SENTENCE_END = re.compile(r"""(?:(?<=[.?!…])|(?<=[.?!…]["'”’)\]]))\s+(?=["'“‘(\[]*[^\Wa-z_])|(?<=[。？！])|\n\s*\n""")
-_NO_END = re.compile(
-    r"(?:^|[\s(\"'“])(?:\w|(?:\w\.)+\w|[Mm]r|[Mm]rs|[Mm]s|[Dd]r|St|Mt|Jr|Prof|Capt|Lt|Sgt|Col|Gen|Gov|Sen|Rev|Sr|No|vs)\.$"
-)
-# Neither do these before a number.
-_NO_END_BEFORE_NUMBER = re.compile(
-    r"\b(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|[Nn]os|pp|[Ff]igs?|[Vv]ol|[Cc]h|[Ss]ec|[Ee]q|[Vv]er|approx)\.$"
-)
 _WORD = re.compile(r"[A-Za-z]+")
 # Words that stay words in capitals, as for emphasis; other short ones are spelled.
 _SHORT_WORDS = {
@@ -87,20 +79,6 @@ def utterances(text: str) -> list[str]:
         raise UnspeakableError(_nothing_in(text))
     warn_of_foreign_letters(text)
     return spoken
-
-
-def sentences(text: str) -> tuple[list[str], str]:
-    """The sentences of a text that have certainly ended, and the rest: all of it but for white space between them."""
-    found, start = [], 0
-    for end in _SENTENCE_END.finditer(text):
-        sentence = text[start : end.start()]
-        goes_on = _NO_END.search(sentence) or (
-            text[end.end() :][:1].isdigit() and _NO_END_BEFORE_NUMBER.search(sentence)
-        )
-        if end[0].count("\n") > 1 or not goes_on:
-            found.append(sentence)
-            start = end.end()
-    return found, text[start:]
 
 
 def phonemize(text: str) -> str:

@@ -137,6 +137,7 @@ class Qwen3TTS:
         instruct: str | list[str] | None = None,
         non_streaming_mode: bool = True,
         *,
+        split: int | None = None,
         seed: int = 0,
         **sampling: Any,
     ) -> tuple[list[np.ndarray], int]:
@@ -149,6 +150,8 @@ class Qwen3TTS:
             language: a name of `get_supported_languages`, or a dialect; "auto" by default.
             instruct: how to speak, in words. The 0.6B model has no instructions: it warns and leaves them out.
             non_streaming_mode: True gives the model all the text at once, False one token per frame.
+            split: speak a text of more tokens than this as several utterances, side by side in a batch (see
+                `Request.split`): long texts in a fraction of the time, and of any length.
             seed: the same seed gives the same speech.
             **sampling: do_sample, top_k, top_p, temperature, repetition_penalty, subtalker_dosample,
                 subtalker_top_k, subtalker_top_p, subtalker_temperature, max_new_tokens; where they are not
@@ -162,7 +165,9 @@ class Qwen3TTS:
             ValueError: a bad argument, or a model of another kind.
         """
         self._require_type("custom_voice", "generate_custom_voice")
-        requests = make_requests(non_streaming_mode, text=text, speaker=speaker, language=language, instruct=instruct)
+        requests = make_requests(
+            non_streaming_mode, text=text, speaker=speaker, language=language, instruct=instruct, split=split
+        )
         return self._generate(requests, seed, sampling)
 
     def generate_voice_design(
@@ -172,12 +177,13 @@ class Qwen3TTS:
         language: str | list[str] | None = None,
         non_streaming_mode: bool = True,
         *,
+        split: int | None = None,
         seed: int = 0,
         **sampling: Any,
     ) -> tuple[list[np.ndarray], int]:
         """Speaks with a voice that `instruct` describes (VoiceDesign models); see `generate_custom_voice`."""
         self._require_type("voice_design", "generate_voice_design")
-        requests = make_requests(non_streaming_mode, text=text, language=language, instruct=instruct)
+        requests = make_requests(non_streaming_mode, text=text, language=language, instruct=instruct, split=split)
         return self._generate(requests, seed, sampling)
 
     def create_voice_clone_prompt(
@@ -211,6 +217,7 @@ class Qwen3TTS:
         voice_clone_prompt: VoicePrompt | list[VoicePrompt] | None = None,
         non_streaming_mode: bool = False,
         *,
+        split: int | None = None,
         seed: int = 0,
         official_decoding: bool = False,
         **sampling: Any,
@@ -225,6 +232,7 @@ class Qwen3TTS:
             x_vector_only_mode: leave the recording's words and codes out of the prompt.
             voice_clone_prompt: voices that were made before, in place of the three.
             non_streaming_mode: see `generate_custom_voice`.
+            split: see `generate_custom_voice`.
             seed: the same seed gives the same speech.
             official_decoding: see `synthesize`.
             **sampling: see `generate_custom_voice`.
@@ -239,7 +247,7 @@ class Qwen3TTS:
         self._require_type("base", "generate_voice_clone")
         given = voice_clone_prompt
         voices = self._voices(ref_audio, ref_text, x_vector_only_mode) if given is None else as_list(given)
-        requests = make_requests(non_streaming_mode, text=text, language=language, voice=voices)
+        requests = make_requests(non_streaming_mode, text=text, language=language, voice=voices, split=split)
         return self._generate(requests, seed, sampling, official_decoding)
 
     def _voices(self, ref_audio: Any, ref_text: Any, x_vector_only_mode: Any) -> list[VoicePrompt]:
@@ -274,6 +282,7 @@ class Qwen3TTS:
         instruct: str | None = None,
         non_streaming_mode: bool | None = None,
         *,
+        split: int | None = None,
         seed: int = 0,
         schedule: Sequence[int] = CHUNK_FRAMES,
         **sampling: Any,
@@ -290,6 +299,8 @@ class Qwen3TTS:
             language: one of `get_supported_languages`.
             instruct: how to speak, in words.
             non_streaming_mode: by default True for a text and False for pieces, which it must be.
+            split: speak a text of more tokens than this as several utterances, one after the other (see
+                `Request.split`); not for pieces.
             seed: the same seed gives the same speech.
             schedule: frames (80 ms each in the published models) of the first chunk, the second, …, and of all that
                 follow.
@@ -303,7 +314,7 @@ class Qwen3TTS:
                 that turns out to be empty or too long.
         """
         self._require_type("custom_voice", "stream_custom_voice")
-        fields = {"speaker": speaker, "language": language or "auto", "instruct": instruct}
+        fields = {"speaker": speaker, "language": language or "auto", "instruct": instruct, "split": split}
         return self._stream(text, fields, non_streaming_mode, seed, schedule, sampling, at_once_by_default=True)
 
     def stream_voice_design(
@@ -313,13 +324,14 @@ class Qwen3TTS:
         language: str | None = None,
         non_streaming_mode: bool | None = None,
         *,
+        split: int | None = None,
         seed: int = 0,
         schedule: Sequence[int] = CHUNK_FRAMES,
         **sampling: Any,
     ) -> Iterator[Speech]:
         """Streams a voice that `instruct` describes (VoiceDesign models); see `stream_custom_voice`."""
         self._require_type("voice_design", "stream_voice_design")
-        fields = {"language": language or "auto", "instruct": instruct}
+        fields = {"language": language or "auto", "instruct": instruct, "split": split}
         return self._stream(text, fields, non_streaming_mode, seed, schedule, sampling, at_once_by_default=True)
 
     def stream_voice_clone(
@@ -332,6 +344,7 @@ class Qwen3TTS:
         voice_clone_prompt: VoicePrompt | list[VoicePrompt] | None = None,
         non_streaming_mode: bool | None = None,
         *,
+        split: int | None = None,
         seed: int = 0,
         schedule: Sequence[int] = CHUNK_FRAMES,
         **sampling: Any,
@@ -346,7 +359,7 @@ class Qwen3TTS:
         voices = self._voices(ref_audio, ref_text, x_vector_only_mode) if given is None else as_list(given)
         if len(voices) != 1:
             raise ValueError(f"a stream speaks with one voice, got {len(voices)}")
-        fields = {"language": language or "auto", "voice": voices[0]}
+        fields = {"language": language or "auto", "voice": voices[0], "split": split}
         return self._stream(text, fields, non_streaming_mode, seed, schedule, sampling, at_once_by_default=False)
 
     def _stream(

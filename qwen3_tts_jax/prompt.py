@@ -62,7 +62,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One utterance to speak.
+    """A text to speak, in one utterance or, with `split`, in several.
 
     Attributes:
         text: what is said.
@@ -73,6 +73,10 @@ class Request:
             talker one token per frame, the way the official package simulates a text that streams in.
         max_frames: the most frames (80 ms each in the published models) to generate; None is the model's own limit.
         voice: of a base model; without one it speaks in a voice of its own choosing.
+        split: tokens of the text that are about the most for one utterance (a token is some 0.2 s of speech). A longer
+            text is spoken as several, which end where sentences do and do not hear each other; each has a limit of
+            frames of its own, 2 s and 0.64 s per token. By default all is one utterance. Models that read phonemes
+            (mini) speak sentence by sentence in any case.
     """
 
     text: str
@@ -82,6 +86,7 @@ class Request:
     text_mode: TextMode = "all_at_once"
     max_frames: int | None = None
     voice: VoicePrompt | None = None
+    split: int | None = None
 
     def __post_init__(self) -> None:
         """Raises: TypeError, for a text or an instruction that is no str."""
@@ -164,8 +169,8 @@ def validate(request: Request, config: ModelConfig) -> None:
 
     Raises:
         ValueError: an empty text, an unknown language or speaker (the message lists what there is), a
-            speaker or voice given to the wrong kind of model, an unknown text mode, or a limit of frames that is
-            below 1 or no whole number.
+            speaker or voice given to the wrong kind of model, an unknown text mode, or a limit of frames, or tokens
+            to split at, below 1 or no whole number.
     """
     if not request.text.strip():
         raise ValueError("the text is empty; give at least one character that can be spoken")
@@ -173,6 +178,8 @@ def validate(request: Request, config: ModelConfig) -> None:
         raise ValueError(f"unknown text_mode {request.text_mode!r}; there are {', '.join(get_args(TextMode))}")
     if request.max_frames is not None:
         check_whole("max_frames", request.max_frames, least=1)
+    if request.split is not None:
+        check_whole("split", request.split, least=1)
     languages = config.prompt.languages
     if str(request.language).lower() not in ("auto", *languages):
         raise ValueError(f"unknown language {request.language!r}; there are auto, {', '.join(sorted(languages))}")
@@ -240,7 +247,7 @@ def plan_prompt(request: Request, tokenizer: Tokenizer, config: ModelConfig) -> 
         raise ValueError(
             f"the prompt has {len(positions)} tokens (text {len(text)}, instruct {len(instruct)}, reference frames "
             f"{len(frames)}); with one frame it exceeds the model's context of {config.talker.max_positions}: "
-            "split the text"
+            "speak it in parts (split=100)"
         )
     text_ids, first_codes = np.array(positions, np.int32).T
     codes = np.full((len(positions), config.talker.num_codebooks), NONE, np.int32)

@@ -31,9 +31,9 @@ from qwen3_tts_jax.generate import (
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, check_seed, check_whole, plan_prompt, validate
 from qwen3_tts_jax.sharding import place_batch
-from qwen3_tts_jax.synthesis import FRAMES_PER_TOKEN, FinishReason, Speech, frame_limit, reference_codes
+from qwen3_tts_jax.synthesis import FinishReason, Speech, frame_limit, reference_codes
 from qwen3_tts_jax.text import IncrementalText, TextTokenizer
-from qwen3_tts_jax.utterances import spoken_as_it_arrives, utterance_number
+from qwen3_tts_jax.utterances import FRAMES_PER_TOKEN, spoken_as, spoken_as_it_arrives, utterance_number
 
 CHUNK_FRAMES = (1, 2, 4, 8)
 """Frames of the first chunk, the second, …, and of all that follow: one (80 ms in the published models) until the first
@@ -74,6 +74,8 @@ def stream(
         utterances = chain([next(utterances)], utterances)
     elif request.text_mode != "as_it_comes":
         raise ValueError("a text in pieces is spoken as it comes: it needs non_streaming_mode=False")
+    elif request.split is not None:
+        raise ValueError("a text in pieces is not split: give the whole text, or leave split out")
     else:
         validate(replace(request, text="…"), config)  # The text itself, once it is there.
         utterances = _utterances_of_pieces(request, pieces, tokenizer, config)
@@ -101,7 +103,7 @@ def _plan_utterance(
 
 def _utterances_of_text(request: Request, tokenizer: TextTokenizer, config: ModelConfig) -> Iterator[_Utterance]:
     """Of a whole text, one after the other: the first of many waits until the second is phonemes, not until all are."""
-    parts = spoken_as_it_arrives(request, (), tokenizer) if tokenizer.phonemes else iter([request])
+    parts = spoken_as_it_arrives(request, (), tokenizer) if tokenizer.phonemes else iter(spoken_as(request, tokenizer))
     part = next(parts)
     for following in parts:
         yield _plan_utterance(part, tokenizer, config)

@@ -27,16 +27,13 @@ from qwen3_tts_jax.generate import (
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, check_seed, check_whole, plan_prompt
 from qwen3_tts_jax.sharding import data_size, place_batch, place_state, whole_rows
-from qwen3_tts_jax.utterances import joined, spoken_as, utterance_number
+from qwen3_tts_jax.utterances import expected_frames, joined, spoken_as, utterance_number
 
 FinishReason = Literal["stop", "length"]
 
 Progress = Callable[[Literal["load", "encode", "prefill", "speak", "decode"], int, int], None]
 """Called as progress(stage, done, total): bytes loaded, recordings encoded,
 prompts read, frames made, utterances decoded."""
-
-_BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
-"""Speech hardly ever takes longer than 2 s, and 0.64 s per token of its text."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,10 @@ def synthesize_each(
         check_seed(number, "the number of an utterance")
     parts = [spoken_as(request, tokenizer) for request in requests]
     plans = [[plan_prompt(part, tokenizer, config) for part in each] for each in parts]
-    rows = whole_rows(params, batch_size if fixed_shapes else min(batch_size, bucket(len(requests), 1)))
     counts = [len(each) for each in parts]
+    # Single sentences, of models that read phonemes, take less time one by one than another program to compile.
+    useful = len(requests) if tokenizer.phonemes else sum(counts)
+    rows = whole_rows(params, batch_size if fixed_shapes else min(batch_size, bucket(useful, 1)))
     spoken = speak_codes(
         params,
         config,
@@ -284,11 +283,6 @@ def speak_codes(
         if progress is not None:
             progress("speak", made, sum(frame_limits))
     yield ended
-
-
-def expected_frames(tokens: int) -> int:
-    """Frames that hardly any utterance of so long a text exceeds: three times what speech takes, and two seconds."""
-    return _BASE_FRAMES + FRAMES_PER_TOKEN * tokens
 
 
 def expected_frames_of(plan: PromptPlan) -> int:

@@ -1,8 +1,8 @@
 """A request → the utterances that it is spoken as, and their codes → its own.
 
-They are one and the same, but where a model reads phonemes: such a model learnt from single sentences, so it speaks
-one after the other, each as its phonemes, one per frame. Their codes are decoded as one, and the pause between two is
-the silence that they begin and end with.
+Mostly they are one and the same. A request may ask for its text to be split; and a model that reads phonemes learnt
+from single sentences, so it speaks one after the other, each as its phonemes, one per frame. Their codes are decoded as
+one, and the pause between two is the silence that they begin and end with.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, Request, Tokenizer
+from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, Request, Tokenizer, check_whole
+from qwen3_tts_jax.sentences import divided, sentences
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.synthesis import FinishReason
 
+_BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
+"""Speech hardly ever takes longer than 2 s, and 0.64 s per token of its text."""
 # `mini` is silent for 6 frames more than it has ids to say, and may hold a single word's vowel for ten: what has not
 # ended by then has run away.
 _FRAMES_AFTER_TEXT = 20
@@ -30,16 +33,19 @@ _STEP = 2_654_435_769
 def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
     """The requests of one utterance each that a request is spoken as.
 
+    Where it asks for a split, their texts are its own in parts (see `sentences.divided`), each with the limit that is
+    expected of so long a text within that of the request.
+
     Where the model reads phonemes, their texts are those of its sentences (see `phonemes.utterances`) in their
     durations (see `durations.frame_text`), each is read as it comes, and each has a limit of frames of its own within
     that of the request. Sentences that begin behind the request's limit are none of them.
 
     Raises:
-        ValueError: there is nothing to say in the text.
+        ValueError: there is nothing to say in the text, or `split` is no whole number of at least 1.
     """
     durations = tokenizer.phonemes
     if durations is None:
-        return [request]
+        return _split(request, tokenizer)
     # Its library is for those alone whose model reads phonemes.
     from qwen3_tts_jax import phonemes
 
@@ -65,7 +71,7 @@ def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tok
 
     pending, said = "", False
     for piece in chain([request.text], pieces):
-        complete, pending = phonemes.sentences(pending + piece)
+        complete, pending = sentences(pending + piece)
         for sentence in complete:
             try:
                 yield from spoken_as(replace(request, text=sentence), tokenizer)
@@ -80,10 +86,33 @@ def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tok
         phonemes.warn_of_foreign_letters(pending)
 
 
+def text_tokens(text: str, tokenizer: Tokenizer) -> int:
+    """How many tokens a text is."""
+    return len(tokenizer.assistant(text)) - ROLE_IDS - CLOSING_IDS
+
+
+def expected_frames(tokens: int) -> int:
+    """Frames that hardly any utterance of so long a text exceeds: three times what speech takes, and two seconds."""
+    return _BASE_FRAMES + FRAMES_PER_TOKEN * tokens
+
+
+def _split(request: Request, tokenizer: Tokenizer) -> list[Request]:
+    if request.split is None:
+        return [request]
+    check_whole("split", request.split, least=1)
+    parts = divided(request.text, request.split, lambda text: text_tokens(text, tokenizer))
+    if len(parts) <= 1:
+        return [request]
+    limits = [_within(request, expected_frames(text_tokens(part, tokenizer))) for part in parts]
+    return [replace(request, text=part, max_frames=limit) for part, limit in zip(parts, limits, strict=True)]
+
+
+def _within(request: Request, limit: int) -> int:
+    return limit if request.max_frames is None else min(limit, request.max_frames)
+
+
 def _utterance(request: Request, text: str, tokenizer: Tokenizer) -> Request:
-    limit = len(tokenizer.assistant(text)) - ROLE_IDS - CLOSING_IDS + _FRAMES_AFTER_TEXT
-    if request.max_frames is not None:
-        limit = min(limit, request.max_frames)
+    limit = _within(request, text_tokens(text, tokenizer) + _FRAMES_AFTER_TEXT)
     # Phonemes are of one language, which such a model was always told.
     language = _LANGUAGE if str(request.language).lower() == "auto" else request.language
     return replace(request, text=text, language=language, text_mode="as_it_comes", max_frames=limit)

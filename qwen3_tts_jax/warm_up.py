@@ -24,11 +24,11 @@ from qwen3_tts_jax.codec_decoding import codec_rows, decode_codes
 from qwen3_tts_jax.config import GenerationConfig
 from qwen3_tts_jax.generate import empty_batch_compiled, generate_stream, grow_compiled
 from qwen3_tts_jax.pipeline import Qwen3TTS
-from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, plan_prompt
+from qwen3_tts_jax.prompt import PromptPlan, Request, plan_prompt
 from qwen3_tts_jax.sharding import whole_rows
 from qwen3_tts_jax.stream import CHUNK_FRAMES, CODEC_FRAMES, SpokenText, decode_chunk, first_capacity, prime_decoder
-from qwen3_tts_jax.synthesis import expected_frames, expected_frames_of, frame_limit, reference_codes, shape_step
-from qwen3_tts_jax.utterances import spoken_as
+from qwen3_tts_jax.synthesis import expected_frames_of, frame_limit, reference_codes, shape_step
+from qwen3_tts_jax.utterances import expected_frames, spoken_as, text_tokens
 from qwen3_tts_jax.voices import BUCKET_SECONDS, make_voices
 
 
@@ -154,8 +154,7 @@ def _longest(model: Qwen3TTS, request: Request) -> tuple[Request, PromptPlan]:
 
 def _job_limit(model: Qwen3TTS, request: Request) -> int:
     """The most frames of such an item of a batch job."""
-    tokens = len(model.tokenizer.assistant(request.text)) - ROLE_IDS - CLOSING_IDS
-    return min(expected_frames(tokens), model.config.max_new_tokens - 1)
+    return min(expected_frames(text_tokens(request.text, model.tokenizer)), model.config.max_new_tokens - 1)
 
 
 class _EnoughError(Exception):

@@ -40,6 +40,24 @@ def test_limits_grow_with_the_text(tokenizer):
     assert endless.request.max_frames == CUSTOM.talker.max_positions
 
 
+def test_parts_of_a_text_have_limits_of_their_own(tokenizer):
+    text = "Good morning. Good morning, good morning. Good morning."
+    seconds = 40.5 / CUSTOM.codec.frame_rate
+    given = [Item(1, "a", text), Item(2, "b", text, split=6), Item(3, "c", text, split=6, max_seconds=seconds)]
+    whole, split, cut = plan(given, CUSTOM, tokenizer, 0)[0]
+    assert whole.text_tokens == 12
+    # In three parts, of 3, 6 and 3 tokens.
+    assert split.text_tokens == 12
+    assert split.request.max_frames == 3 * 25 + 8 * 12
+    assert cut.request.max_frames == 40
+    assert [task.size[0] for task in (whole, split, cut)] == [128, 96, 64]
+    assert [task.identity["split"] for task in (whole, split)] == [None, 6]
+    by_job, own = plan(given[:2], CUSTOM, tokenizer, 0, split=5)[0]
+    assert (by_job.identity["split"], own.identity["split"]) == (5, 6)
+    (unsplit,), _ = plan(given[:1], CUSTOM, tokenizer, 0, split=12)
+    assert unsplit.identity == whole.identity
+
+
 def test_defaults_of_the_kinds_of_base_model(tokenizer, tmp_path):
     voice_file.save(VoicePrompt(np.ones(56, np.float32)), tmp_path / "v.safetensors")
     (custom,), _ = plan([Item(1, "a", "Hi.")], CUSTOM, tokenizer, 5)
@@ -55,7 +73,7 @@ def test_defaults_of_the_kinds_of_base_model(tokenizer, tmp_path):
         (CUSTOM, {"speaker": "nobody"}, "unknown speaker 'nobody'"),
         (CUSTOM, {"language": "klingon"}, "unknown language 'klingon'"),
         (CUSTOM, {"voice": "v.safetensors"}, "a custom_voice model clones no voices"),
-        (CUSTOM, {"text": "word " * 33_000}, "split the text"),
+        (CUSTOM, {"text": "word " * 33_000}, "speak it in parts"),
         (DESIGN, {}, "instruct is missing"),
         (DESIGN, {"instruct": "a man", "speaker": "ryan"}, "has no speakers"),
         (BASE, {}, "there is no voice to clone"),

@@ -83,7 +83,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
                 # Warns like the pipeline, where the model takes no instruction.
                 plan_prompt(request, TextTokenizer.from_folder(self.loaded["folder"]), self.config)
             noted.append(self.loaded | {"request": request, "sampling": sampling, "seed": seed})
-            reason = "length" if request.max_frames == 2 else "stop"
+            reason = "length" if 2 in (request.max_frames, request.split) else "stop"
             samples = np.zeros(2 * self.config.codec.frame_samples, np.float32)
             codes = np.zeros((2, self.config.talker.num_codebooks), np.int32)
             return [Speech(samples, self.config.codec.sample_rate, codes, reason)]
@@ -163,7 +163,7 @@ def test_help_and_lists_do_not_import_jax(models: Path):
         (["--file", "absent.txt"], ["cannot read absent.txt: No such file"]),
         (["--file", "."], ["cannot read .: Is a directory"]),
         (["hello", "--verify"], ["model.safetensors is not the published", "sha256", "; speech_tokenizer/model.safet"]),
-        (["word " * 33_000], ["context of 32768", "split the text"]),
+        (["word " * 33_000], ["context of 32768", "speak it in parts"]),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
 )
@@ -285,7 +285,7 @@ def test_options_reach_the_pipeline(run, model, calls):
     result = run(
         "say", "Hi.", "-m", model, "-s", "Ryan", "-l", "German", "-i", "sadly", "--seed", "5", "-o", "a.flac",
         "--temperature", "0.5", "--top-k", "7", "--top-p", "0.8", "--repetition-penalty", "1.5",
-        "--text-mode", "as-it-comes", "--max-seconds", "0.01", "--dtype", "codec=bfloat16_3x",
+        "--text-mode", "as-it-comes", "--max-seconds", "0.01", "--split", "40", "--dtype", "codec=bfloat16_3x",
         "--attention", "xla", "--weights", "int8",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -294,7 +294,7 @@ def test_options_reach_the_pipeline(run, model, calls):
     assert call["seed"] == 5
     request = call["request"]
     assert (request.text, request.speaker, request.language) == ("Hi.", "Ryan", "German")
-    assert (request.instruct, request.text_mode) == ("sadly", "as_it_comes")
+    assert (request.instruct, request.text_mode, request.split) == ("sadly", "as_it_comes", 40)
     # 12 samples a frame at 24 kHz
     assert request.max_frames == 20
     assert call["sampling"] == GenerationConfig(
@@ -313,10 +313,12 @@ def test_greedy(run, model, calls):
 
 
 def test_design_hands_on_the_description(run, models, calls):
-    result = run("design", "Hi.", "-m", models / "1.7B-VoiceDesign", "-i", "an old man", "-o", "b.wav")
+    command = ["design", "Hi.", "-m", models / "1.7B-VoiceDesign", "-i", "an old man", "-o", "b.wav"]
+    result = run(*command, "--split", "30")
     assert result.exit_code == 0, result.stderr
     request = calls[0]["request"]
     assert (request.speaker, request.instruct, request.max_frames) == (None, "an old man", None)
+    assert request.split == 30
     assert result.stdout.startswith("b.wav: 0.00 s of audio in ")
 
 
@@ -374,6 +376,8 @@ def test_what_is_said_of_the_speech(run, model, calls):
     cut = run("say", "Hi.", "-m", model, "--max-seconds", "0.001").stdout
     assert cut.endswith("; cut at the limit of 0.00 s: raise --max-seconds\n")
     assert soundfile.info("speech.wav").frames == 24
+    part = run("say", "Hi. Hi. Hi.", "-m", model, "--split", "2").stdout
+    assert part.endswith("; a part that did not end was cut: try another --seed\n")
 
 
 def test_a_speech_that_fills_the_context(run, models, calls, broken):

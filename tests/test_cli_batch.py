@@ -169,6 +169,7 @@ def test_other_settings_are_refused_by_name(model, models, fake):
         (["--dtype", "bfloat16"], ['dtype.talker was "float32", is "bfloat16"', "dtype.code_predictor was"]),
         (["--batch-size", "3"], ["batch size was 8, is 3"]),
         (["--format", "flac"], ['format was "wav", is "flac"']),
+        (["--split", "1"], ["2 finished items of out changed since: i1: ", "split was null, is 1"]),
         (["--max-seconds", "0.02"], ["2 finished items of out changed since: i1: max_frames was", "is 40"]),
     ):
         assert_refused(run(*command, *options), *parts)
@@ -182,7 +183,8 @@ def test_other_settings_are_refused_by_name(model, models, fake):
     assert_refused(run(*command), "1 finished item of out changed since: i0: text was", 'is "Other."')
     assert contents("out") == before
     write(*rows(3))
-    assert run(*command).exit_code == 0
+    # Of texts that are shorter than that.
+    assert run(*command, "--split", "100").exit_code == 0
     assert contents("out").items() > before.items()
 
 

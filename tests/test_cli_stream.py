@@ -156,6 +156,13 @@ def test_refusals(model, calls, arguments, part):
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_text_that_is_yet_to_come_is_not_split(model, calls):
+    arguments = ["-m", model, "--stream", "--text-mode", "as-it-comes", "--split", "50"]
+    assert_refused(run("say", *arguments, text=b"Hello."), "--split needs the whole text")
+    assert run("say", "Hello.", *arguments).exit_code == 0
+    assert calls[0].request.split == 50
+
+
 # The text.
 
 

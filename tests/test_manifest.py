@@ -28,6 +28,7 @@ def test_every_field_of_json_lines(tmp_path):
         "instruct": "softly",
         "text_mode": "as-it-comes",
         "max_seconds": 2,
+        "split": 100,
         "seed": 2**31 - 1,
     }
     clone = {"id": 7, "text": "a", "reference": "me.wav", "reference_text": "I am.", "x_vector_only": False}

@@ -1,4 +1,4 @@
-"""English text in words, in phonemes, and in sentences."""
+"""English text in words, in phonemes, and in utterances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from qwen3_tts_jax.phonemes import (
     UNITS,
     UnspeakableError,
     phonemize,
-    sentences,
     utterances,
 )
 from qwen3_tts_jax.verbalize import written_out
@@ -345,32 +344,7 @@ def test_a_word_is_found_without_reading_the_whole_lexicon():
     assert lookup("qwrtzk", do_transforms=False) is None
 
 
-# Sentences.
-
-
-def test_sentences():
-    text = 'Hello, Dr. A. Smith! "It is 3.5 km," he said (at 9 a.m. or so). Is it? "Yes."\n\nA title\n\nThe end… So'
-    complete, rest = sentences(text)
-    assert complete == [
-        "Hello, Dr. A. Smith!",
-        '"It is 3.5 km," he said (at 9 a.m. or so).',
-        "Is it?",
-        '"Yes."',
-        "A title",
-        "The end…",
-    ]
-    assert rest == "So"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "One sentence.", "e.g. this one", "in the U.S. Army", "No. 5 is alive", "3.5", "Wait... what",
-        "On Jan. 5, 2024", "see pp. 12 and 13", "approx. 50", "Fig. 3",
-    ],
-)  # fmt: skip
-def test_what_is_one_sentence(text):
-    assert sentences(text) == ([], text)
+# Utterances.
 
 
 def test_utterances_are_sentences_and_what_cannot_be_said_is_none():

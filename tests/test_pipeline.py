@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, buckets, codec_decoding, pipeline, synthesis
+from qwen3_tts_jax import Qwen3TTS, Request, buckets, codec_decoding, generate, pipeline, synthesis
 from qwen3_tts_jax.codec.decoder import decode_chunked
 from qwen3_tts_jax.generate import generate_chunk, prefill_compiled
+from qwen3_tts_jax.utterances import utterance_number
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
 
@@ -94,6 +95,34 @@ def test_the_checkpoint_limits_what_no_request_limits(model):
     short = Qwen3TTS(replace(model.config, max_new_tokens=6), model.params, model.tokenizer)
     speech = short.synthesize([Request("Hi.", "english", "ryan")])[0]
     assert (len(speech.codes), speech.finish_reason) == (5, "length")
+
+
+def test_parts_of_a_text_are_spoken_side_by_side_each_within_its_limit(tmp_path, tokenizer_folder, monkeypatch):
+    folder = write_small_checkpoint(tmp_path / "endless", SMALL["1.7B-CustomVoice"], tokenizer_folder, eos_boost=-1.0)
+    model = Qwen3TTS.from_pretrained(folder, dtype="float32", chunk_frames=50)
+    rows = []
+
+    def noting(params, config, count, *sizes):
+        rows.append(count)
+        return generate.empty_batch_compiled(params, config, count, *sizes)
+
+    monkeypatch.setattr(synthesis, "empty_batch_compiled", noting)
+    whole = Request("Good morning. It is late, is it not? It is.", "english", "ryan", split=8)
+    (speech,) = model.synthesize([whole], seed=3)
+    assert rows == [3]
+    parts = {"Good morning.": 3, "It is late, is it not?": 8, "It is.": 3}
+    alone = [replace(whole, text=text, max_frames=25 + 8 * tokens) for text, tokens in parts.items()]
+    numbers = [utterance_number(0, place) for place in range(3)]
+    expected = np.concatenate([each.codes for each in model.synthesize(alone, seed=3, utterances=numbers)])
+    assert len(expected) == 3 * 25 + 8 * 14
+    np.testing.assert_array_equal(speech.codes, expected)
+    (samples,), _ = model.speech_tokenizer.decode([expected])
+    np.testing.assert_allclose(speech.samples, samples, rtol=0, atol=1e-5)
+    cut, short = model.synthesize([replace(whole, max_frames=60), replace(whole, split=14)], seed=3)
+    np.testing.assert_array_equal(cut.codes, expected[:60])
+    assert {speech.finish_reason, cut.finish_reason} == {"length"}
+    # A text that is short enough is spoken as if there were nothing to split, up to the model's own limit.
+    assert len(short.codes) == model.config.max_new_tokens - 1
 
 
 def test_the_official_decode_is_the_same_below_300_frames(model):

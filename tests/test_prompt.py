@@ -230,7 +230,7 @@ def test_a_prompt_and_one_frame_must_fit_the_context():
     tokens = len(plan_prompt(request, LETTERS, CUSTOM_VOICE).text_ids)
     assert len(plan_prompt(request, LETTERS, _with_context(tokens + 1)).text_ids) == tokens
     parts = r"text 3, instruct 7, reference frames 0"
-    message = rf"the prompt has {tokens} tokens \({parts}\).* context of {tokens}: split the text"
+    message = rf"the prompt has {tokens} tokens \({parts}\).* context of {tokens}: speak it in parts"
     with pytest.raises(ValueError, match=message):
         plan_prompt(request, LETTERS, _with_context(tokens))
 

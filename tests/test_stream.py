@@ -16,6 +16,7 @@ import pytest
 from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding, generate, stream
 from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.config import GenerationConfig
+from qwen3_tts_jax.utterances import utterance_number
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
 
@@ -98,6 +99,24 @@ def test_text_in_pieces_is_the_text(load, variant, options, size):
         np.concatenate([chunk.codes for chunk in in_pieces]), np.concatenate([chunk.codes for chunk in chunks])
     )
     np.testing.assert_allclose(joined(in_pieces), whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("variant", "options"), [CALLS[0], CALLS[3]])
+def test_a_text_that_is_split(load, variant, options):
+    model, parts = load(variant), ["It's a long way to Tipperary.", "Isn't it, my friends?", "Goodbye to all!"]
+    more = {"seed": 5, "max_new_tokens": 60}
+    chunks, whole = both(model, " ".join(parts), " ".join(parts), options, split=10, **more)
+    np.testing.assert_allclose(joined(chunks), whole, rtol=0, atol=1e-5)
+    codes = np.concatenate([chunk.codes for chunk in chunks])
+    # Each part as if it were alone, and then the next.
+    voice = options.get("voice_clone_prompt")
+    fields = {"text_mode": "as_it_comes", "voice": voice} if voice else options
+    requests = [Request(part, max_frames=59, **fields) for part in parts]
+    numbers = [utterance_number(0, place) for place in range(3)]
+    alone = np.concatenate([one.codes for one in model.synthesize(requests, seed=5, utterances=numbers)])
+    np.testing.assert_array_equal(codes, alone[:59])
+    assert chunks[-1].finish_reason == ("length" if len(alone) > 59 else "stop")
+    assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
 
 
 def test_speech_starts_before_the_text_is_there(load, monkeypatch):
@@ -312,6 +331,11 @@ def test_many_short_streams_keep_nothing(load):
         ("1.7B-CustomVoice", "custom_voice", {"text": "a", "speaker": "ryan", "schedule": (1, 2.5)}, "number, got 2"),
         ("1.7B-CustomVoice", "custom_voice", {"text": "a", "speaker": "ryan", "max_new_tokens": 9.5}, "number, got 9"),
         ("1.7B-CustomVoice", "custom_voice", {"text": "a", "speaker": "ryan", "top_k": -1}, "top_k must be 0"),
+        ("1.7B-CustomVoice", "custom_voice", {"text": "a", "speaker": "ryan", "split": 0}, "split must be at least 1"),
+        (
+            "1.7B-CustomVoice", "custom_voice",
+            {"text": iter("a"), "speaker": "ryan", "split": 9}, "a text in pieces is not split",
+        ),
         (
             "1.7B-CustomVoice", "custom_voice",
             {"text": iter("a"), "speaker": "ryan", "non_streaming_mode": True},

@@ -57,8 +57,8 @@ def run_batch(options: BatchOptions) -> None:
         with refusing(FileNotFoundError):
             tokenizer = TextTokenizer.from_folder(folder)
         with PlanLine(options.quiet, logged=True) as line:
-            limits = options.seed, options.max_seconds
-            tasks, unspeakable = plan(items, config, tokenizer, *limits, downloads, progress=line)
+            of_items = options.seed, options.max_seconds, options.split
+            tasks, unspeakable = plan(items, config, tokenizer, *of_items, downloads, progress=line)
         bad = sorted([*bad, *unspeakable], key=lambda line: line.line)
         if bad and not (options.skip_bad and tasks):
             _refuse_bad(bad)

@@ -9,6 +9,7 @@ that ends in .csv) the first line names the columns, and an empty cell is a fiel
     language, speaker, instruct
     text_mode       "all-at-once" or "as-it-comes"
     max_seconds     the longest speech to make
+    split           tokens of the text that are about the most for one utterance; all is one by default
     seed            in place of the job's
     reference       recording to clone: a file or a URL; with reference_text (what it says) or x_vector_only
     voice           file of a voice to clone, in place of a recording
@@ -56,6 +57,7 @@ class Item:
     instruct: str | None = None
     text_mode: str | None = None
     max_seconds: float | None = None
+    split: int | None = None
     seed: int | None = None
     reference: str | None = None
     reference_text: str | None = None
@@ -295,11 +297,23 @@ def _seconds(value: Any) -> float:
 
 
 def _seed(value: Any) -> int:
-    digits = isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20
-    number = int(value) if digits else value
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_SEED:
+    number = _whole(value)
+    if number is None or not 0 <= number <= MAX_SEED:
         raise ValueError(f"must be a whole number 0 … {MAX_SEED}, got {value!r}")
     return number
+
+
+def _split(value: Any) -> int:
+    number = _whole(value)
+    if number is None or number < 1:
+        raise ValueError(f"must be a whole number of tokens, got {value!r}")
+    return number
+
+
+def _whole(value: Any) -> int | None:
+    digits = isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20
+    number = int(value) if digits else value
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 def _truth(value: Any) -> bool:
@@ -317,6 +331,7 @@ _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "instruct": _text,
     "text_mode": _text_mode,
     "max_seconds": _seconds,
+    "split": _split,
     "seed": _seed,
     "reference": _text,
     "reference_text": _text,

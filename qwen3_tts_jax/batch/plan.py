@@ -18,10 +18,10 @@ from qwen3_tts_jax.batch.manifest import URLS, BadLine, Item
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.safetensors_file import BrokenFileError, read_header
-from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, Tokenizer, plan_prompt
+from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encoded_frames
-from qwen3_tts_jax.synthesis import expected_frames, frame_limit, shape_step
-from qwen3_tts_jax.utterances import spoken_as
+from qwen3_tts_jax.synthesis import frame_limit, shape_step
+from qwen3_tts_jax.utterances import expected_frames, spoken_as, text_tokens
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 
@@ -80,6 +80,7 @@ def plan(
     tokenizer: Tokenizer,
     seed: int,
     max_seconds: float | None = None,
+    split: int | None = None,
     downloads: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Task], list[BadLine]]:
@@ -92,6 +93,7 @@ def plan(
         seed: of items without one.
         max_seconds: the longest speech of items without one; by default 2 s, and 0.64 s per token of the text;
             less where the model reads phonemes (see `utterances.spoken_as`).
+        split: of items without it; see `Request.split`.
         downloads: folder where recordings of URLs are kept, created if there are any; by default they are downloaded
             again when their turn comes.
         progress: told the number of each item, from 1, and how many there are, before it is checked.
@@ -106,7 +108,7 @@ def plan(
         if progress is not None:
             progress(number, len(items))
         try:
-            tasks.append(_task(item, config, tokenizer, *voices_of(item), seed, max_seconds))
+            tasks.append(_task(item, config, tokenizer, *voices_of(item), seed, max_seconds, split))
         except (ValueError, OSError) as error:
             bad.append(BadLine(item.line, item.id, one_line(error)))
     return tasks, bad
@@ -126,6 +128,7 @@ def _task(
     digest: str | None,
     seed: int,
     max_seconds: float | None,
+    split: int | None,
 ) -> Task:
     if config.model_type == "voice_design" and item.instruct is None:
         raise ValueError("instruct is missing: a voice_design model needs to be told in words who speaks")
@@ -137,9 +140,18 @@ def _task(
     limit = None
     if seconds is not None:
         limit = min(config.codec.frames_in(seconds), config.talker.max_positions)
-    request = Request(item.text, item.language or "auto", speaker, item.instruct, mode.replace("-", "_"), limit, voice)
+    request = Request(
+        item.text,
+        item.language or "auto",
+        speaker,
+        item.instruct,
+        mode.replace("-", "_"),
+        max_frames=limit,
+        voice=voice,
+        split=split if item.split is None else item.split,
+    )
     parts = spoken_as(request, tokenizer)
-    tokens = [len(tokenizer.assistant(part.text)) - ROLE_IDS - CLOSING_IDS for part in parts]
+    tokens = [text_tokens(part.text, tokenizer) for part in parts]
     parts = [
         replace(part, max_frames=part.max_frames or min(expected_frames(count), config.max_new_tokens - 1))
         for part, count in zip(parts, tokens, strict=True)
@@ -161,6 +173,8 @@ def _task(
             "instruct": item.instruct,
             "text_mode": mode,
             "max_frames": request.max_frames,
+            # Of a text that is short enough, another split is no other sound.
+            "split": request.split if len(parts) > 1 and tokenizer.phonemes is None else None,
             "seed": own_seed,
             "voice": digest,
             "reference_text": reference and reference.text,

@@ -79,8 +79,8 @@ def require_unchanged(
             changed.append(f"{name}: {skipped[name]}")
         elif name not in now:
             changed.append(f"{name} is not in the manifest")
-        elif before.get(name) != now[name]:
-            changed.append(f"{name}: {', '.join(differences(before.get(name, {}), now[name]))}")
+        elif found := differences(before.get(name, {}), now[name]):
+            changed.append(f"{name}: {', '.join(found)}")
     if changed:
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise FolderError(

@@ -14,10 +14,11 @@ import soundfile
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.files import completed
-from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, PromptPlan, Request, TextMode, Tokenizer, plan_prompt
+from qwen3_tts_jax.prompt import PromptPlan, Request, TextMode, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encode_recordings, encoded_frames
 from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import DataError, Line
+from qwen3_tts_jax.utterances import text_tokens
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from qwen3_tts_jax.voices import check_recording, make_voices
 
@@ -93,7 +94,7 @@ def check_lengths(
 def _check_durations(line: Line, tokenizer: Tokenizer, frames: int) -> None:
     if line.durations is None:
         return
-    ids = len(tokenizer.assistant(line.text)) - ROLE_IDS - CLOSING_IDS
+    ids = text_tokens(line.text, tokenizer)
     if len(line.durations) != ids or sum(line.durations) != frames:
         raise DataError(
             f"{line.where}: its {len(line.durations)} durations are of {sum(line.durations)} frames; the text has "
