@@ -186,8 +186,8 @@ def export_programs(
     # A kernel would tie the programs to one kind of device.
     config = config.with_attention(lambda _: "xla")
     config = replace(config, codec=hopper.configure(config.codec, kernels=False))
-    one = set(platforms or [default_device().platform])
-    config = generate.configure(config, one.pop() if len(one) == 1 else "several")
+    first, *others = platforms or [default_device().platform]
+    config = generate.configure(config, None if others else first)
     options = {} if platforms is None else {"platforms": tuple(platforms)}
     content, codec_states = {}, []
     for index, size in enumerate(sizes):

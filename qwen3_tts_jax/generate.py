@@ -404,8 +404,14 @@ def empty_batch(params: Params, config: ModelConfig, rows: int, capacity: int, t
     return idle_state(config, cache, embed_text_track(params, config, text_ids))
 
 
-def configure(config: ModelConfig, platform: str, devices: int = 1) -> ModelConfig:
-    """The same model, for batches that are spread over so many devices of a platform ("cpu", "gpu", "tpu")."""
+def configure(config: ModelConfig, platform: str | None, devices: int = 1) -> ModelConfig:
+    """The same model, for batches that are spread over so many devices of a platform.
+
+    Args:
+        config: of the model.
+        platform: "cpu", "gpu" or "tpu"; None where one program is to run on several.
+        devices: over which rows of a batch are spread.
+    """
     return replace(config, talker=replace(config.talker, staging_devices=devices if platform == "tpu" else 0))
 
 

@@ -111,6 +111,20 @@ def test_programs_for_other_machines_in_bfloat16_need_no_weights(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["p.zip"]
 
 
+def test_programs_for_tpus_alone_write_their_cache_once_for_a_chunk(tmp_path):
+    shapes = jax.eval_shape(lambda: drawn_shapes(all_rules(CONFIG)))
+
+    def scatters(*platforms: str) -> int:
+        file = export_programs(tmp_path / "p.zip", shapes, CONFIG, [SIZE], platforms=platforms)
+        with zipfile.ZipFile(file) as archive:
+            program = jax.export.deserialize(bytearray(archive.read("0/chunk.bin")))
+        return program.mlir_module().count("stablehlo.scatter")
+
+    # Keys and values of the talker's one layer at least, each at a place of its own in each row.
+    assert scatters("tpu") <= scatters("cpu", "tpu") - 2
+    assert scatters("cpu", "tpu") == scatters("cpu")
+
+
 def test_programs_are_tied_to_no_kernel(tmp_path):
     rates = {"upsample_rates": (2,), "latent_upsample_rates": (2, 2)}
     widths = {"latent_width": 32, "decoder_channels": 128}

@@ -314,7 +314,7 @@ def test_scores_with_a_cache_that_is_written_once_for_a_chunk():
 
 
 def test_only_tpus_write_the_cache_once_for_a_chunk():
-    for platform, devices in (("cpu", 0), ("gpu", 0), ("tpu", 4)):
+    for platform, devices in (("cpu", 0), ("gpu", 0), (None, 0), ("tpu", 4)):
         assert g.configure(CONFIG, platform, 4).talker.staging_devices == devices
 
 
