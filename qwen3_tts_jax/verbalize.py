@@ -92,6 +92,13 @@ _NO_STREETS = "The|A|My|Your|His|Her|Our|Their|This|That|Dear|Hi|Hello|Thanks|Ye
 """What *Dr.* is a doctor's after."""
 _ROMAN = "(?!(?:XL|L[IV])\\b)(?=[IVXL]{2})((?:XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?<! )"
 """Of two letters or more, up to 89, which are no size nor initials."""
+_RULERS = (
+    "Alexander|Alfonso|Benedict|Boniface|Carl|Catherine|Charles|Christian|Clement|Edward|Elizabeth|Ferdinand|"
+    "Francis|Frederick|George|Gregory|Gustav|Haakon|Henry|Innocent|Ivan|James|John|Joseph|Leo|Leopold|Louis|"
+    "Margaret|Mary|Maximilian|Napoleon|Nicholas|Olav|Otto|Paul|Pedro|Peter|Philip|Pius|Ptolemy|Ramses|Richard|"
+    "Rudolf|Sixtus|Urban|Victor|Wilhelm|William"
+)
+"""Names that are mostly those of kings, queens and popes where a number follows: *the fourteenth*."""
 _POWERS = "⁰¹²³⁴-⁹"
 _LONGEST_NUMBER = 15
 """Digits; what is longer is said digit by digit."""
@@ -268,6 +275,8 @@ def _roman(match: re.Match) -> str:
     values = [{"I": 1, "V": 5, "X": 10, "L": 50}[letter] for letter in match[2]]
     pairs = zip(values, [*values[1:], 0], strict=True)
     number = sum(-value if value < following else value for value, following in pairs)
+    if re.fullmatch(_RULERS, match[1].rstrip()):
+        return f"{match[1]}the {_words(str(number), 'ordinal')}"
     return match[1] + _words(str(number))
 
 
@@ -291,6 +300,7 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         (r"\bSt\.(?= [A-Z])", "Saint"),
         (rf"\b(?!(?:{_NO_STREETS}) )([A-Z][a-z]+) Dr(?:\.(?=,| [a-z])|(?=\.?\s*$))", r"\1 Drive"),
         (rf"\b([A-Z][a-z]+ ){_ROMAN}\b", _roman),
+        (rf"\b((?:{_RULERS}) )([VX])\b(?!\. ?[A-Z])", _roman),
         (rf"\b(?i:({'|'.join(_NUMBERED)})\.(?= ?\d))", lambda match: _NUMBERED[match[1].lower()]),
         (r"#(?=\d)", "number "),
         (r"\b([CF])#", r"\1 sharp"),

@@ -42,7 +42,10 @@ from qwen3_tts_jax.verbalize import written_out
         ("12 Elm Dr., Ely, or 3 Oak Dr.", "twelve Elm Drive, Ely, or three Oak Drive."),
         ("The Dr. is in. Yesterday Dr. Smith was.", "The Dr. is in. Yesterday Dr. Smith was."),
         # Roman numerals.
-        ("Super Bowl LVIII, Louis XIV's, Part IX.", "Super Bowl fifty-eight, Louis fourteen's, Part nine."),
+        ("Super Bowl LVIII, Part IX.", "Super Bowl fifty-eight, Part nine."),
+        ("Louis XIV's, Elizabeth II", "Louis the fourteenth's, Elizabeth the second"),
+        ("Henry V, or Charles V.", "Henry the fifth, or Charles the fifth."),
+        ("Henry V. Smith and James I.", "Henry V. Smith and James I."),
         ("Then I saw Malcolm X.", "Then I saw Malcolm X."),
         ("The MIX of CIVIL LICENSE, Our CV, Size XL, The IIII", "The MIX of CIVIL LICENSE, Our CV, Size XL, The IIII"),
     ],
