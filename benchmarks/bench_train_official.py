@@ -6,7 +6,8 @@ The official recipe's step is: embeddings of text and codes summed, talker and c
 classes with their own losses (0.3 for the predictor's), backward, gradients clipped to 1, AdamW, all in eager
 PyTorch. Its targets are the recipe's own; here its work counts. Ours learns all parameters too. Both are float32.
 Prints and keeps wall and CPU seconds of each step and their ratios round by round. The README's figures are of the
-defaults (`results/train_cpu.jsonl`), which take about a minute on two cores. Needs the extra `parity` and qwen-tts.
+defaults (`results/train_cpu.jsonl`), which take about a minute on two cores, and of 9 rounds
+(`results/train_cpu_avx512.jsonl`). Needs the extra `parity` and qwen-tts.
 """
 
 from __future__ import annotations
