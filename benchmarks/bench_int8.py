@@ -4,7 +4,8 @@
 
 The checkpoint speaks with its own weights; then the codes are scored with both weights in one pass. The agreement is
 that of the most likely codes. With random weights, whose logits are close together, it is lower than with real ones.
-So called, with 0.6B shapes, it made the README's figures; minutes on two cores. Needs nothing but this package.
+With --dtype float32 --frames 8 --batches 1 2 4 8 16 32 and 0.6B shapes it made the README's figures
+(`results/int8_cpu_avx512.jsonl`), in six minutes on two cores. Needs nothing but this package.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ Attention = Annotated[
 ]
 Weights = Annotated[
     Literal["float", "int8"],
-    typer.Option(help="int8 keeps the layers in a quarter of the memory, speaks a little differently, and slows CPUs."),
+    typer.Option(help="int8 keeps the layers in a quarter of the memory, and speaks a little differently."),
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept.")]

@@ -22,6 +22,9 @@ PRECISION = jax.lax.Precision.HIGHEST
 # Up to this many rows, XLA's CPU products are 1.2 to 3 times as fast with the rows as columns: W xᵀ.
 _FEW_ROWS = 64
 
+# 127 · 254² steps: to 6 · 10⁻⁸ of the largest number, where float32 is as exact.
+_DIGITS = 3
+
 weight_init = nn.initializers.normal(0.02)
 
 
@@ -45,6 +48,50 @@ def multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x, weight, cpu=on_cpu, default=product)
 
 
+def multiply_int8(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`multiply` where the weight is int8."""
+
+    def widened(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return multiply(x, weight.astype(x.dtype))
+
+    def on_cpu(x: jax.Array, weight: jax.Array) -> jax.Array:
+        rows, flat = x.reshape(-1, x.shape[-1]), weight.reshape(-1, weight.shape[-1])
+        if len(rows) > _FEW_ROWS:
+            return widened(x, weight)
+        return _in_whole_numbers(rows, flat).astype(x.dtype).reshape(*x.shape[:-1], *weight.shape[:-1])
+
+    return jax.lax.platform_dependent(x, weight, cpu=on_cpu, default=widened)
+
+
+@jax.custom_jvp
+def _in_whole_numbers(rows: jax.Array, weight: jax.Array) -> jax.Array:
+    """The product [R, in] and int8 [out, in] → float32 [R, out], from products of int8.
+
+    XLA's CPU backend would widen all of the weight first, which takes ten times as long as a product in float32. So
+    each row is written in digits of base 254, which become as many columns.
+    """
+    columns = rows.astype(jnp.float32).T
+    step = jnp.maximum(jnp.max(jnp.abs(columns), axis=0) / 127, jnp.finfo(jnp.float32).tiny)
+    digits, rest = [], columns / step
+    for _ in range(_DIGITS):
+        digit = jnp.round(rest)
+        digits.append(digit.astype(jnp.int8))
+        rest = (rest - digit) * 254
+    # With the barriers, as in `multiply`.
+    digits = jax.lax.optimization_barrier(jnp.concatenate(digits, axis=1))
+    sums = jax.lax.optimization_barrier(jax.lax.dot(weight, digits, preferred_element_type=jnp.int32))
+    by_digit = jnp.split(sums.astype(jnp.float32), _DIGITS, axis=1)
+    return (sum(each * 254.0**-place for place, each in enumerate(by_digit)) * step).T
+
+
+@_in_whole_numbers.defjvp
+def _tangent_in_whole_numbers(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    rows, weight = primals
+    return _in_whole_numbers(rows, weight), multiply(tangents[0].astype(jnp.float32), weight.astype(jnp.float32))
+
+
 def _project(module: nn.Module, x: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
     """Multiplies x by the weight of `module`, [..., in] → [..., *outputs], in its `dtype`.
 
@@ -55,7 +102,7 @@ def _project(module: nn.Module, x: jax.Array, outputs: tuple[int, ...]) -> jax.A
         return multiply(x, module.param("weight", weight_init, shape, module.dtype))
     weight = module.param("weight_int8", nn.initializers.zeros, shape, jnp.int8)
     scale = module.param("scale", nn.initializers.ones, outputs, jnp.float32)
-    return (multiply(x, weight.astype(module.dtype)) * scale).astype(module.dtype)
+    return (multiply_int8(x, weight) * scale).astype(module.dtype)
 
 
 class Linear(nn.Module):

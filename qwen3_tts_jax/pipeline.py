@@ -77,8 +77,8 @@ class Qwen3TTS:
                 one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one. With "xla" the codec
                 in three passes makes no use of kernels for Hopper GPUs (`codec.hopper`) either.
             weights: "int8" rounds those of the talker and the code predictor, which are then a quarter of the size
-                (see `quantize`): for memory, and for accelerators, whose speed it is to read them. CPUs are slower
-                with it. Codes are no longer those of the reference.
+                (see `quantize`): for memory, and for whom it takes time to read them: accelerators, and CPUs that speak
+                a few utterances at a time. Codes are no longer those of the reference.
             revision: branch, tag or commit on Hugging Face.
             cache_dir: where downloads are kept; Hugging Face's own cache by default.
             local_files_only: never ask the network; None lets the environment variable HF_HUB_OFFLINE decide.

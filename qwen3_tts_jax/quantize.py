@@ -1,7 +1,7 @@
 """Weight-only int8: a quarter of the bytes of float32, half of bfloat16, for the layers that a frame reads.
 
 Each output of a linear layer has a scale of its own, max |w| / 127, and its weights are rounded to the nearest
-multiple of it. Activations and sums stay in the compute dtype.
+multiple of it. Activations and sums stay in the compute dtype; how CPUs multiply, `layers.multiply_int8` tells.
 """
 
 from __future__ import annotations

@@ -5,10 +5,12 @@ import gc
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax import Qwen3TTS, Request
 from qwen3_tts_jax.convert.rules import model_rules
+from qwen3_tts_jax.layers import multiply_int8
 from qwen3_tts_jax.quantize import _quantize_weight, quantize
 from tests.drawn_tree import drawn_tree
 from tests.shapes import SMALL
@@ -94,3 +96,42 @@ def test_the_model_speaks_as_its_widened_weights_do(tmp_path, tokenizer_folder):
         return sum(leaf.nbytes for leaf in jax.tree.leaves(stacks))
 
     assert 0.25 < size(model) / size(float_model) < 0.3
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64, 65])
+def test_products_are_as_exact_as_in_float32(rows):
+    rng = np.random.default_rng(rows)
+    x = rng.normal(size=(rows, 300)) * 10.0 ** rng.uniform(-6, 6, (rows, 1))
+    # Rows with one number that is far beyond the others, and one of zeros.
+    x[:, 7] *= 100
+    x[-1] *= rows == 1
+    x, weight = x.astype(np.float32), rng.integers(-127, 128, (2, 11, 300)).astype(np.int8)
+    found = jax.jit(multiply_int8)(x.reshape(rows, 1, 300), weight)
+    assert (found.shape, found.dtype) == ((rows, 1, 2, 11), jnp.float32)
+    expected = x.astype(np.float64) @ weight.reshape(22, 300).T.astype(np.float64)
+    # Half a step of the last digit for each product, and what float32 makes of the sums.
+    sizes, weights = np.abs(x).astype(np.float64), np.abs(weight.reshape(22, 300).T).astype(np.float64)
+    half = sizes.max(axis=1, keepdims=True) / (127 * 254**2) / 2
+    allowed = half * weights.sum(axis=0) + 5e-7 * (sizes @ weights)
+    assert (np.abs(found.reshape(rows, 22) - expected) <= allowed).all()
+
+
+def test_gradients_are_those_of_widened_weights():
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(3, 20)).astype(np.float32), rng.integers(-127, 128, (7, 20)).astype(np.int8)
+
+    def loss(product):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(product(x))))(x)
+
+    expected = loss(lambda x: x @ weight.T.astype(np.float32))
+    np.testing.assert_allclose(loss(lambda x: multiply_int8(x, weight)), expected, rtol=1e-3, atol=1e-2)
+    assert np.abs(expected).max() > 10
+
+
+def test_what_is_no_number_stays_none():
+    weight = np.ones((3, 4), np.int8)
+    x = np.array([[1, 2, np.nan, 3], [1, 2, 3, 4], [np.inf, 1, 1, 1]], np.float32)
+    found = multiply_int8(x, weight)
+    assert not np.isfinite(found[0]).any()
+    assert not np.isfinite(found[2]).any()
+    np.testing.assert_allclose(found[1], 10, rtol=1e-6)
