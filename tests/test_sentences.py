@@ -71,6 +71,9 @@ def words(text: str) -> int:
         # One that is not, where a clause ends, and what follows goes with the next.
         ("One two, three four. Five.", 3, ["One two,", "three four. Five."]),
         ("One two three four five. Six.", 3, ["One two three", "four five. Six."]),
+        # A cut at the end of a sentence, or else of a clause, goes before parts of equal length.
+        ("One two three four. Five.", 2, ["One two", "three four.", "Five."]),
+        ("One two three four, five.", 2, ["One two", "three four,", "five."]),
         ("Title\n\nOne two three.", 3, ["Title", "One two three."]),
         (" One.\n\n\n\nTwo. ", 1, ["One.", "Two."]),
         ("", 3, []),
