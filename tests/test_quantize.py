@@ -1,6 +1,7 @@
 """int8 weights: what they are, that the model uses them, and what stays as it is."""
 
 import gc
+import platform
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,15 @@ def test_products_are_as_exact_as_in_float32(rows):
     half = sizes.max(axis=1, keepdims=True) / (127 * 254**2) / 2
     allowed = half * weights.sum(axis=0) + 5e-7 * (sizes @ weights)
     assert (np.abs(found.reshape(rows, 22) - expected) <= allowed).all()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="known of XLA for x86 alone")
+@pytest.mark.parametrize(("rows", "widened"), [(1, False), (64, False), (65, True)])
+def test_few_rows_need_no_wider_weights(rows, widened):
+    shapes = jax.ShapeDtypeStruct((rows, 80), jnp.float32), jax.ShapeDtypeStruct((2, 48, 80), jnp.int8)
+    program = jax.jit(multiply_int8).lower(*shapes).compile().as_text()
+    assert ("f32[96,80]" in program or "f32[2,48,80]" in program) is widened
+    assert "s32[96,80]" not in program
 
 
 def test_gradients_are_those_of_widened_weights():
