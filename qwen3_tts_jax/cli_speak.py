@@ -61,7 +61,7 @@ class SpeakOptions(SpeechOptions):
     language: str
     instruct: str | None = None
     text_mode: str
-    split: int | None = None
+    split: int | None
 
 
 def speak(model_type: str, options: SpeakOptions) -> None:

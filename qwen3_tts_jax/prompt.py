@@ -169,8 +169,8 @@ def validate(request: Request, config: ModelConfig) -> None:
 
     Raises:
         ValueError: an empty text, an unknown language or speaker (the message lists what there is), a
-            speaker or voice given to the wrong kind of model, an unknown text mode, or a limit of frames, or tokens
-            to split at, below 1 or no whole number.
+            speaker or voice given to the wrong kind of model, an unknown text mode, or a limit of frames that is
+            below 1 or no whole number.
     """
     if not request.text.strip():
         raise ValueError("the text is empty; give at least one character that can be spoken")
@@ -178,8 +178,6 @@ def validate(request: Request, config: ModelConfig) -> None:
         raise ValueError(f"unknown text_mode {request.text_mode!r}; there are {', '.join(get_args(TextMode))}")
     if request.max_frames is not None:
         check_whole("max_frames", request.max_frames, least=1)
-    if request.split is not None:
-        check_whole("split", request.split, least=1)
     languages = config.prompt.languages
     if str(request.language).lower() not in ("auto", *languages):
         raise ValueError(f"unknown language {request.language!r}; there are auto, {', '.join(sorted(languages))}")
