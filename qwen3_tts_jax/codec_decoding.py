@@ -45,7 +45,7 @@ def codec_rows(params: dict[str, Any], config: CodecConfig) -> int:
     return each * data_size(params)
 
 
-def _rows_for(params: dict[str, Any], config: CodecConfig, utterances: int) -> int:
+def rows_for(params: dict[str, Any], config: CodecConfig, utterances: int) -> int:
     """Rows of the program that decodes so many together, as many on each device.
 
     Kernels for Hopper GPUs take multiples of 8.
@@ -93,7 +93,7 @@ def decode_codes(
     for first in range(0, len(order), together):
         part = order[first : first + together]
         utterances = [(references[row], codes[row]) for row in part]
-        shape = _rows_for(params, config, rows or len(part))
+        shape = rows_for(params, config, rows or len(part))
         samples |= zip(part, _decode_exactly(params, config, utterances, shape, primed), strict=True)
         if progress is not None:
             progress("decode", len(samples), len(codes))
@@ -162,30 +162,31 @@ def _after(
         for step, (state, _) in enumerate(steps, 1):
             for row, (voice, reference) in enumerate(new.items()):
                 if len(reference) == step * _CHUNK_FRAMES:
-                    primed[voice] = place_batch(params, _row_of(state, row))
+                    primed[voice] = place_batch(params, row_of(state, row))
     state = codec_start(config.decoder, rows)
     for voice in heard:
         primed[voice] = primed.pop(voice)  # The last to be forgotten.
         here = np.array([other == voice for other in voices] + [False] * (rows - len(voices)))
-        state = _with_voice(*place_batch(params, (state, here)), primed[voice])
+        state = with_row(*place_batch(params, (state, here)), primed[voice])
     while len(primed) > _VOICES:
         del primed[next(iter(primed))]
     return state
 
 
 @jax.jit
-def _row_of(state: decoder.DecoderState, row: jax.Array) -> decoder.DecoderState:
+def row_of(state: decoder.DecoderState, row: jax.Array) -> decoder.DecoderState:
+    """The state of one row, as a batch of its own."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, row, 1), state)
 
 
 @partial(jax.jit, donate_argnames="state")
-def _with_voice(state: decoder.DecoderState, here: jax.Array, voice: decoder.DecoderState) -> decoder.DecoderState:
+def with_row(state: decoder.DecoderState, here: jax.Array, row: decoder.DecoderState) -> decoder.DecoderState:
     """The state with that of one row in the rows that are True in `here` [B]."""
 
     def put(leaf: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(here.reshape(-1, *[1] * (leaf.ndim - 1)), new, leaf)
 
-    return jax.tree.map(put, state, voice)
+    return jax.tree.map(put, state, row)
 
 
 def _decode_officially(

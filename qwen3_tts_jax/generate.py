@@ -356,7 +356,9 @@ def generate_at_most(
     num_frames: jax.Array,
     max_frames: int,
 ) -> tuple[DecodeState, jax.Array]:
-    """Makes frames until there are `num_frames` or every row has ended; the cache must have room for them.
+    """Makes frames until there are `num_frames` or every row has ended.
+
+    The cache must have room for them, and for `max_frames` in a batch on TPUs (see `cache.StagedCache`).
 
     One compiled program makes any number of frames and none too many, where `generate` makes a fixed one.
 
@@ -383,8 +385,9 @@ def generate_at_most(
         return state, jax.lax.dynamic_update_slice_in_dim(codes, frame[:, None], made, axis=1), made + 1
 
     codes = jnp.full((state.hidden.shape[0], max_frames, config.talker.num_codebooks), -1, jnp.int32)
-    state, codes, _ = jax.lax.while_loop(more, step, (state, codes, jnp.zeros((), jnp.int32)))
-    return state, codes
+    start = (_stage(config, state, max_frames), codes, jnp.zeros((), jnp.int32))
+    state, codes, _ = jax.lax.while_loop(more, step, start)
+    return _settle(config, state), codes
 
 
 def set_text(params: Params, config: ModelConfig, state: DecodeState, text_ids: jax.Array) -> DecodeState:

@@ -20,6 +20,7 @@ from qwen3_tts_jax.prompt import Request, check_whole
 from qwen3_tts_jax.quantize import quantize_leaf
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.stream import CHUNK_FRAMES, stream
+from qwen3_tts_jax.stream_batch import StreamBatch
 from qwen3_tts_jax.synthesis import Progress, Speech, synthesize_each
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.voice_prompt import VoicePrompt
@@ -486,5 +487,42 @@ class Qwen3TTS:
             sampling or self.config.generation,
             seed,
             pieces=pieces,
+            schedule=schedule,
+        )
+
+    def stream_batch(
+        self,
+        sampling: GenerationConfig | None = None,
+        *,
+        batch_size: int = 16,
+        schedule: Sequence[int] = CHUNK_FRAMES,
+        capacity: int = 1024,
+    ) -> StreamBatch:
+        """Streams that are spoken side by side, for servers: requests are added to it whenever they come.
+
+            batch = model.stream_batch(batch_size=16)
+            first, second = batch.add(Request("Hello.", speaker="ryan")), batch.add(Request("Hi.", speaker="serena"))
+            while batch:
+                for number, chunk in batch.step():
+                    ...  # of `first` or `second`; more may be added at any time
+
+        Args:
+            sampling: of all; the checkpoint's own by default.
+            batch_size: the most streams at a time; others wait until one of them has ended.
+            schedule: frames of each chunk of a stream; the last entry is repeated. All that are spoken together have
+                chunks of one length, that of the youngest of them.
+            capacity: prompt tokens and frames that each may have, at least 512: speech that goes on for longer, or a
+                longer prompt, has all wait while a program with a larger cache is compiled.
+
+        Raises:
+            ValueError: a bad argument.
+        """
+        return StreamBatch(
+            self.params,
+            self.config,
+            self.tokenizer,
+            sampling or self.config.generation,
+            batch_size=batch_size,
+            capacity=capacity,
             schedule=schedule,
         )

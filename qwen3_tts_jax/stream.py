@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -18,10 +18,7 @@ import jax
 import numpy as np
 
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
-from qwen3_tts_jax.codec import decoder
-from qwen3_tts_jax.codec_decoding import codec_start, codec_step
-from qwen3_tts_jax.config import CodecConfig, GenerationConfig, ModelConfig
-from qwen3_tts_jax.devices import default_device
+from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.generate import (
     generate_stream,
     grow_compiled,
@@ -30,7 +27,7 @@ from qwen3_tts_jax.generate import (
     utterance_keys,
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, check_seed, check_whole, plan_prompt, validate
-from qwen3_tts_jax.sharding import place_batch
+from qwen3_tts_jax.stream_decoding import StreamDecoder
 from qwen3_tts_jax.synthesis import FinishReason, Speech, frame_limit, reference_codes
 from qwen3_tts_jax.text import IncrementalText, TextTokenizer
 from qwen3_tts_jax.utterances import FRAMES_PER_TOKEN, spoken_as, spoken_as_it_arrives, utterance_number
@@ -45,8 +42,6 @@ _FRAMES_OF_OPEN_TEXT = 1800
 _MIN_CAPACITY = 512
 # A piece of text that comes within this time was there already, and so, maybe, is the next.
 _AT_HAND_SECONDS = 0.005
-# The decoder compiles once per size; chunks are cut into these.
-CODEC_FRAMES = (16, 8, 4, 2, 1)
 
 
 def stream(
@@ -65,10 +60,7 @@ def stream(
     All that can be refused is refused at once, not when the first chunk is asked for.
     """
     check_seed(seed)
-    for frames in schedule:
-        check_whole("a chunk of the schedule", frames)
-    if not schedule or min(schedule) < 1:
-        raise ValueError(f"schedule must be numbers of frames of at least 1, got {list(schedule)}")
+    check_schedule(schedule)
     if pieces is None:
         utterances = _utterances_of_text(request, tokenizer, config)
         utterances = chain([next(utterances)], utterances)
@@ -83,6 +75,18 @@ def stream(
     # A generator that was never started would not do what it has to when it is closed.
     next(chunks)
     return chunks
+
+
+def check_schedule(schedule: Sequence[int]) -> None:
+    """Refuses what is no schedule of chunks.
+
+    Raises:
+        ValueError: it is empty, or not of whole numbers of at least 1.
+    """
+    for frames in schedule:
+        check_whole("a chunk of the schedule", frames)
+    if not schedule or min(schedule) < 1:
+        raise ValueError(f"schedule must be numbers of frames of at least 1, got {list(schedule)}")
 
 
 class _Utterance(NamedTuple):
@@ -133,12 +137,15 @@ def _speak(
     schedule: Sequence[int],
 ) -> Iterator[Any]:
     """Yields None once, before anything is done, then the chunks."""
-    decoder_params, rate = params["codec"]["decoder"], config.codec.sample_rate
+    rate = config.codec.sample_rate
     left = math.inf if request.max_frames is None else request.max_frames
     cut = False
     try:
         yield None
-        state = prime_decoder(decoder_params, config.codec, reference_codes(request, config))
+        decoder = StreamDecoder(params["codec"]["decoder"], config.codec, rows=1)
+        reference = reference_codes(request, config)
+        if len(reference):
+            decoder.hear(0, reference)
         for place, (part, plan, text, last) in enumerate(utterances):
             limit = min(frame_limit(part, plan, config), left)
             if limit == 0:
@@ -148,7 +155,7 @@ def _speak(
             shapes = {"frame_limit": limit, "schedule": schedule}
             spoken = StreamedCodes(params, config, generation, plan, text, **drawn, **shapes)
             for codes, reason in spoken:
-                state, samples = decode_chunk(decoder_params, config.codec, state, codes, meanwhile=spoken.begin)
+                samples = decoder.decode({0: codes}, meanwhile=spoken.begin)[0]
                 left -= len(codes)
                 cut = cut or reason == "length"
                 yield Speech(samples, rate, codes, _reason(cut) if last and reason is not None else None)
@@ -339,44 +346,3 @@ def first_capacity(plan: PromptPlan, text: SpokenText, frame_limit: int, longest
 def cache_capacity(slots: int) -> int:
     """Slots that a stream's cache has where so many are needed."""
     return max(_MIN_CAPACITY, 1 << (slots - 1).bit_length())
-
-
-def prime_decoder(params: dict[str, Any], config: CodecConfig, codes: np.ndarray) -> decoder.DecoderState:
-    """The decoder's state after a recording's codes [T, Q], for speech that goes on from there; T may be 0."""
-    # Where steps leave it, so that the first of them needs no program of its own.
-    state = place_batch(params, codec_start(config.decoder, 1))
-    for part in _parts(codes):
-        state, _ = codec_step(params, config.decoder, state, part[None])
-    return state
-
-
-def decode_chunk(
-    params: dict[str, Any],
-    config: CodecConfig,
-    state: decoder.DecoderState,
-    codes: np.ndarray,
-    *,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> tuple[decoder.DecoderState, np.ndarray]:
-    """Decodes the next codes [T, Q] of one stream → the state T frames on and samples [T × frame_samples].
-
-    `params` is the subtree codec/decoder; the state is used up. `meanwhile` may give the device more to do: it is
-    called before accelerators are waited for, and on CPUs, whose cores both would share, after the samples are there.
-    """
-    decoded = []
-    for part in _parts(codes):
-        state, samples = codec_step(params, config.decoder, state, part[None])
-        decoded.append(samples)
-    if default_device().platform == "cpu":
-        jax.block_until_ready(decoded)
-    meanwhile()
-    return state, np.concatenate([np.zeros((1, 0), np.float32), *jax.device_get(decoded)], axis=1)[0]
-
-
-def _parts(codes: np.ndarray) -> Iterator[np.ndarray]:
-    """Cuts codes [T, Q] into the few lengths that are compiled."""
-    start = 0
-    for size in CODEC_FRAMES:
-        while len(codes) - start >= size:
-            yield codes[start : start + size]
-            start += size

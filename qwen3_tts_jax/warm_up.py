@@ -26,7 +26,8 @@ from qwen3_tts_jax.generate import empty_batch_compiled, generate_stream, grow_c
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import PromptPlan, Request, plan_prompt
 from qwen3_tts_jax.sharding import whole_rows
-from qwen3_tts_jax.stream import CHUNK_FRAMES, CODEC_FRAMES, SpokenText, decode_chunk, first_capacity, prime_decoder
+from qwen3_tts_jax.stream import CHUNK_FRAMES, SpokenText, first_capacity
+from qwen3_tts_jax.stream_decoding import CODEC_FRAMES, StreamDecoder
 from qwen3_tts_jax.synthesis import expected_frames_of, frame_limit, reference_codes, shape_step
 from qwen3_tts_jax.utterances import expected_frames, spoken_as, text_tokens
 from qwen3_tts_jax.voices import BUCKET_SECONDS, make_voices
@@ -191,8 +192,7 @@ def _stream(
         generate_stream(params, config, generation, state, np.int32(0), longest)
     # One chunk of each length that the decoder is compiled for.
     silence = np.zeros((sum(CODEC_FRAMES), config.talker.num_codebooks), np.int32)
-    decoder = params["codec"]["decoder"]
-    decode_chunk(decoder, config.codec, prime_decoder(decoder, config.codec, silence[:0]), silence)
+    StreamDecoder(params["codec"]["decoder"], config.codec, rows=1).decode({0: silence})
 
 
 def _pieces() -> Iterator[str]:

@@ -26,8 +26,10 @@ from qwen3_tts_jax.codec_decoding import Primed, decode_codes
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
 from qwen3_tts_jax.convert.rules import all_rules, model_rules
-from qwen3_tts_jax.prompt import PromptPlan, batch_plans
-from qwen3_tts_jax.synthesis import speak_codes
+from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans
+from qwen3_tts_jax.stream_batch import StreamBatch
+from qwen3_tts_jax.stream_decoding import StreamDecoder
+from qwen3_tts_jax.synthesis import Speech, speak_codes
 from tests.drawn_tree import drawn_tree
 from tests.safetensors_folder import all_parts, small, write
 from tests.shapes import SMALL
@@ -152,11 +154,37 @@ def in_steps(params: dict[str, Any], config: ModelConfig) -> tuple[np.ndarray, n
         [codes for codes, _ in stream.StreamedCodes(params, config, SAMPLED, plans(config, 1)[0], text, **streamed)]
     )
     decoder_params = params["codec"]["decoder"]
-    state = stream.prime_decoder(decoder_params, config.codec, codes[:0])
-    _, samples = stream.decode_chunk(decoder_params, config.codec, state, np.tile(codes, (4, 1))[:32])
+    samples = StreamDecoder(decoder_params, config.codec, 1).decode({0: np.tile(codes, (4, 1))[:32]})[0]
     noise = np.random.default_rng(0).uniform(-1, 1, 40 * config.codec.frame_samples).astype(np.float32)
     (heard,) = speech_tokenizer.encode_recordings(params["codec"]["encoder"], config.codec, [noise])
     return codes, samples, heard
+
+
+class Letters:
+    """A tokenizer in the place of the text's."""
+
+    phonemes = None
+
+    def assistant(self, text: str) -> list[int]:
+        return [1, 2, 3, *map(ord, text), 4, 5, 6, 7, 8]
+
+    instruct = assistant
+
+
+def side_by_side(params: dict[str, Any], config: ModelConfig) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Codes and samples of 7 streams, 4 at a time, by their numbers."""
+    batch = StreamBatch(params, config, Letters(), SAMPLED, batch_size=4, capacity=1, schedule=(1, 3))
+    for row in range(7):
+        text, mode = "ab cd efg" * (1 + row % 3), ("as_it_comes", "all_at_once")[row % 2]
+        batch.add(Request(text, instruct="h" * row, text_mode=mode, max_frames=4 + row), seed=row)
+    chunks: dict[int, list[Speech]] = {}
+    while batch:
+        for number, chunk in batch.step():
+            chunks.setdefault(number, []).append(chunk)
+    return {
+        number: tuple(np.concatenate([getattr(chunk, name) for chunk in own]) for name in ("codes", "samples"))
+        for number, own in chunks.items()
+    }
 
 
 def spec(leaf: jax.Array) -> list[str | None]:
@@ -228,6 +256,15 @@ def main() -> None:
         "largest_error": float(np.abs(found[1] - expected[1]).max()),
         "programs": {name: compiled.count[name] for name in ("generate_at_most", "decode_step", "encode_step")},
     }
+    expected = side_by_side(whole_tree, config)
+    compiled.count.clear()
+    with jax.log_compiles():
+        found = side_by_side(sharding.shard_params(whole_tree, config, mesh), config)
+    streams = {
+        "equal": [np.array_equal(found[number][0], codes) for number, (codes, _) in expected.items()],
+        "largest_error": max(float(np.abs(found[n][1] - samples).max()) for n, (_, samples) in expected.items()),
+        "programs": {name: compiled.count[name] for name in ("generate_at_most", "set_text", "decode_step")},
+    }
     shared = {devices: shared_out(whole_tree, config, devices) for devices in (3, 4)}
     few, _ = speak(params, config, 3)
     uneven = report(config, params, (2, 1), few)
@@ -243,6 +280,7 @@ def main() -> None:
                 "uneven": uneven,
                 "in_turns": in_turns,
                 "in_steps": steps,
+                "side_by_side": streams,
                 "shared": shared,
                 "loaded": loads,
             }

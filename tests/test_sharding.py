@@ -72,6 +72,13 @@ def test_steps_of_streams_and_recordings_use_one_program(spoken):
     assert spoken["in_steps"]["programs"] == {"generate_at_most": 1, "decode_step": 1, "encode_step": 1}
 
 
+def test_streams_side_by_side(spoken):
+    """In chunks of 1 and of 3 frames, which the decoder takes as 2 and 1."""
+    assert spoken["side_by_side"]["equal"] == [True] * 7
+    assert spoken["side_by_side"]["largest_error"] < 1e-5
+    assert spoken["side_by_side"]["programs"] == {"generate_at_most": 1, "set_text": 1, "decode_step": 2}
+
+
 @pytest.mark.parametrize("devices", [3, 4])
 def test_devices_share_prompts_and_the_codec(spoken, devices):
     """Each has one row of its own, also of the last few; so samples do not depend on company."""

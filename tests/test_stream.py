@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding, generate, stream
+from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding, generate, stream, stream_decoding
 from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.config import GenerationConfig
+from qwen3_tts_jax.stream_decoding import StreamDecoder
 from qwen3_tts_jax.utterances import utterance_number
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
@@ -243,14 +244,14 @@ def test_what_stops_early_leaves_nothing(load):
 def test_the_next_chunk_is_made_while_one_is_heard(load, monkeypatch, backend):
     """On accelerators from when its predecessor's samples are under way, on CPUs from when they are there."""
     model, events = load("1.7B-CustomVoice", -1.0), []
-    monkeypatch.setattr(stream, "default_device", lambda: SimpleNamespace(platform=backend))
+    monkeypatch.setattr(stream_decoding, "default_device", lambda: SimpleNamespace(platform=backend))
 
     def log(module, name, event):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given: events.append(event) or function(*given))
 
     log(stream, "generate_stream", "speak")
-    log(stream, "codec_step", "decode")
+    log(stream_decoding, "codec_step", "decode")
     log(jax, "block_until_ready", "wait")
     log(jax, "device_get", "fetch")
     chunks = model.stream_custom_voice(TEXT, "ryan", schedule=(4,), max_new_tokens=13)
@@ -350,7 +351,7 @@ def test_many_short_streams_keep_nothing(load):
 )  # fmt: skip
 def test_bad_arguments_are_refused_at_once(load, monkeypatch, variant, method, arguments, message):
     monkeypatch.setattr(stream, "prefill_compiled", None)
-    monkeypatch.setattr(stream, "codec_step", None)
+    monkeypatch.setattr(stream_decoding, "codec_step", None)
     with pytest.raises(ValueError, match=message):
         getattr(load(variant), f"stream_{method}")(**arguments)
 
@@ -368,8 +369,9 @@ def test_a_primed_decoder_goes_on_where_the_reference_ends(load):
     codes = np.random.default_rng(0).integers(0, 37, (57, 5)).astype(np.int32)
     whole = np.asarray(jax.jit(decoder.decode, static_argnums=1)(params, config.decoder, codes[None]))[0]
     for reference in (0, 1, 31, 56):
-        state = stream.prime_decoder(params, config, codes[:reference])
-        _, samples = stream.decode_chunk(params, config, state, codes[reference:])
+        streamed = StreamDecoder(params, config, 1)
+        streamed.hear(0, codes[:reference])
+        samples = streamed.decode({0: codes[reference:]})[0]
         np.testing.assert_allclose(samples, whole[reference * config.frame_samples :], rtol=0, atol=1e-5)
 
 
@@ -393,10 +395,8 @@ def test_any_cutting_gives_the_samples_of_the_whole(load):
     whole = np.asarray(jax.jit(decoder.decode, static_argnums=1)(params, config.decoder, codes[None]))[0]
     for frames in (1, 2, 71, 73, *rng.integers(3, 400, 8).tolist(), 400):
         cuts = np.unique([0, frames, *rng.integers(0, frames + 1, rng.integers(0, 40))])
-        state, samples = decoder.initial_state(config.decoder, 1), []
-        for start, end in itertools.pairwise(cuts.tolist()):
-            state, chunk = stream.decode_chunk(params, config, state, codes[start:end])
-            samples.append(chunk)
+        streamed = StreamDecoder(params, config, 1)
+        samples = [streamed.decode({0: codes[start:end]})[0] for start, end in itertools.pairwise(cuts.tolist())]
         np.testing.assert_allclose(
             np.concatenate(samples), whole[: frames * config.frame_samples], rtol=0, atol=1e-5, err_msg=str(cuts)
         )
