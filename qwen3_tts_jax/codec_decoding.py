@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,15 +25,55 @@ _CHUNK_FRAMES = 16
 # Steps that the device is given before the host waits for the first of them.
 _STEPS_AHEAD = 2
 
-Primed = dict[tuple[int, bytes], decoder.DecoderState]
-"""States of the decoder after references, as batches of one row, by the rows that they were decoded in and by their
-codes: a voice mostly speaks many utterances, and its reference need not be decoded before each."""
-# As many are kept, of the voices that spoke last: 5.2 MB each at the published shapes.
+# The decoder's state after a reference takes 5.2 MB at the published shapes.
 _VOICES = 16
 
 codec_start = jax.jit(decoder.initial_state, static_argnames=("config", "batch"))
 codec_step = jax.jit(decoder.decode_step, static_argnames="config", donate_argnames="state")
 codec_whole = jax.jit(decoder.decode, static_argnames="config")
+
+
+class LastVoices:
+    """States of the decoder after the references of the voices that spoke last, as batches of one row.
+
+    A voice mostly speaks many utterances, and its reference need not be decoded before each. Any thread may ask.
+    """
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[tuple[int, bytes], decoder.DecoderState] = OrderedDict()
+        self._params: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def get(self, params: dict[str, Any], rows: int, reference: np.ndarray) -> decoder.DecoderState | None:
+        """The state after a reference's codes [R, Q], where `keep` was given it.
+
+        Args:
+            params: the subtree codec/decoder; those of other parameters are forgotten.
+            rows: of the program that decoded it, for they round differently.
+            reference: its codes.
+        """
+        key = rows, reference.tobytes()
+        with self._lock:
+            self._require(params)
+            if key in self._states:
+                self._states.move_to_end(key)
+            return self._states.get(key)
+
+    def keep(self, params: dict[str, Any], rows: int, reference: np.ndarray, state: decoder.DecoderState) -> None:
+        """Keeps a state for `get`, in the place of the one that was asked for least lately."""
+        with self._lock:
+            self._require(params)
+            self._states[rows, reference.tobytes()] = state
+            while len(self._states) > _VOICES:
+                self._states.popitem(last=False)
+
+    def _require(self, params: dict[str, Any]) -> None:
+        if self._params is not params:
+            self._states.clear()
+            self._params = params
 
 
 def codec_rows(params: dict[str, Any], config: CodecConfig) -> int:
@@ -61,7 +102,7 @@ def decode_codes(
     codes: Sequence[np.ndarray],
     references: Sequence[np.ndarray] | None = None,
     *,
-    primed: Primed | None = None,
+    voices: LastVoices | None = None,
     rows: int | None = None,
     official: bool = False,
     progress: Progress | None = None,
@@ -75,7 +116,7 @@ def decode_codes(
         config: of the codec.
         codes: of each utterance.
         references: codes [R, Q] that come before each utterance's; their samples are cut off.
-        primed: keeps what was heard of references, for the next call with the same parameters.
+        voices: keeps what was heard of references, for the next call.
         rows: decoded together, be they empty; by default as many as there are, up to `codec_rows`. `official` has one.
         official: decode in chunks without carried state, and cut references off in proportion, as the
             official package does.
@@ -84,8 +125,13 @@ def decode_codes(
     if references is None:
         references = [row[:0] for row in codes]
     if official:
-        return [_decode_officially(params, config, *row) for row in zip(references, codes, strict=True)]
-    primed = {} if primed is None else primed
+        decoded = []
+        for reference, own in zip(references, codes, strict=True):
+            decoded.append(_decode_officially(params, config, reference, own))
+            if progress is not None:
+                progress("decode", len(decoded), len(codes))
+        return decoded
+    voices = LastVoices() if voices is None else voices
     together = rows or codec_rows(params, config)
     # Rows should end in about the same chunk.
     order = sorted(range(len(codes)), key=lambda row: len(codes[row]), reverse=True)
@@ -94,7 +140,7 @@ def decode_codes(
         part = order[first : first + together]
         utterances = [(references[row], codes[row]) for row in part]
         shape = rows_for(params, config, rows or len(part))
-        samples |= zip(part, _decode_exactly(params, config, utterances, shape, primed), strict=True)
+        samples |= zip(part, _decode_exactly(params, config, utterances, shape, voices), strict=True)
         if progress is not None:
             progress("decode", len(samples), len(codes))
     return [samples[row] for row in range(len(codes))]
@@ -105,7 +151,7 @@ def _decode_exactly(
     config: CodecConfig,
     utterances: Sequence[tuple[np.ndarray, np.ndarray]],
     rows: int,
-    primed: Primed,
+    voices: LastVoices,
 ) -> list[np.ndarray]:
     """Of references and codes. Of a reference the last frames, less than a chunk, are decoded with each utterance."""
     heard, left = [], []
@@ -113,7 +159,7 @@ def _decode_exactly(
         whole_chunks = len(reference) // _CHUNK_FRAMES * _CHUNK_FRAMES
         heard.append(reference[:whole_chunks])
         left.append(np.concatenate([reference[whole_chunks:], codes]))
-    state = _after(params, config, heard, rows, primed)
+    state = _after(params, config, heard, rows, voices)
     chunks = fetched(samples for _, samples in _steps(params, config, state, left, rows))
     whole = np.concatenate([np.zeros((rows, 0), np.float32), *chunks], axis=1)
     return [
@@ -147,29 +193,27 @@ def fetched(arrays: Iterable[jax.Array]) -> Iterator[np.ndarray]:
 
 
 def _after(
-    params: dict[str, Any], config: CodecConfig, references: Sequence[np.ndarray], rows: int, primed: Primed
+    params: dict[str, Any], config: CodecConfig, references: Sequence[np.ndarray], rows: int, voices: LastVoices
 ) -> decoder.DecoderState:
     """The state of `rows` rows, the first of which have heard references of whole chunks, int32 [R, Q].
 
-    Those that are not in `primed` are decoded together, by the program that goes on: so each utterance has the samples
-    that it has after its reference in one piece.
+    Those that are not among `voices` are decoded together, by the program that goes on: so each utterance has the
+    samples that it has after its reference in one piece.
     """
-    voices = [(rows, reference.tobytes()) for reference in references]
-    heard = {voice: row for voice, row in zip(voices, references, strict=True) if len(row)}
-    new = {voice: row for voice, row in heard.items() if voice not in primed}
+    heard = {reference.tobytes(): reference for reference in references if len(reference)}
+    states = {voice: voices.get(params, rows, reference) for voice, reference in heard.items()}
+    new = [voice for voice, state in states.items() if state is None]
     if new:
-        steps = _steps(params, config, codec_start(config.decoder, rows), list(new.values()), rows)
+        steps = _steps(params, config, codec_start(config.decoder, rows), [heard[voice] for voice in new], rows)
         for step, (state, _) in enumerate(steps, 1):
-            for row, (voice, reference) in enumerate(new.items()):
-                if len(reference) == step * _CHUNK_FRAMES:
-                    primed[voice] = place_batch(params, row_of(state, row))
+            for row, voice in enumerate(new):
+                if len(heard[voice]) == step * _CHUNK_FRAMES:
+                    states[voice] = place_batch(params, row_of(state, row))
+                    voices.keep(params, rows, heard[voice], states[voice])
     state = codec_start(config.decoder, rows)
-    for voice in heard:
-        primed[voice] = primed.pop(voice)  # The last to be forgotten.
-        here = np.array([other == voice for other in voices] + [False] * (rows - len(voices)))
-        state = with_row(*place_batch(params, (state, here)), primed[voice])
-    while len(primed) > _VOICES:
-        del primed[next(iter(primed))]
+    for voice, after in states.items():
+        here = np.array([other.tobytes() == voice for other in references] + [False] * (rows - len(references)))
+        state = with_row(*place_batch(params, (state, here)), after)
     return state
 
 

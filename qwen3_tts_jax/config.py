@@ -137,6 +137,19 @@ class PromptConfig:
     speakers: Mapping[str, int] = field(hash=False)
     dialects: Mapping[str, str] = field(hash=False)
 
+    @property
+    def text_ids(self) -> dict[str, int]:
+        """Those of the text vocabulary, by what they are."""
+        return {name: getattr(self, name) for name in ("tts_bos", "tts_eos", "tts_pad")}
+
+    @property
+    def codec_ids(self) -> dict[str, int]:
+        """Those of the codec vocabulary, by what they are."""
+        control = ("bos", "eos", "pad", "think", "nothink", "think_bos", "think_eos")
+        languages = {f"language {name}": index for name, index in self.languages.items()}
+        speakers = {f"speaker {name}": index for name, index in self.speakers.items()}
+        return {f"codec_{name}": getattr(self, f"codec_{name}") for name in control} | languages | speakers
+
 
 @dataclass(frozen=True)
 class SpeakerEncoderConfig:
@@ -274,24 +287,24 @@ class CodecConfig:
 
 
 class Filters(NamedTuple):
-    """What a program for drawing codes does; by how much, its numbers say.
+    """Which steps of sampling a compiled program contains; their strengths are arguments of it.
 
     Attributes:
         do_sample: whether codes are drawn, and not the most likely taken.
-        most: room for top-k, 64, 128, 256, …; 0 where it is off.
+        top_k_room: the largest top-k that the program can do, 64, 128, 256, …; 0 where it is off.
         nucleus: whether top-p is on.
         penalty: whether repetition is penalised.
     """
 
     do_sample: bool
-    most: int
+    top_k_room: int
     nucleus: bool
     penalty: bool
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How one code is drawn from its logits; see `sampling.sample` for the order of operations.
+    """How one code is drawn from its logits; see `sampling.process_logits` for the order of operations.
 
     `top_k=0` and `top_p=1.0` switch those filters off. `do_sample=False` takes the most likely code
     and ignores temperature, top-k and top-p, but not the repetition penalty. As an argument of a compiled function that
@@ -323,8 +336,8 @@ class SamplingConfig:
     @cached_property
     def filters(self) -> Filters:
         """What of it a compiled program is made for."""
-        most = 1 << max(6, (int(self.top_k) - 1).bit_length()) if self.top_k else 0
-        return Filters(self.do_sample, most, self.top_p < 1.0, self.repetition_penalty != 1.0)
+        room = 1 << max(6, (int(self.top_k) - 1).bit_length()) if self.top_k else 0
+        return Filters(self.do_sample, room, self.top_p < 1.0, self.repetition_penalty != 1.0)
 
     @cached_property
     def tail(self) -> float:
@@ -388,6 +401,13 @@ class ModelConfig:
                 size == self.codec.decoder.codebook_size,
                 f"the {part} has codebooks of {size} codes, the codec of {self.codec.decoder.codebook_size}",
             )
+        for vocabulary, size, ids in (
+            ("text", self.talker.text_vocab_size, self.prompt.text_ids),
+            ("codec", self.talker.codec_vocab_size, self.prompt.codec_ids),
+        ):
+            for name, index in ids.items():
+                # Beyond its table an embedding would be that of the last row, and an end of speech never drawn.
+                _require(0 <= index < size, f"{name} is {index}, but the {vocabulary} vocabulary has {size} ids")
         _require(
             (self.model_type == "base") == (self.speaker_encoder is not None),
             "a 'base' model has a speaker encoder, and only it has one",

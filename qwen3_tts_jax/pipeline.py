@@ -14,7 +14,8 @@ from qwen3_tts_jax import audio, convert, generate, hf_config, sharding
 from qwen3_tts_jax.arguments import as_list, make_requests, merge_sampling, pair_references, part_dtypes
 from qwen3_tts_jax.attention import Choice, configure
 from qwen3_tts_jax.codec import hopper
-from qwen3_tts_jax.config import GenerationConfig, ModelConfig
+from qwen3_tts_jax.codec_decoding import LastVoices
+from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.prompt import Request, check_whole
 from qwen3_tts_jax.quantize import quantize_leaf
@@ -45,6 +46,7 @@ class Qwen3TTS:
         check_whole("chunk_frames", chunk_frames, least=1)
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.chunk_frames = chunk_frames
+        self._voices = LastVoices()
 
     @classmethod
     def from_pretrained(
@@ -108,6 +110,11 @@ class Qwen3TTS:
         config = replace(config, codec=hopper.configure(config.codec, devices, kernels=attention != "xla"))
         config = generate.configure(config, default_device().platform, 1 if mesh is None else mesh.shape[sharding.DATA])
         tokenizer = TextTokenizer.from_folder(folder)
+        if tokenizer.size > config.talker.text_vocab_size:
+            raise ConfigError(
+                f"{folder}: its tokenizer has {tokenizer.size} ids, but text_vocab_size in config.json is "
+                f"{config.talker.text_vocab_size}: they are of different models"
+            )
         placement = None if mesh is None else sharding.placement(mesh, config)
         report = None if progress is None else lambda done, total: progress("load", done, total)
         parts = convert.PARTS if config.model_type == "base" else convert.SYNTHESIS_PARTS
@@ -258,12 +265,11 @@ class Qwen3TTS:
 
     def _require_type(self, model_type: str, method: str) -> None:
         if self.config.model_type != model_type:
-            other = {
-                "custom_voice": "use generate_custom_voice",
-                "voice_design": "use generate_voice_design",
-                "base": "use generate_voice_clone",
-            }[self.config.model_type]
-            raise ValueError(f"{method} needs a {model_type} model; this is a {self.config.model_type} model: {other}")
+            kind = method.partition("_")[0] if method != "create_voice_clone_prompt" else "generate"
+            what = {"base": "voice_clone"}.get(self.config.model_type, self.config.model_type)
+            raise ValueError(
+                f"{method} needs a {model_type} model; this is a {self.config.model_type} model: use {kind}_{what}"
+            )
 
     def _generate(
         self, requests: list[Request], seed: int, sampling: dict[str, Any], official_decoding: bool = False
@@ -421,9 +427,19 @@ class Qwen3TTS:
             ValueError: a bad request, or number of an utterance, before anything is computed.
             TypeError: what is no request.
         """
-        options = {"batch_size": batch_size, "utterances": utterances, "fixed_shapes": fixed_shapes}
-        options |= {"official_decoding": official_decoding, "progress": progress}
-        speeches = dict(self._synthesize(requests, sampling, seed, full_groups=True, **options))
+        speeches = dict(
+            self._synthesize(
+                requests,
+                sampling,
+                seed,
+                full_groups=True,
+                batch_size=batch_size,
+                utterances=utterances,
+                fixed_shapes=fixed_shapes,
+                official_decoding=official_decoding,
+                progress=progress,
+            )
+        )
         return [speeches[index] for index in sorted(speeches)]
 
     def synthesize_each(
@@ -442,10 +458,18 @@ class Qwen3TTS:
 
         With `fixed_shapes` only on one CPU: elsewhere several are decoded together, and wait until they are as many.
         """
-        options = {"batch_size": batch_size, "utterances": utterances, "fixed_shapes": fixed_shapes}
-        options |= {"official_decoding": official_decoding, "progress": progress}
-        # Where the decoder always has as many rows, fewer utterances would cost as much.
-        return self._synthesize(requests, sampling, seed, full_groups=fixed_shapes, **options)
+        return self._synthesize(
+            requests,
+            sampling,
+            seed,
+            # Where the decoder always has as many rows, fewer utterances would cost as much.
+            full_groups=fixed_shapes,
+            batch_size=batch_size,
+            utterances=utterances,
+            fixed_shapes=fixed_shapes,
+            official_decoding=official_decoding,
+            progress=progress,
+        )
 
     def _synthesize(
         self, requests: Iterable[Request], sampling: GenerationConfig | None, seed: int, **options: Any
@@ -455,7 +479,7 @@ class Qwen3TTS:
             if not isinstance(request, Request):
                 raise TypeError(f"requests must be `Request`s, got {request!r}")
         generation = sampling or self.config.generation
-        options["chunk_frames"] = self.chunk_frames
+        options |= {"chunk_frames": self.chunk_frames, "voices": self._voices}
         return synthesize_each(self.params, self.config, self.tokenizer, requests, generation, seed, **options)
 
     def stream(
@@ -488,6 +512,7 @@ class Qwen3TTS:
             seed,
             pieces=pieces,
             schedule=schedule,
+            voices=self._voices,
         )
 
     def stream_batch(
@@ -525,4 +550,5 @@ class Qwen3TTS:
             batch_size=batch_size,
             capacity=capacity,
             schedule=schedule,
+            voices=self._voices,
         )

@@ -65,8 +65,8 @@ def process_logits(
     if not filters.do_sample:
         return logits
     logits = logits / config.temperature
-    if filters.most:
-        floor = _kth_largest(jax.lax.stop_gradient(logits), config.top_k, filters.most)
+    if filters.top_k_room:
+        floor = _kth_largest(jax.lax.stop_gradient(logits), config.top_k, filters.top_k_room)
         logits = jnp.where(logits < floor, -jnp.inf, logits)
     if filters.nucleus:
         logits = jnp.where(logits < _nucleus_floor(logits, config.tail), -jnp.inf, logits)
@@ -124,14 +124,3 @@ def draw(
         codes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, codes[:, None], axis=-1)[:, 0]
     return codes, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-
-def sample(
-    logits: jax.Array,
-    keys: jax.Array,
-    config: SamplingConfig,
-    seen: jax.Array | None = None,
-    allowed: jax.Array | None = None,
-) -> jax.Array:
-    """One code per row, int32 [B]; arguments as `draw`."""
-    return draw(logits, keys, config, seen, allowed)[0]

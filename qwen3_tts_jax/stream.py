@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
+from qwen3_tts_jax.codec_decoding import LastVoices
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.generate import (
     generate_stream,
@@ -54,10 +55,12 @@ def stream(
     *,
     pieces: Iterable[str] | None,
     schedule: Sequence[int],
+    voices: LastVoices,
 ) -> Iterator[Speech]:
     """Speaks one request chunk by chunk; `Qwen3TTS.stream` tells what the arguments are.
 
-    All that can be refused is refused at once, not when the first chunk is asked for.
+    `voices` keeps what the decoder heard of references. All that can be refused is refused at once, not when the first
+    chunk is asked for.
     """
     check_seed(seed)
     check_schedule(schedule)
@@ -71,7 +74,7 @@ def stream(
     else:
         validate(replace(request, text="…"), config)  # The text itself, once it is there.
         utterances = _utterances_of_pieces(request, pieces, tokenizer, config)
-    chunks = _speak(params, config, request, generation, seed, utterances, pieces, schedule)
+    chunks = _speak(params, config, request, generation, seed, utterances, pieces, schedule, voices)
     # A generator that was never started would not do what it has to when it is closed.
     next(chunks)
     return chunks
@@ -135,6 +138,7 @@ def _speak(
     utterances: Iterable[_Utterance],
     pieces: Iterable[str] | None,
     schedule: Sequence[int],
+    voices: LastVoices,
 ) -> Iterator[Any]:
     """Yields None once, before anything is done, then the chunks."""
     rate = config.codec.sample_rate
@@ -142,7 +146,7 @@ def _speak(
     cut = False
     try:
         yield None
-        decoder = StreamDecoder(params["codec"]["decoder"], config.codec, rows=1)
+        decoder = StreamDecoder(params["codec"]["decoder"], config.codec, rows=1, voices=voices)
         reference = reference_codes(request, config)
         if len(reference):
             decoder.hear(0, reference)

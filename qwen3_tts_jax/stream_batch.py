@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
+from qwen3_tts_jax.codec_decoding import LastVoices
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.generate import (
     empty_batch_compiled,
@@ -107,7 +108,9 @@ class StreamBatch:
         batch_size: int,
         capacity: int,
         schedule: Sequence[int],
+        voices: LastVoices,
     ):
+        """See `Qwen3TTS.stream_batch`; `voices` keeps what the decoder heard of references."""
         check_whole("batch_size", batch_size, least=1)
         check_whole("capacity", capacity, least=1)
         check_schedule(schedule)
@@ -123,7 +126,7 @@ class StreamBatch:
         self._state = place_state(params, state)
         # The chunk that the device makes, and who speaks in it.
         self._chunk: tuple[dict[int, _Stream], jax.Array] | None = None
-        self._decoder = StreamDecoder(params["codec"]["decoder"], config.codec, rows)
+        self._decoder = StreamDecoder(params["codec"]["decoder"], config.codec, rows, voices)
 
     def __len__(self) -> int:
         return len(self._open)

@@ -9,15 +9,13 @@ import jax
 import numpy as np
 
 from qwen3_tts_jax.codec import decoder
-from qwen3_tts_jax.codec_decoding import codec_rows, codec_start, codec_step, row_of, rows_for, with_row
+from qwen3_tts_jax.codec_decoding import LastVoices, codec_rows, codec_start, codec_step, row_of, rows_for, with_row
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.sharding import place_batch
 
 CODEC_FRAMES = (16, 8, 4, 2, 1)
 """The decoder compiles once per size; chunks are cut into these."""
-# States after the references of the voices that spoke last: 5.2 MB each at the published shapes.
-_VOICES = 16
 
 
 class StreamDecoder:
@@ -26,13 +24,20 @@ class StreamDecoder:
     They are decoded in groups, as many together as the device is best at: on CPUs one by one.
     """
 
-    def __init__(self, params: dict[str, Any], config: CodecConfig, rows: int):
-        """`params` is the subtree codec/decoder. All rows begin with silence before them."""
+    def __init__(self, params: dict[str, Any], config: CodecConfig, rows: int, voices: LastVoices | None = None):
+        """All rows begin with silence before them.
+
+        Args:
+            params: the subtree codec/decoder.
+            config: of the codec.
+            rows: how many streams are spoken at a time.
+            voices: keeps what was heard of references, for the next decoder.
+        """
         self._params, self._config = params, config
         self._together = min(rows, codec_rows(params, config))
         self._shape = rows_for(params, config, self._together)
         self._states = [self._start() for _ in range(0, rows, self._together)]
-        self._voices: dict[bytes, decoder.DecoderState] = {}
+        self._voices = LastVoices() if voices is None else voices
 
     def hear(self, row: int, reference: np.ndarray) -> None:
         """Begins another stream in a row, which goes on from a recording's codes [R, Q]; R may be 0."""
@@ -103,18 +108,17 @@ class StreamDecoder:
 
     def _voice(self, reference: np.ndarray) -> decoder.DecoderState:
         """The state of one row after a reference; it is decoded by the programs that go on from it."""
-        key = reference.tobytes()
-        if key not in self._voices:
-            state, start = self._start(), 0
-            for size in _sizes(len(reference)):
-                part = np.broadcast_to(reference[start : start + size], (self._shape, size, reference.shape[1]))
-                state, _ = self._step(state, part)
-                start += size
-            self._voices[key] = place_batch(self._params, row_of(state, 0))
-        self._voices[key] = self._voices.pop(key)  # The last to be forgotten.
-        while len(self._voices) > _VOICES:
-            del self._voices[next(iter(self._voices))]
-        return self._voices[key]
+        known = self._voices.get(self._params, self._shape, reference)
+        if known is not None:
+            return known
+        state, start = self._start(), 0
+        for size in _sizes(len(reference)):
+            part = np.broadcast_to(reference[start : start + size], (self._shape, size, reference.shape[1]))
+            state, _ = self._step(state, part)
+            start += size
+        after = place_batch(self._params, row_of(state, 0))
+        self._voices.keep(self._params, self._shape, reference, after)
+        return after
 
 
 def _sizes(frames: int) -> Iterator[int]:

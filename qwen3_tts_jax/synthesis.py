@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, UTTERANCE_BUCKET, bucket
-from qwen3_tts_jax.codec_decoding import Primed, codec_rows, decode_codes
+from qwen3_tts_jax.codec_decoding import LastVoices, codec_rows, decode_codes
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.generate import (
     empty_batch_compiled,
@@ -78,6 +78,7 @@ def synthesize_each(
     *,
     batch_size: int,
     chunk_frames: int,
+    voices: LastVoices,
     utterances: Sequence[int] | None = None,
     fixed_shapes: bool = False,
     full_groups: bool = False,
@@ -89,7 +90,8 @@ def synthesize_each(
     Those that ended in a chunk are decoded together before the next look at the device. With `full_groups` they
     wait until there are as many as the device is best at.
 
-    All that can be refused is refused at once, not when the first speech is asked for.
+    `voices` keeps what the decoder heard of references. All that can be refused is refused at once, not when the first
+    speech is asked for.
     """
     check_seed(seed)
     check_whole("batch_size", batch_size, least=1)
@@ -126,14 +128,13 @@ def synthesize_each(
 
     def decoded() -> Iterator[tuple[int, Speech]]:
         done, together = 0, min(rows, codec_rows(params, config.codec))
-        primed: Primed = {}
         for group in _groups(spoken, together, full=full_groups):
             samples = decode_codes(
                 params["codec"]["decoder"],
                 config.codec,
                 [codes for _, codes, _ in group],
                 [reference_codes(requests[index], config) for index, _, _ in group],
-                primed=primed,
+                voices=voices,
                 rows=together if fixed_shapes else None,
                 official=official_decoding,
             )

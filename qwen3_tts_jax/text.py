@@ -112,6 +112,11 @@ class TextTokenizer:
         except ValueError as error:
             raise TokenizerError(str(error)) from None
 
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with nothing added around it.
 

@@ -24,7 +24,8 @@ def all_parts(config: ModelConfig) -> list[str]:
 def small(name: str) -> ModelConfig:
     """A small config whose text table is small too: nothing here looks a token up."""
     config = SMALL[name]
-    return replace(config, talker=replace(config.talker, text_vocab_size=83))
+    prompt = replace(config.prompt, tts_bos=80, tts_eos=81, tts_pad=82)
+    return replace(config, talker=replace(config.talker, text_vocab_size=83), prompt=prompt)
 
 
 def write(folder: Path, config: ModelConfig, dtype: str = "bfloat16", shards: int = 1) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from qwen3_tts_jax import codec_decoding, generate, hf_export, sharding, speech_tokenizer, stream, synthesis
-from qwen3_tts_jax.codec_decoding import Primed, decode_codes
+from qwen3_tts_jax.codec_decoding import LastVoices, decode_codes
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
 from qwen3_tts_jax.convert.rules import all_rules, model_rules
@@ -50,7 +50,7 @@ def small_config() -> ModelConfig:
         config,
         talker=replace(config.talker, transformer=talker, text_vocab_size=2048),
         code_predictor=replace(config.code_predictor, transformer=predictor),
-        prompt=replace(config.prompt, tts_pad=7),
+        prompt=replace(config.prompt, tts_pad=7, tts_bos=9, tts_eos=10),
     )
 
 
@@ -97,7 +97,7 @@ def shared_out(params: dict[str, Any], config: ModelConfig, devices: int) -> dic
     size, quantizers = config.codec.decoder.codebook_size, config.codec.num_codebooks
     codes = [rng.integers(0, size, (5 + 6 * row, quantizers)).astype(np.int32) for row in range(7)]
     voices = [rng.integers(0, size, (frames, quantizers)).astype(np.int32) for frames in (0, 20, 50)]
-    primed: Primed = {}
+    heard = LastVoices()
 
     def decode(tree: dict[str, Any], rows: Sequence[int] = range(7), **options: Any) -> list[np.ndarray]:
         spoken, heard = [codes[row] for row in rows], [voices[row % 3] for row in rows]
@@ -123,7 +123,7 @@ def shared_out(params: dict[str, Any], config: ModelConfig, devices: int) -> dic
         found = decode(placed)
         numbers = {"seed": 3, "utterances": [0, 1], "rows": 2 * devices}
         list(speak_codes(placed, config, SAMPLED, plans(config, 2), frame_limits=[3, 3], **numbers))
-    alone = [decode(placed, [row], primed=primed)[0] for row in (*range(7), *range(7))]
+    alone = [decode(placed, [row], voices=heard)[0] for row in (*range(7), *range(7))]
     return rows | {
         "as_alone": all(map(np.array_equal, (*found, *found), alone)),
         "largest_error": max(float(np.abs(a - b).max()) for a, b in zip(found, decode(params), strict=True)),
@@ -173,7 +173,9 @@ class Letters:
 
 def side_by_side(params: dict[str, Any], config: ModelConfig) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Codes and samples of 7 streams, 4 at a time, by their numbers."""
-    batch = StreamBatch(params, config, Letters(), SAMPLED, batch_size=4, capacity=1, schedule=(1, 3))
+    batch = StreamBatch(
+        params, config, Letters(), SAMPLED, batch_size=4, capacity=1, schedule=(1, 3), voices=LastVoices()
+    )
     for row in range(7):
         text, mode = "ab cd efg" * (1 + row % 3), ("as_it_comes", "all_at_once")[row % 2]
         batch.add(Request(text, instruct="h" * row, text_mode=mode, max_frames=4 + row), seed=row)

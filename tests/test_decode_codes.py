@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding
+from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding, stream_decoding
 from qwen3_tts_jax.codec.decoder import decode
-from qwen3_tts_jax.codec_decoding import decode_codes
+from qwen3_tts_jax.codec_decoding import LastVoices, decode_codes
 from qwen3_tts_jax.convert.rules import codec_rules
 from tests.drawn_tree import drawn_tree
 from tests.shapes import SMALL
@@ -37,6 +37,7 @@ def steps(monkeypatch):
         return step(params, config, state, codes)
 
     monkeypatch.setattr(codec_decoding, "codec_step", noting)
+    monkeypatch.setattr(stream_decoding, "codec_step", noting)
     return rows
 
 
@@ -62,29 +63,29 @@ def test_references_of_any_lengths_are_heard_before_the_speech(params, monkeypat
 def test_a_voice_is_heard_once_and_gives_the_same_samples(params, monkeypatch, steps, together):
     monkeypatch.setattr(codec_decoding, "codec_rows", lambda *_: together)
     reference, codes = _codes(70), [_codes(20, seed) for seed in range(together)]
-    primed, many = {}, [reference] * together
-    cold = decode_codes(params, CODEC, codes, many, primed=primed)
+    heard, many = LastVoices(), [reference] * together
+    cold = decode_codes(params, CODEC, codes, many, voices=heard)
     # Four chunks of the reference; the other 6 frames are decoded with each utterance.
     assert steps == [together] * (4 + 2)
-    warm = decode_codes(params, CODEC, codes, many, primed=primed)
+    warm = decode_codes(params, CODEC, codes, many, voices=heard)
     assert steps == [together] * (4 + 2 + 2)
     np.testing.assert_array_equal(cold, warm)
     # Beside others, too, one of whom was heard before and one was not.
     others = [*many[1:], _codes(90, 1)]
-    np.testing.assert_array_equal(decode_codes(params, CODEC, codes, others, primed=primed)[:-1], cold[:-1])
+    np.testing.assert_array_equal(decode_codes(params, CODEC, codes, others, voices=heard)[:-1], cold[:-1])
 
 
 def test_few_voices_are_kept(params, monkeypatch, steps):
     monkeypatch.setattr(codec_decoding, "_VOICES", 2)
-    primed, voices = {}, [_codes(16, seed) for seed in range(3)]
+    heard, voices = LastVoices(), [_codes(16, seed) for seed in range(3)]
     for voice in (0, 1, 0, 2, 0, 1):
-        decode_codes(params, CODEC, [_codes(3)], [voices[voice]], primed=primed)
-        assert len(primed) <= 2
+        decode_codes(params, CODEC, [_codes(3)], [voices[voice]], voices=heard)
+        assert len(heard) <= 2
     # The first is never the one that spoke longest ago; the second is forgotten once.
     assert len(steps) == 6 + 4
 
 
-def test_a_call_hears_the_voice_of_its_requests_once(tmp_path, tokenizer_folder, steps):
+def test_a_model_hears_the_voice_of_its_requests_once(tmp_path, tokenizer_folder, steps):
     folder = write_small_checkpoint(tmp_path, MODEL, tokenizer_folder, eos_boost=-1.0)
     model = Qwen3TTS.from_pretrained(folder, dtype="float32")
     x_vector = np.ones(MODEL.speaker_encoder.x_vector_width, np.float32)
@@ -95,6 +96,29 @@ def test_a_call_hears_the_voice_of_its_requests_once(tmp_path, tokenizer_folder,
     assert steps == [1] * (3 + 3)
     (alone,) = model.synthesize(requests[2:], utterances=[2], batch_size=3, fixed_shapes=True)
     np.testing.assert_array_equal(alone.samples, speeches[2].samples)
+    assert len(steps) == 3 + 3 + 1
+    # A stream hears all of the reference, in chunks of 16, 16, 16 and 2 frames, and after it 1, 2, 4 and 2 frames.
+    steps.clear()
+    streams = [list(model.stream(requests[0])) for _ in range(2)]
+    assert steps == [1] * (4 + 4 + 4)
+    batch = model.stream_batch(batch_size=1)
+    batch.add(requests[0])
+    streams.append([chunk for _ in range(4) for _, chunk in batch.step()])
+    assert steps == [1] * (4 + 4 + 4 + 4)
+    for chunks in streams:
+        samples = np.concatenate([chunk.samples for chunk in chunks])
+        np.testing.assert_allclose(samples, speeches[0].samples, rtol=0, atol=1e-5)
+
+
+def test_voices_are_of_one_decoder(params):
+    """That of other parameters hears them anew."""
+    other = jax.tree.map(lambda leaf: leaf * 1.1, params)
+    heard, reference, codes = LastVoices(), [_codes(16)], [_codes(3, 1)]
+    for tree in (params, other, params):
+        np.testing.assert_array_equal(
+            decode_codes(tree, CODEC, codes, reference, voices=heard), decode_codes(tree, CODEC, codes, reference)
+        )
+        assert len(heard) == 1
 
 
 def test_the_longest_are_decoded_together(params, monkeypatch, steps):

@@ -9,6 +9,7 @@ import pytest
 
 from qwen3_tts_jax import Qwen3TTS, Request, buckets, codec_decoding, generate, pipeline, synthesis
 from qwen3_tts_jax.codec.decoder import decode_chunked
+from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.generate import generate_chunk, prefill_compiled
 from qwen3_tts_jax.utterances import utterance_number
 from tests.shapes import SMALL
@@ -75,6 +76,16 @@ def test_a_second_call_with_the_same_shapes_compiles_nothing(model):
         model.synthesize(requests(3), seed=seed)
         sizes.append([f._cache_size() for f in (prefill_compiled, generate_chunk, codec_decoding.codec_step)])
     assert sizes[0] == sizes[1]
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, tokenizer_folder):
+    config = SMALL["1.7B-CustomVoice"]
+    config = replace(config, talker=replace(config.talker, text_vocab_size=151_675))
+    folder = write_small_checkpoint(tmp_path, config, tokenizer_folder)
+    with pytest.raises(
+        ConfigError, match=r"has 151676 ids, but text_vocab_size in config\.json is 151675: they are of"
+    ):
+        Qwen3TTS.from_pretrained(folder)
 
 
 def test_speech_longer_than_the_first_cache_goes_on(tmp_path, tokenizer_folder):

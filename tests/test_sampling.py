@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax.config import ConfigError, SamplingConfig
-from qwen3_tts_jax.sampling import process_logits, sample
+from qwen3_tts_jax.sampling import draw, process_logits
 
 LOGITS = jnp.array([[2.0, -1.0, 0.5, 1.5, -3.0]])
 PLAIN = SamplingConfig(temperature=1.0, top_k=0)
@@ -32,9 +32,9 @@ def test_greedy_keeps_the_penalty_and_the_forbidden_codes_but_no_temperature():
     logits = process_logits(LOGITS, config, seen, allowed)
     np.testing.assert_allclose(logits, [[1.0, -1.0, 0.5, -np.inf, -3.0]])
     keys = jax.random.split(jax.random.key(0), 1)
-    assert sample(LOGITS, keys, config, seen, allowed).tolist() == [0]
-    assert sample(LOGITS, keys, config, jnp.full((1, 5), True), allowed).tolist() == [0]
-    assert sample(LOGITS, keys, config, seen, jnp.array([False, True, True, True, True])).tolist() == [3]
+    assert draw(LOGITS, keys, config, seen, allowed)[0].tolist() == [0]
+    assert draw(LOGITS, keys, config, jnp.full((1, 5), True), allowed)[0].tolist() == [0]
+    assert draw(LOGITS, keys, config, seen, jnp.array([False, True, True, True, True]))[0].tolist() == [3]
 
 
 def test_top_k_keeps_the_k_largest_and_ties():
@@ -113,7 +113,7 @@ def test_draws_follow_the_distribution():
     expected = np.asarray(jax.nn.softmax(LOGITS[0] / 0.7))
     draws = 20_000
     keys = jax.random.split(jax.random.key(7), draws)
-    codes = np.asarray(sample(jnp.tile(LOGITS, (draws, 1)), keys, config))
+    codes = np.asarray(draw(jnp.tile(LOGITS, (draws, 1)), keys, config)[0])
     counts = np.bincount(codes, minlength=5)
     assert ((counts - draws * expected) ** 2 / (draws * expected)).sum() < 23.5
 
@@ -121,8 +121,8 @@ def test_draws_follow_the_distribution():
 def test_a_row_draws_by_its_own_key():
     logits = jnp.tile(jnp.zeros((1, 50)), (8, 1))
     keys = jax.random.split(jax.random.key(3), 8)
-    together = sample(logits, keys, PLAIN)
-    alone = jnp.concatenate([sample(logits[:1], keys[i : i + 1], PLAIN) for i in range(8)])
+    together = draw(logits, keys, PLAIN)[0]
+    alone = jnp.concatenate([draw(logits[:1], keys[i : i + 1], PLAIN)[0] for i in range(8)])
     np.testing.assert_array_equal(together, alone)
     assert len(set(together.tolist())) > 4
 

@@ -342,7 +342,7 @@ def test_many_short_streams_keep_nothing(load):
             {"text": iter("a"), "speaker": "ryan", "non_streaming_mode": True},
             "a text in pieces is spoken as it comes: it needs non_streaming_mode=False",
         ),
-        ("1.7B-CustomVoice", "voice_design", {"text": "a", "instruct": "b"}, "use generate_custom_voice"),
+        ("1.7B-CustomVoice", "voice_design", {"text": "a", "instruct": "b"}, "use stream_custom_voice"),
         ("1.7B-CustomVoice", "voice_clone", {"text": "a"}, "needs a base model"),
         ("1.7B-Base", "voice_clone", {"text": "a"}, "there is no voice to clone"),
         ("1.7B-Base", "voice_clone", {"text": "a", "voice_clone_prompt": voice("0.6B-Base", 0)}, "make the voice"),

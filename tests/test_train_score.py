@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax import generate as g
+from qwen3_tts_jax import sampling
 from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
-from qwen3_tts_jax.sampling import sample
 from qwen3_tts_jax.talker import Talker
 from qwen3_tts_jax.train.score import entropy, log_probability, score, scores, teacher_force
 from tests.train_model import BASE, KINDS, Q, V, params, prompts, random_codes
@@ -135,9 +135,11 @@ def test_draws_from_the_scored_distributions_are_what_was_generated(kind):
             return jax.vmap(jax.random.fold_in, (0, None))(frame_keys, q)
 
         allowed = g.allowed_codes(BASE, frame[None])
-        first = sample(forced.logits[:, frame], keys_of(0), SAMPLED.talker, jnp.asarray(seen)[:, frame], allowed)
-        rest = [sample(forced.code_logits[:, frame, q - 1], keys_of(q), SAMPLED.code_predictor) for q in range(1, Q)]
-        return jnp.stack([first, *rest], axis=1)
+        heard = jnp.asarray(seen)[:, frame]
+        drawn = [sampling.draw(forced.logits[:, frame], keys_of(0), SAMPLED.talker, heard, allowed)]
+        for q in range(1, Q):
+            drawn.append(sampling.draw(forced.code_logits[:, frame, q - 1], keys_of(q), SAMPLED.code_predictor))
+        return jnp.stack([codes for codes, _ in drawn], axis=1)
 
     redrawn = np.asarray(jax.lax.map(draw, jnp.arange(20))).swapaxes(0, 1)
     for row, count in enumerate(counts):
