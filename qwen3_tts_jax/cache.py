@@ -60,9 +60,9 @@ class KVCache:
         return slots <= self.positions(steps)[..., None]
 
     def past(self, steps: int) -> int | None:
-        """Slots before the next `steps`, all of which the first of them may see if they were ever written.
+        """How many slots precede the next `steps` inputs, if that is known when tracing and no slot follows them.
 
-        None where that is not known, or where slots come after them. A cache that the next inputs fill is empty.
+        Else None. A cache that the next inputs fill is empty.
         """
         return 0 if steps == self.capacity else None
 
@@ -139,7 +139,11 @@ class StagedCache:
 
     @classmethod
     def after(cls, before: KVCache, config: TransformerConfig, steps: int) -> Self:
-        """`before`, with room for `steps` positions more, which it must have, too."""
+        """`before`, with room for `steps` positions more.
+
+        It must have room for them itself in rows that go on after the chunk. Where it has less, `merged` writes over a
+        row's last slots, which nobody looks at any more if that row has ended.
+        """
         keys, values = _empty(config, before.length.shape[0], steps)
         return cls(before=before, keys=keys, values=values, written=jnp.zeros((), jnp.int32), length=before.length)
 

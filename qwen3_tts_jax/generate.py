@@ -24,8 +24,8 @@ from qwen3_tts_jax.talker import Talker
 
 Params = dict
 PRNG = "threefry2x32"
-"""Whatever JAX's default is: with others (rbg) a row's draws depend on its company."""
-MIN_FRAMES = 2  # The end of speech cannot be drawn before: min_new_tokens of the official package.
+"""Fixed, whatever JAX's default is: with other generators (rbg) a row's draws depend on the rest of the batch."""
+MIN_FRAMES = 2  # The end of speech cannot be drawn before this frame: min_new_tokens of the official package.
 
 
 @flax.struct.dataclass
@@ -282,7 +282,7 @@ def scored_frame_step(
     code_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 0)
     allowed = allowed_codes(config, state.frame)
     code_0, score_0 = draw(state.logits, code_keys, generation.talker, state.seen, allowed)
-    ended = state.ended | (state.active & (code_0 == config.prompt.codec_eos))
+    ended = state.ended | (speaking & (code_0 == config.prompt.codec_eos))
     state = state.replace(ended=ended)
     active = state.active
     # Rows that have ended go on computing: what they make is masked, and no other row sees it.

@@ -58,13 +58,14 @@ def speak(
     seed=5,
     tree=None,
     config=CONFIG,
+    capacity=64,
 ):
     """Codes [B, frames, Q] and the last state."""
     batch = batch_plans(plans, tts_pad=CONFIG.prompt.tts_pad, length=length, trailing_length=13)
     utterances = jnp.arange(len(plans)) if utterances is None else jnp.asarray(utterances)
     limits = jnp.broadcast_to(jnp.asarray(limit, jnp.int32), (len(plans),))
     tree = params() if tree is None else tree
-    state = g.prefill_compiled(tree, config, batch, g.utterance_keys(seed, utterances), limits, 64)
+    state = g.prefill_compiled(tree, config, batch, g.utterance_keys(seed, utterances), limits, capacity)
     pieces = []
     for _ in range(0, frames, chunk or frames):
         state, codes = g.generate_chunk(tree, config, generation, state, chunk or frames)
@@ -286,18 +287,33 @@ def test_a_cache_that_grows_keeps_what_it_holds():
     np.testing.assert_array_equal(*codes)
 
 
+@pytest.mark.parametrize("capacity", [64, 21])
 @pytest.mark.parametrize(("devices", "rows", "staged"), [(1, 3, True), (3, 3, True), (2, 3, False), (1, 1, False)])
-def test_a_cache_that_is_written_once_for_a_chunk(devices, rows, staged, monkeypatch):
-    """On TPUs: with rows that end within a chunk, and go on in the next."""
+def test_a_cache_that_is_written_once_for_a_chunk(devices, rows, staged, capacity, monkeypatch):
+    """On TPUs: with rows that end within a chunk, where there may be no room for all of it, and go on in the next."""
     config, chunks = g.configure(CONFIG, "tpu", devices), []
     merged = g.StagedCache.merged
     monkeypatch.setattr(g.StagedCache, "merged", lambda self, n: chunks.append(n) or merged(self, n))
-    options = {"chunk": 4, "limit": [12, 6, 9][:rows]}
+    options = {"chunk": 4, "limit": [12, 6, 9][:rows], "capacity": capacity}
     codes, state = speak(PLANS[:rows], SAMPLED, 12, config=config, **options)
     expected, expected_state = speak(PLANS[:rows], SAMPLED, 12, **options)
     np.testing.assert_array_equal(codes, expected)
     assert chunks == [devices] * staged  # traced once
     assert state.cache.length.tolist() == expected_state.cache.length.tolist()
+
+
+def test_chunks_of_any_length_with_a_cache_that_is_written_once_for_each():
+    batch = batch_plans(PLANS, tts_pad=CONFIG.prompt.tts_pad, trailing_length=13)
+    found = []
+    for config in (CONFIG, g.configure(CONFIG, "tpu")):
+        state = g.prefill_compiled(params(), config, batch, g.utterance_keys(5, jnp.arange(3)), jnp.full(3, 8), 64)
+        pieces = []
+        for frames in (1, 3, 2, 4):
+            state, codes = g.generate_stream(params(), config, SAMPLED, state, jnp.int32(frames), 4)
+            pieces.append(codes[:, :frames])
+        found.append((np.concatenate(pieces, axis=1), state.cache.length))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
 def test_scores_with_a_cache_that_is_written_once_for_a_chunk():

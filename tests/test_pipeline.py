@@ -82,9 +82,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, tokenizer_folder):
     config = SMALL["1.7B-CustomVoice"]
     config = replace(config, talker=replace(config.talker, text_vocab_size=151_675))
     folder = write_small_checkpoint(tmp_path, config, tokenizer_folder)
-    with pytest.raises(
-        ConfigError, match=r"has 151676 ids, but text_vocab_size in config\.json is 151675: they are of"
-    ):
+    with pytest.raises(ConfigError, match=r"has 151676 ids, but text_vocab_size in config\.json is 151675"):
         Qwen3TTS.from_pretrained(folder)
 
 
