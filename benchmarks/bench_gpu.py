@@ -5,8 +5,8 @@
 These are the defaults, of which the README's figures are (`results/gpu_h200.jsonl`, 1.7B shapes). Compiling ours for
 one of the batches takes about a minute, so minutes pass before the first figure; each is printed as it is made.
 Ours computes in bfloat16, the codec in three passes of it; the others in bfloat16 throughout. Measured are frames
-alone, the codec alone, whole calls, and the time until a stream's first sound; each is the median of several after
-one that compiles or captures. Any custom-voice checkpoint will do, a random one too
+alone, the codec alone, whole calls, streams together, and the time until a stream's first sound; each is the median of
+several after one that compiles or captures. Any custom-voice checkpoint will do, a random one too
 (tests/parity/random_checkpoint.py). The others need qwen-tts and faster-qwen3-tts, which want different versions of
 transformers: `--kinds` chooses what an environment has.
 """
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import figures
+from bench_stream import speak_together
 from figures import spread
 from side_by_side import check_lengths
 
@@ -133,6 +134,14 @@ def measure_ours(checkpoint: str, batches: list[int], frames: int) -> None:
         found = milliseconds(lambda batch=batch, seconds=seconds: seconds.append(speak(batch)), _FEW, warm=0)
         speed = seconds[-1] * 1e3 / statistics.median(found)
         say(what="whole call", batch=batch, frames=frames, ms=spread(found), speed=speed)
+        if batch > 1:
+            together = [speak_together(model, request, batch) for _ in range(_FEW + 1)][1:]
+            say(
+                what="streams together", batch=batch, frames=frames,
+                first_ms=spread([each["first"] * 1e3 for each in together]),
+                later_ms=spread([each["later"] * 1e3 for each in together]),
+                speed=statistics.median(each["rate"] for each in together) * FRAME_MS / 1e3,
+            )  # fmt: skip
 
 
 def measure_official(checkpoint: str, batches: list[int], frames: int) -> None:

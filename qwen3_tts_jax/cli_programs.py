@@ -49,6 +49,10 @@ def warmup(
         list[int] | None, typer.Option(min=1, help="Of batch jobs, too; may be given several times.")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="For streams, too.")] = True,
+    streams: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="For so many at a time (`Qwen3TTS.stream_batch`), too; may be given several times."),
+    ] = None,
     max_seconds: option.MaxSeconds = None,
     text_mode: Annotated[
         Literal["all-at-once", "as-it-comes"] | None,
@@ -104,6 +108,7 @@ def warmup(
                     tokens=tokens,
                     batch_sizes=batch_size or (),
                     stream=stream,
+                    stream_batches=streams or (),
                     recordings=_recordings(heard, config, voice),
                     generation=merge_sampling(tts.config, sampling)[0],
                     progress=counter,

@@ -57,13 +57,14 @@ def warm_up(
     tokens: int = 64,
     batch_sizes: Sequence[int] = (),
     stream: bool = True,
+    stream_batches: Sequence[int] = (),
     recordings: Sequence[float] = (),
     generation: GenerationConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Warmed]:
-    """Compiles what `Qwen3TTS.synthesize` of one request, `Qwen3TTS.stream` and batch jobs need.
+    """Compiles what `Qwen3TTS.synthesize` of one request, `Qwen3TTS.stream`, `.stream_batch` and batch jobs need.
 
-    A stream's cache may double once, and its text may be still to come.
+    The cache of a single stream may double once, and its text may be still to come.
 
     Programs are kept where `compile_cache.keep_compiled` says; call it before.
 
@@ -74,6 +75,7 @@ def warm_up(
         tokens: of the longest text.
         batch_sizes: of batch jobs, too.
         stream: for streams, too.
+        stream_batches: for so many streams at a time, too.
         recordings: seconds of recordings that voices are made of, too (base models).
         generation: how codes are drawn; the checkpoint's own by default.
         progress: called with the number of ways that are done, and of all.
@@ -85,7 +87,7 @@ def warm_up(
     # A word of one token, and of few phonemes.
     texts = [" ".join(["the"] * count) for count in range(1, tokens + 1)]
     requests = [replace(request, text=text) for text in texts]
-    ways = [*_ways(model, requests, batch_sizes, stream, generation), *_voices(model, recordings)]
+    ways = [*_ways(model, requests, batch_sizes, stream, stream_batches, generation), *_voices(model, recordings)]
     for done, (name, speak) in enumerate(ways):
         if progress is not None:
             progress(done, len(ways))
@@ -102,6 +104,7 @@ def _ways(
     requests: Sequence[Request],
     batch_sizes: Sequence[int],
     stream: bool,
+    stream_batches: Sequence[int],
     generation: GenerationConfig,
 ) -> list[tuple[str, Callable[[], None]]]:
     """Ways of speaking of different shapes: a name, and the longest text that has them, which needs most programs."""
@@ -137,6 +140,12 @@ def _ways(
                 ("stream", slots[0], room),
                 f"stream, {text}",
                 lambda request=request, room=room: _stream(model, request, generation, larger=2 * room),
+            )
+        for size in stream_batches:
+            add(
+                ("streams", size, slots[0]),
+                f"{size} streams at a time, {text}",
+                lambda request=request, size=size: _stream_together(model, request, generation, size),
             )
     if stream:
         add(
@@ -190,9 +199,21 @@ def _stream(
     if larger is not None:
         state = grow_compiled(empty_batch_compiled(params, config, 1, larger // 2, longest), larger)
         generate_stream(params, config, generation, state, np.int32(0), longest)
-    # One chunk of each length that the decoder is compiled for.
-    silence = np.zeros((sum(CODEC_FRAMES), config.talker.num_codebooks), np.int32)
-    StreamDecoder(params["codec"]["decoder"], config.codec, rows=1).decode({0: silence})
+    _decode_chunks(model, 1)
+
+
+def _stream_together(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows: int) -> None:
+    batch = model.stream_batch(generation, batch_size=rows)
+    batch.add(request)
+    for _ in range(2):
+        batch.step()
+    _decode_chunks(model, rows)
+
+
+def _decode_chunks(model: Qwen3TTS, rows: int) -> None:
+    """One of each length that the decoder is compiled for."""
+    silence = np.zeros((sum(CODEC_FRAMES), model.config.talker.num_codebooks), np.int32)
+    StreamDecoder(model.params["codec"]["decoder"], model.config.codec, rows).decode({0: silence})
 
 
 def _pieces() -> Iterator[str]:

@@ -93,6 +93,24 @@ def test_a_stream_compiles_nothing_for_text_that_is_piped_into_it(model, environ
     assert kept(environment) == before
 
 
+def test_streams_side_by_side_compile_nothing_that_was_announced(model, environment, tmp_path):
+    environment = environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    options = ["--tokens", "8", "--max-seconds", "0.02", "--no-stream", "--streams", "3"]
+    assert "3 streams at a time, from 1 token on" in command(environment, "warmup", model, *options).decode()
+    before = kept(environment)
+    script = f"""
+from qwen3_tts_jax import Qwen3TTS, Request, keep_compiled
+keep_compiled()
+batch = Qwen3TTS.from_pretrained({str(model)!r}).stream_batch(batch_size=3)
+for count in range(8):
+    batch.add(Request("the " * (1 + count), speaker="ryan", max_frames=6 + count))
+while batch:
+    batch.step()
+"""
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert kept(environment) == before
+
+
 def test_cloning_from_a_recording_compiles_nothing_that_was_announced(environment, tmp_path, tokenizer_folder):
     """With int8 weights."""
     model = write_model(tmp_path / "model", "1.7B-Base", tokenizer_folder)
