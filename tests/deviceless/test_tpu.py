@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from qwen3_tts_jax import generate, sharding
 from qwen3_tts_jax.codec import decoder
@@ -47,7 +47,8 @@ class Compiled:
 
 
 @cache
-def compiled(topology: str, data: int, model: int) -> Compiled:
+def compiled(topology: str, data: int, model: int, *, streams: bool = False) -> Compiled:
+    """A chunk of a fixed number of frames, or as `streams` have it, of any."""
     config = generate.configure(published("1.7B", *LAYERS), "tpu", data)
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = sharding.make_mesh(data, model, chips)
@@ -57,7 +58,12 @@ def compiled(topology: str, data: int, model: int) -> Compiled:
         config, params, BATCH, CAPACITY,
         lambda path, leaf: NamedSharding(mesh, sharding.state_spec(mesh, path, leaf.shape)),
     )  # fmt: skip
-    program = generate.generate_chunk.lower(params, config, config.generation, state, CHUNK).compile()
+    speak = (params, config, config.generation, state)
+    if streams:
+        frames = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+        program = generate.generate_stream.lower(*speak, frames, CHUNK).compile()
+    else:
+        program = generate.generate_chunk.lower(*speak, CHUNK).compile()
     memory = program.memory_analysis()
     needed = (
         memory.argument_size_in_bytes
@@ -124,6 +130,17 @@ def test_the_host_stays_out(topology, data, model):
     assert not [each for each in found.hlo.instructions() if "callback" in each.rest.split("metadata=")[0]]
     # S(5) is the host's memory.
     assert not [each for each in found.hlo.instructions() if "S(5)" in each.shape]
+
+
+def test_streams_side_by_side_are_chunks_of_any_length():
+    """The chips have to agree, in every frame, on whether anybody speaks."""
+    found = compiled("v5e:2x2", 4, 1, streams=True)
+    assert len(found.hlo.loops()) == 3
+    (agreement,) = found.collectives()
+    assert agreement[0] == "all-reduce"
+    assert re.match(r"\w+\[\]", agreement[1]), agreement
+    for before, after in zip(jax.tree.leaves(found.state), jax.tree.leaves(found.returned), strict=True):
+        assert after.is_equivalent_to(before.sharding, before.ndim)
 
 
 @meshes
