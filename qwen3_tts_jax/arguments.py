@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
 from typing import Any
 
@@ -83,7 +84,7 @@ def merge_sampling(config: ModelConfig, options: dict[str, Any]) -> tuple[Genera
     max_new_tokens = options.get("max_new_tokens")
     if max_new_tokens is not None and max_new_tokens < 2:
         raise ValueError(f"max_new_tokens must be at least 2 (it makes one frame fewer), got {max_new_tokens}")
-    return generation, None if max_new_tokens is None else max_new_tokens - 1
+    return generation, None if max_new_tokens is None else operator.index(max_new_tokens) - 1
 
 
 def as_list(values: Any) -> list:

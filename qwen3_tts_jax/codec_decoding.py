@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,7 +42,7 @@ class LastVoices:
 
     def __init__(self) -> None:
         self._states: OrderedDict[tuple[int, bytes], decoder.DecoderState] = OrderedDict()
-        self._params: dict[str, Any] | None = None
+        self._leaves: list[jax.Array] = []
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -51,11 +52,11 @@ class LastVoices:
         """The state after a reference's codes [R, Q], where `keep` was given it.
 
         Args:
-            params: the subtree codec/decoder; those of other parameters are forgotten.
+            params: the subtree codec/decoder; what other parameters made of it is forgotten.
             rows: of the program that decoded it, for they round differently.
             reference: its codes.
         """
-        key = rows, reference.tobytes()
+        key = _key(rows, reference)
         with self._lock:
             self._require(params)
             if key in self._states:
@@ -66,14 +67,19 @@ class LastVoices:
         """Keeps a state for `get`, in the place of the one that was asked for least lately."""
         with self._lock:
             self._require(params)
-            self._states[rows, reference.tobytes()] = state
+            self._states[_key(rows, reference)] = state
             while len(self._states) > _VOICES:
                 self._states.popitem(last=False)
 
     def _require(self, params: dict[str, Any]) -> None:
-        if self._params is not params:
+        leaves = jax.tree.leaves(params)
+        if len(leaves) != len(self._leaves) or any(map(operator.is_not, leaves, self._leaves)):
             self._states.clear()
-            self._params = params
+            self._leaves = leaves
+
+
+def _key(rows: int, reference: np.ndarray) -> tuple[int, bytes]:
+    return rows, np.asarray(reference, np.int32).tobytes()
 
 
 def codec_rows(params: dict[str, Any], config: CodecConfig) -> int:

@@ -327,7 +327,7 @@ class SamplingConfig:
         )
         _require(isinstance(self.top_k, Integral), f"top_k must be a whole number, got {self.top_k!r}")
         _require(self.top_k >= 0, f"top_k must be 0 (off) or positive, got {self.top_k}")
-        _require(0 < self.top_p <= 1, f"top_p must be in (0, 1], got {self.top_p}")
+        _require(0 <= self.top_p <= 1, f"top_p must be in [0, 1], got {self.top_p}")
         _require(
             self.repetition_penalty > 0,
             f"repetition_penalty must be above 0, got {self.repetition_penalty}",
@@ -415,8 +415,8 @@ class ModelConfig:
 
     @property
     def supports_instruct(self) -> bool:
-        """The published 0.6B checkpoints were not trained with instructions; the reference drops them."""
-        return self.model_size != "0b6" and self.model_type != "base"
+        """The published 0.6B checkpoint with voices was not trained with instructions; the reference drops them."""
+        return self.model_type == "voice_design" or (self.model_type == "custom_voice" and self.model_size != "0b6")
 
     def with_dtypes(
         self, dtype: str, codec_dtype: str = "float32", code_predictor_dtype: str | None = None

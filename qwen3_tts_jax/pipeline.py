@@ -46,7 +46,7 @@ class Qwen3TTS:
         check_whole("chunk_frames", chunk_frames, least=1)
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.chunk_frames = chunk_frames
-        self._voices = LastVoices()
+        self._heard = LastVoices()
 
     @classmethod
     def from_pretrained(
@@ -147,6 +147,7 @@ class Qwen3TTS:
         *,
         split: int | None = None,
         seed: int = 0,
+        official_decoding: bool = False,
         **sampling: Any,
     ) -> tuple[list[np.ndarray], int]:
         """Speaks with a preset voice (CustomVoice models).
@@ -161,6 +162,7 @@ class Qwen3TTS:
             split: speak a text of more tokens than this as several utterances, side by side in a batch (see
                 `Request.split`): long texts in a fraction of the time, and of any length.
             seed: the same seed gives the same speech.
+            official_decoding: see `synthesize`.
             **sampling: do_sample, top_k, top_p, temperature, repetition_penalty, subtalker_dosample,
                 subtalker_top_k, subtalker_top_p, subtalker_temperature, max_new_tokens; where they are not
                 given, the checkpoint's generation_config.json decides. As in the official package,
@@ -176,7 +178,7 @@ class Qwen3TTS:
         requests = make_requests(
             non_streaming_mode, text=text, speaker=speaker, language=language, instruct=instruct, split=split
         )
-        return self._generate(requests, seed, sampling)
+        return self._generate(requests, seed, sampling, official_decoding)
 
     def generate_voice_design(
         self,
@@ -187,12 +189,13 @@ class Qwen3TTS:
         *,
         split: int | None = None,
         seed: int = 0,
+        official_decoding: bool = False,
         **sampling: Any,
     ) -> tuple[list[np.ndarray], int]:
         """Speaks with a voice that `instruct` describes (VoiceDesign models); see `generate_custom_voice`."""
         self._require_type("voice_design", "generate_voice_design")
         requests = make_requests(non_streaming_mode, text=text, language=language, instruct=instruct, split=split)
-        return self._generate(requests, seed, sampling)
+        return self._generate(requests, seed, sampling, official_decoding)
 
     def create_voice_clone_prompt(
         self,
@@ -272,7 +275,7 @@ class Qwen3TTS:
             )
 
     def _generate(
-        self, requests: list[Request], seed: int, sampling: dict[str, Any], official_decoding: bool = False
+        self, requests: list[Request], seed: int, sampling: dict[str, Any], official_decoding: bool
     ) -> tuple[list[np.ndarray], int]:
         generation, max_frames = merge_sampling(self.config, sampling)
         requests = [replace(request, max_frames=max_frames) for request in requests]
@@ -479,7 +482,7 @@ class Qwen3TTS:
             if not isinstance(request, Request):
                 raise TypeError(f"requests must be `Request`s, got {request!r}")
         generation = sampling or self.config.generation
-        options |= {"chunk_frames": self.chunk_frames, "voices": self._voices}
+        options |= {"chunk_frames": self.chunk_frames, "voices": self._heard}
         return synthesize_each(self.params, self.config, self.tokenizer, requests, generation, seed, **options)
 
     def stream(
@@ -512,7 +515,7 @@ class Qwen3TTS:
             seed,
             pieces=pieces,
             schedule=schedule,
-            voices=self._voices,
+            voices=self._heard,
         )
 
     def stream_batch(
@@ -550,5 +553,5 @@ class Qwen3TTS:
             batch_size=batch_size,
             capacity=capacity,
             schedule=schedule,
-            voices=self._voices,
+            voices=self._heard,
         )

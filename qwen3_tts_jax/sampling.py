@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -16,6 +16,9 @@ _NUMBERS = {"temperature": np.float32, "top_k": np.int32, "tail": np.float32, "r
 
 def _flatten(config: SamplingConfig) -> tuple[list[Any], Filters]:
     numbers = {name: getattr(config, name) for name in _NUMBERS}
+    if isinstance(config.top_k, Integral):
+        # More than any vocabulary has.
+        numbers["top_k"] = min(config.top_k, 2**31 - 1)
     # Of one type each: 1 and 1.0 are not to be two programs.
     return [_NUMBERS[name](n) if isinstance(n, Real) else n for name, n in numbers.items()], config.filters
 

@@ -21,6 +21,8 @@ _NO_END = re.compile(
 _NO_END_BEFORE_NUMBER = re.compile(
     r"\b(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|[Nn]os|Nr|pp|[Ff]igs?|[Vv]ol|[Cc]h|[Ss]ec|[Ee]q|[Vv]er|approx)\.$"
 )
+# Characters. No more of a sentence is looked at, which may be all initials.
+_LONGEST_ABBREVIATION = 40
 _CLAUSE_END = re.compile(r"(?<=[,;:—])\s+|(?<=[，、；：])")
 _WORD_END = re.compile(r"\s+")
 _CHARACTER_END = re.compile(r"(?<=.)", re.DOTALL)
@@ -73,10 +75,9 @@ def _sentence_ends(text: str) -> Iterator[tuple[int, int]]:
     """Where a sentence ends and the next begins, but for the last."""
     start = 0
     for end in _SENTENCE_END.finditer(text):
-        sentence = text[start : end.start()]
-        goes_on = _NO_END.search(sentence) or (
-            text[end.end() :][:1].isdigit() and _NO_END_BEFORE_NUMBER.search(sentence)
-        )
+        last = text[max(start, end.start() - _LONGEST_ABBREVIATION) : end.start()]
+        before_number = text[end.end() : end.end() + 1].isdigit()
+        goes_on = _NO_END.search(last) or (before_number and _NO_END_BEFORE_NUMBER.search(last))
         if end[0].count("\n") > 1 or not goes_on:
             yield end.span()
             start = end.end()

@@ -8,6 +8,7 @@ a window of fixed length, so that a long text, or one that is still being writte
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -63,7 +64,7 @@ def stream(
     chunk is asked for.
     """
     check_seed(seed)
-    check_schedule(schedule)
+    schedule = checked_schedule(schedule)
     if pieces is None:
         utterances = _utterances_of_text(request, tokenizer, config)
         utterances = chain([next(utterances)], utterances)
@@ -80,16 +81,18 @@ def stream(
     return chunks
 
 
-def check_schedule(schedule: Sequence[int]) -> None:
-    """Refuses what is no schedule of chunks.
+def checked_schedule(schedule: Sequence[int]) -> tuple[int, ...]:
+    """The frames of each chunk, as Python's own numbers.
 
     Raises:
-        ValueError: it is empty, or not of whole numbers of at least 1.
+        ValueError: there are none, or some that are no whole numbers of at least 1.
     """
     for frames in schedule:
         check_whole("a chunk of the schedule", frames)
-    if not schedule or min(schedule) < 1:
-        raise ValueError(f"schedule must be numbers of frames of at least 1, got {list(schedule)}")
+    sizes = tuple(map(operator.index, schedule))
+    if min(sizes, default=0) < 1:
+        raise ValueError(f"schedule must be numbers of frames of at least 1, got {list(sizes)}")
+    return sizes
 
 
 class _Utterance(NamedTuple):
@@ -142,7 +145,7 @@ def _speak(
 ) -> Iterator[Any]:
     """Yields None once, before anything is done, then the chunks."""
     rate = config.codec.sample_rate
-    left = math.inf if request.max_frames is None else request.max_frames
+    left = math.inf if request.max_frames is None else operator.index(request.max_frames)
     cut = False
     try:
         yield None

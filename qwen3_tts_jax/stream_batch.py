@@ -7,6 +7,8 @@ those of a stream by itself with the same seed.
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +31,7 @@ from qwen3_tts_jax.generate import (
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, check_seed, check_whole, plan_prompt
 from qwen3_tts_jax.sharding import place_batch, place_state, whole_rows
-from qwen3_tts_jax.stream import SpokenText, cache_capacity, check_schedule
+from qwen3_tts_jax.stream import SpokenText, cache_capacity, checked_schedule
 from qwen3_tts_jax.stream_decoding import StreamDecoder
 from qwen3_tts_jax.synthesis import Speech, frame_limit, reference_codes
 from qwen3_tts_jax.text import TextTokenizer
@@ -113,15 +115,15 @@ class StreamBatch:
         """See `Qwen3TTS.stream_batch`; `voices` keeps what the decoder heard of references."""
         check_whole("batch_size", batch_size, least=1)
         check_whole("capacity", capacity, least=1)
-        check_schedule(schedule)
         self._params, self._config, self._tokenizer, self._generation = params, config, tokenizer, generation
-        self._schedule, self._longest = tuple(schedule), max(schedule)
+        self._schedule = checked_schedule(schedule)
+        self._longest = max(self._schedule)
         self._numbers = itertools.count()
         self._open: dict[int, _Stream] = {}
         self._waiting: deque[_Stream] = deque()
-        rows = whole_rows(params, batch_size)
+        rows = whole_rows(params, operator.index(batch_size))
         self._rows: list[_Stream | None] = [None] * rows
-        self._capacity = cache_capacity(capacity)
+        self._capacity = cache_capacity(operator.index(capacity))
         state = empty_batch_compiled(params, config, rows, self._capacity, self._longest)
         self._state = place_state(params, state)
         # The chunk that the device makes, and who speaks in it.
@@ -147,7 +149,7 @@ class StreamBatch:
         check_seed(seed)
         parts = spoken_as(request, self._tokenizer)
         plans = [plan_prompt(part, self._tokenizer, self._config) for part in parts]
-        left = float("inf") if request.max_frames is None else request.max_frames
+        left = math.inf if request.max_frames is None else operator.index(request.max_frames)
         number, utterances = next(self._numbers), deque(zip(parts, plans, strict=True))
         stream = _Stream(number, seed, reference_codes(request, self._config), utterances, left)
         self._open[number] = stream

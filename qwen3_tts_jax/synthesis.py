@@ -6,6 +6,7 @@ again; the host looks at the device only between chunks.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -165,7 +166,7 @@ def _groups(ended: Iterable[list[Any]], size: int, *, full: bool) -> Iterator[li
 
 def frame_limit(request: Request, plan: PromptPlan, config: ModelConfig) -> int:
     """The most frames of an utterance: the request's or else the checkpoint's limit, within the talker's context."""
-    limit = config.max_new_tokens - 1 if request.max_frames is None else request.max_frames
+    limit = config.max_new_tokens - 1 if request.max_frames is None else operator.index(request.max_frames)
     return min(limit, config.talker.max_positions - len(plan.text_ids))
 
 

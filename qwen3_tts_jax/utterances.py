@@ -120,7 +120,7 @@ def _utterance(request: Request, text: str, tokenizer: Tokenizer) -> Request:
 
 def utterance_number(number: int, place: int) -> int:
     """The number, 0 … 2³¹ − 1, of the utterance at a place in a request with a number; the first has that itself."""
-    return (number + place * _STEP) % 2**31
+    return (int(number) + place * _STEP) % 2**31
 
 
 def joined(
@@ -153,6 +153,8 @@ def joined(
             del waiting[index]
             whole = np.concatenate([codes for codes, _ in parts])
             cut = whole[: limits[index]]
-            ended = len(cut) == len(whole) and all(reason == "stop" for _, reason in parts)
+            # What makes as many frames as it may is cut, as an utterance is: the end would have come after them.
+            within = limits[index] is None or len(whole) < limits[index]
+            ended = within and all(reason == "stop" for _, reason in parts)
             complete.append((index, cut, "stop" if ended else "length"))
         yield complete

@@ -119,6 +119,13 @@ def test_voices_are_of_one_decoder(params):
             decode_codes(tree, CODEC, codes, reference, voices=heard), decode_codes(tree, CODEC, codes, reference)
         )
         assert len(heard) == 1
+    # A leaf of the same tree may be replaced, too.
+    tree = jax.tree.map(lambda leaf: leaf, params)
+    before = decode_codes(tree, CODEC, codes, reference, voices=heard)[0]
+    tree["pre_conv"] = other["pre_conv"]
+    after = decode_codes(tree, CODEC, codes, reference, voices=heard)
+    np.testing.assert_array_equal(after, decode_codes(tree, CODEC, codes, reference))
+    assert np.abs(after[0] - before).max() > 1e-3
 
 
 def test_the_longest_are_decoded_together(params, monkeypatch, steps):

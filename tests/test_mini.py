@@ -197,6 +197,9 @@ def test_utterances_are_joined_in_order():
         [(1, [1, 1], "stop")],
     ]
     assert together([3, 1], [3, 4]) == [[], [(1, [3, 3, 3, 3], "length")], [(0, [0, 1, 1], "length")]]
+    # What ends where its limit is, is cut there.
+    assert together([2, 1, 1], [3, 4, None])[2] == [(0, [0, 1, 1], "length")]
+    assert together([2, 1, 1], [4, 4, None])[2] == [(0, [0, 1, 1], "stop")]
     assert utterance_number(5, 0) == 5
     assert len({utterance_number(number, place) for number in range(50) for place in range(50)}) == 2500
 

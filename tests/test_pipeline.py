@@ -141,6 +141,15 @@ def test_the_official_decode_is_the_same_below_300_frames(model):
         np.testing.assert_allclose(a.samples, b.samples, atol=1e-5)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_each_official_call_can_ask_for_the_official_decode(model, monkeypatch, asked):
+    found, design = [], Qwen3TTS(replace(model.config, model_type="voice_design"), model.params, model.tokenizer)
+    monkeypatch.setattr(Qwen3TTS, "synthesize", lambda *_, official_decoding: found.append(official_decoding) or [])
+    model.generate_custom_voice("Hi.", "ryan", official_decoding=asked)
+    design.generate_voice_design("Hi.", "An old man.", official_decoding=asked)
+    assert found == [asked] * 2
+
+
 def test_the_official_decode_of_any_length_needs_few_programs(model):
     params, config = model.params["codec"]["decoder"], model.config.codec
     codes = np.random.default_rng(0).integers(0, 53, (330, 16)).astype(np.int32)

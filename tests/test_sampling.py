@@ -132,10 +132,20 @@ def test_a_row_draws_by_its_own_key():
     [
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"top_k": -1}, "top_k must be 0"),
-        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_p": -0.1}, r"top_p must be in \[0, 1\], got -0.1"),
+        ({"top_p": 1.1}, r"top_p must be in \[0, 1\], got 1.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
     ],
 )
 def test_impossible_values_are_refused_by_name(option, message):
     with pytest.raises(ConfigError, match=message):
         SamplingConfig(**option)
+
+
+def test_filters_at_their_ends():
+    """Without any mass the most likely code is left, and a top-k beyond the vocabulary takes nothing away."""
+    one = np.asarray(process_logits(LOGITS, SamplingConfig(temperature=1.0, top_k=0, top_p=0.0)))
+    assert np.isfinite(one).tolist() == [[index == int(jnp.argmax(LOGITS[0])) for index in range(LOGITS.shape[1])]]
+    for top_k in (LOGITS.shape[1], 2**31, 2**40):
+        found = jax.jit(process_logits)(LOGITS, SamplingConfig(temperature=1.0, top_k=top_k))
+        np.testing.assert_array_equal(found, LOGITS)

@@ -105,3 +105,9 @@ def test_parts_of_a_long_text_are_few_and_whole():
         needed, room = (needed, room - size) if size <= room else (needed + 1, 30 - size)
     assert len(parts) == needed
     assert all(words(a) + words(b) > 30 for a, b in itertools.pairwise(parts))
+
+
+def test_initials_without_end_take_no_time():
+    text = "J. K. " * 20_000
+    assert sentences(text) == ([], text)
+    assert text.split() == " ".join(divided(text, 100, len)).split()

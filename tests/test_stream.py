@@ -118,6 +118,12 @@ def test_a_text_that_is_split(load, variant, options):
     np.testing.assert_array_equal(codes, alone[:59])
     assert chunks[-1].finish_reason == ("length" if len(alone) > 59 else "stop")
     assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    # A limit of exactly as many frames says the same of a stream and of the whole.
+    for limit in (len(alone), len(alone) + 1):
+        request = Request(" ".join(parts), split=10, max_frames=limit, **fields)
+        (speech,) = model.synthesize([request], seed=5)
+        assert list(model.stream(request, seed=5))[-1].finish_reason == speech.finish_reason
+        assert speech.finish_reason == ("length" if limit == len(alone) else "stop")
 
 
 def test_speech_starts_before_the_text_is_there(load, monkeypatch):
@@ -157,6 +163,25 @@ def test_the_schedule_is_kept(load, schedule):
     assert [len(chunk.codes) for chunk in chunks] == expected
     (whole,), _ = model.generate_custom_voice(TEXT, "ryan", **options)
     np.testing.assert_allclose(joined(chunks), whole, rtol=0, atol=1e-5)
+
+
+def test_numbers_may_be_of_numpy(load):
+    model, options = load("1.7B-CustomVoice", -1.0), {"max_new_tokens": 12}
+    expected = list(model.stream_custom_voice("Hi.", "ryan", schedule=(2, 3), seed=4, **options))
+    numbers = {name: np.int32(value) for name, value in options.items()}
+    schedule = np.array([2, 3])
+    found = list(model.stream_custom_voice("Hi.", "ryan", schedule=schedule, seed=np.int64(4), **numbers))
+    assert [chunk.codes.tolist() for chunk in found] == [chunk.codes.tolist() for chunk in expected]
+    (speech,) = model.synthesize(
+        [Request("Hi.", speaker="ryan", max_frames=np.int8(11), split=np.uint8(9))],
+        seed=np.uint8(4), batch_size=np.int32(2), utterances=np.arange(1, dtype=np.int8),
+    )  # fmt: skip
+    assert speech.codes.tolist() == [codes.tolist() for chunk in expected for codes in chunk.codes]
+    batch = model.stream_batch(batch_size=np.int32(2), capacity=np.int64(600), schedule=schedule)
+    batch.add(Request("Hi.", speaker="ryan", max_frames=np.int16(11)), np.uint64(4))
+    assert [chunk.codes.tolist() for _ in expected for _, chunk in batch.step()] == [
+        chunk.codes.tolist() for chunk in expected
+    ]
 
 
 def test_few_programs_serve_every_stream(load):

@@ -162,6 +162,17 @@ def test_the_youngest_decides_how_long_a_chunk_is(load):
     assert sizes == [1, 2, 4, 8, [8], [1, 1], [2, 2], [4, 4], [8, 8]]
 
 
+def test_nothing_is_begun_behind_the_limit(load):
+    """Of a text in parts: the chunk that reaches the limit is the last."""
+    model = load("1.7B-CustomVoice", -1.0)
+    batch = model.stream_batch(batch_size=2)
+    batch.add(Request("It's a long way. Isn't it, my friends? Goodbye to all!", speaker="ryan", split=8, max_frames=5))
+    chunks = []
+    while batch:
+        chunks += [chunk for _, chunk in batch.step()]
+    assert [(len(chunk.codes), chunk.finish_reason) for chunk in chunks] == [(1, None), (2, None), (2, "length")]
+
+
 def test_a_cancelled_stream_leaves_its_row(load):
     model = load("1.7B-CustomVoice", -1.0)
     requests = [Request(TEXT, speaker="ryan", max_frames=40), *custom_voices()]
@@ -176,10 +187,14 @@ def test_a_cancelled_stream_leaves_its_row(load):
     batch.cancel(3)  # and this one waits.
     assert len(batch) == 4
     assert [number for number, _ in batch.step()] == [1]
-    found = defaultdict(list)
+    found, speaking = defaultdict(list), []
     while batch:
+        speaking.append([])
         for number, chunk in batch.step():
             found[number].append(chunk)
+            speaking[-1].append(number)
+        assert all(stream is None or stream.number != 3 for stream in batch._rows)
+    assert speaking[0] == [2, 1]
     assert sorted(found) == [1, 2, 4, 5]
     for number in (2, 4, 5):
         assert_same(whole(found[number]), expected[number])
@@ -216,14 +231,18 @@ def test_a_cache_that_grows(load, monkeypatch):
     monkeypatch.setattr("qwen3_tts_jax.stream._MIN_CAPACITY", 32)
     grow = stream_batch.grow_compiled
     monkeypatch.setattr(stream_batch, "grow_compiled", lambda state, room: rooms.append(room) or grow(state, room))
-    requests = [Request("Hi.", speaker="ryan", max_frames=100), Request(TEXT * 4, speaker="ryan", max_frames=30)]
+    requests = [
+        Request(text, speaker="ryan", max_frames=limit) for text, limit in (("A.", 9), (TEXT * 4, 9), ("Hi.", 150))
+    ]
     expected = alone(model, requests)
     rooms.clear()
-    batch = model.stream_batch(batch_size=2, capacity=20)
+    batch = model.stream_batch(batch_size=3, capacity=20)
     for seed, request in enumerate(requests):
         batch.add(request, seed)
     found = spoken(batch)
-    assert rooms == [64, 128]
+    assert len(found[2].codes) == 150
+    # For the first prompt, the second, and speech that goes on.
+    assert rooms == [64, 128, 256]
     for number, speech in enumerate(expected):
         assert_same(found[number], speech)
 
