@@ -27,6 +27,7 @@ from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
 from qwen3_tts_jax.convert.rules import all_rules, model_rules
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans
+from qwen3_tts_jax.quantize import quantize
 from qwen3_tts_jax.stream_batch import StreamBatch
 from qwen3_tts_jax.stream_decoding import StreamDecoder
 from qwen3_tts_jax.synthesis import Speech, speak_codes
@@ -270,6 +271,8 @@ def main() -> None:
     shared = {devices: shared_out(whole_tree, config, devices) for devices in (3, 4)}
     few, _ = speak(params, config, 3)
     uneven = report(config, params, (2, 1), few)
+    rounded = quantize(params)
+    int8 = report(config, rounded, (2, 2), speak(rounded, config, 8)[0])
     with tempfile.TemporaryDirectory() as folder:
         loads = loaded(Path(folder))
     print(
@@ -280,6 +283,8 @@ def main() -> None:
                 "params_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
                 "meshes": meshes,
                 "uneven": uneven,
+                "int8": int8,
+                "int8_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(rounded)),
                 "in_turns": in_turns,
                 "in_steps": steps,
                 "side_by_side": streams,

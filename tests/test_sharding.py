@@ -60,6 +60,15 @@ def test_rows_that_cannot_be_shared_evenly_are_computed_by_all(spoken):
     assert spoken["uneven"]["rows"]["hidden"] == [None, None]
 
 
+def test_int8_weights_are_shared_as_floats_are(spoken):
+    """With the scales of what each device holds."""
+    assert spoken["int8"]["equal"]
+    assert spoken["int8"]["programs"] == 1
+    assert spoken["int8_bytes"] < spoken["params_bytes"]
+    saved = spoken["params_bytes"] - spoken["meshes"]["4x2"]["params_bytes"]
+    assert 0.2 * saved < spoken["int8_bytes"] - spoken["int8"]["params_bytes"] < saved
+
+
 def test_rows_are_refilled_on_a_mesh_too(spoken):
     """By one program: what is inserted leaves the state where it was."""
     programs = {"prefill": 1, "insert": 1, "generate": 1}
