@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from qwen3_tts_jax import audio, hf_config
@@ -30,6 +29,7 @@ from qwen3_tts_jax.convert.report import Report
 from qwen3_tts_jax.convert.trace import Rows, Trace
 from qwen3_tts_jax.convert.trace_official import trace_official
 from qwen3_tts_jax.convert.trace_ours import trace_ours
+from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.prompt import Request, TextMode, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encoded_frames
 from qwen3_tts_jax.text import TextTokenizer
@@ -119,7 +119,7 @@ def run_parity(
         "recording": f"{recording.name}, {recording.seconds:.2f} s at {recording.rate} Hz",
         "cloned": _way_of_cloning(config, recording),
         "text mode": requests[0].text_mode,
-        "JAX backend": jax.default_backend(),
+        "JAX backend": default_device().platform,
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS),
     }
     result = Report(settings, list(_stages(official, ours, dtype, layers)))

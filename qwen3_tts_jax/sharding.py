@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.devices import local_devices
 
 DATA, MODEL = "data", "model"
 
@@ -49,12 +50,12 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
         data: parts that a batch is spread over; −1 takes as many as there are devices for.
         model: devices that share one copy of the talker and the code predictor. 1 is the fastest wherever a
             copy fits on one device; more let a single utterance, or a larger batch, use the memory of several.
-        devices: all of `jax.local_devices()` by default.
+        devices: by default all of this process that are of the default device's platform.
 
     Raises:
         ValueError: sizes below 1, or for which there are not the devices.
     """
-    devices = jax.local_devices() if devices is None else list(devices)
+    devices = local_devices() if devices is None else list(devices)
     if model < 1 or (data < 1 and data != -1):
         raise ValueError(f"a mesh needs sizes of at least 1 (data may be -1), got data={data}, model={model}")
     if data == -1 and len(devices) % model:

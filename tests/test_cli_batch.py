@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -192,8 +193,23 @@ def test_a_job_stays_on_its_platform(model, fake, monkeypatch):
     write(*rows(2))
     command = ["batch", "m.jsonl", "-o", "out", "-m", model, "--dtype", "float32"]
     assert run(*command).exit_code == 0
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [SimpleNamespace(platform="gpu")])
     assert_refused(run(*command), 'out holds a job of other settings: platform was "cpu", is "gpu"; use the same')
+
+
+def test_a_job_is_of_the_default_device(model, fake, monkeypatch):
+    write(*rows(2))
+    cpu, gpu = jax.local_devices()[0], SimpleNamespace(platform="gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: [cpu] if backend == "cpu" else [gpu, gpu])
+    # As JAX_DEFAULT_DEVICE=cpu does.
+    with jax.default_device("cpu"):
+        assert_refused(
+            run("batch", "m.jsonl", "-o", "out", "-m", model, "--devices", "2"), "--devices 2: this machine has 1"
+        )
+        assert run("batch", "m.jsonl", "-o", "out", "-m", model).exit_code == 0
+    settings = json.loads(Path("out/job.json").read_text())["settings"]
+    assert (settings["platform"], settings["devices"], settings["dtype"]["talker"]) == ("cpu", 1, "float32")
 
 
 def write_copy(model: Path, other: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,14 @@ def test_all_devices_of_this_process_by_default(monkeypatch):
     here = jax.local_devices()
     monkeypatch.setattr(jax, "devices", lambda: [*here, *here])
     assert list(sharding.make_mesh().devices.flat) == here
+
+
+def test_no_device_of_another_platform_than_the_default_devices(monkeypatch):
+    cpus, gpu = jax.local_devices(), SimpleNamespace(platform="gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: cpus if backend == "cpu" else [gpu, gpu])
+    for chosen in ("cpu", cpus[0]):
+        with jax.default_device(chosen):
+            assert list(sharding.make_mesh().devices.flat) == cpus
 
 
 def test_heads_that_cannot_be_shared_are_named():

@@ -26,6 +26,7 @@ from qwen3_tts_jax.cli_model import Source, read_config, speaking_with_mini
 from qwen3_tts_jax.cli_speak import sampling_arguments
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.console import plain_messages, refuse, refusing
+from qwen3_tts_jax.devices import automatic_dtype, default_device, local_devices
 from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.text import TextTokenizer
 
@@ -132,7 +133,7 @@ def _settings(
     return generation, {
         "model": {"type": config.model_type, "size": config.model_size, "digest": weights_digest(folder)},
         **options.computing,
-        "dtype": part_dtypes(options.dtype, "float32" if platform == "cpu" else "bfloat16"),
+        "dtype": part_dtypes(options.dtype, automatic_dtype(platform)),
         "platform": platform,
         "devices": _devices(options),
         "sampling": asdict(generation),
@@ -150,18 +151,14 @@ def _platform(options: BatchOptions) -> str:
         # JAX is not asked: it would take the memory of a GPU that a worker needs.
         ray_engine.connect(options.quiet)
         return "gpu" if ray_engine.gpus() else "cpu"
-    import jax
-
-    return jax.default_backend()
+    return default_device().platform
 
 
 def _devices(options: BatchOptions) -> int:
     """How many devices share a batch, which may change its rounding."""
     if options.engine == "ray":
         return 1
-    import jax
-
-    count = jax.local_device_count()
+    count = len(local_devices())
     if options.devices is not None and options.devices > count:
         refuse(f"--devices {options.devices}: this machine has {count}")
     return options.devices or count
