@@ -218,7 +218,7 @@ def write(path: str | Path, samples: np.ndarray, sample_rate: int, *, sync: bool
 
     Raises:
         ValueError: `samples` are not floats [N] or not finite, or as `check_writable`.
-        OSError: as `check_writable`.
+        OSError: as `check_writable`, or the disk is full.
     """
     path = Path(path)
     samples = np.asarray(samples)
@@ -228,7 +228,6 @@ def write(path: str | Path, samples: np.ndarray, sample_rate: int, *, sync: bool
         raise ValueError(
             f"{np.count_nonzero(~np.isfinite(samples))} of {len(samples)} samples for {path} are not finite"
         )
-    check_writable(path)
     file_format, subtype = _format_of(path)
     clipped = np.clip(samples.astype(np.float32), -1.0, 1.0)
     # In memory first: where a disk is full, not every encoder of libsndfile says so.
@@ -238,9 +237,14 @@ def write(path: str | Path, samples: np.ndarray, sample_rate: int, *, sync: bool
     ) as file:
         for start in range(0, len(clipped), _BLOCK):
             file.write(clipped[start : start + _BLOCK])
-    with completed(path, sync=sync) as temporary:
-        # A view would be kept by the error of a full disk, and then could not be freed.
-        temporary.write_bytes(content.getvalue())
+    try:
+        with completed(path, sync=sync) as temporary:
+            # A view would be kept by the error of a full disk, and then could not be freed.
+            temporary.write_bytes(content.getvalue())
+    except OSError:
+        # Says more, where the folder is why. Asked before, it would cost every file two more operations of the disk.
+        check_writable(path)
+        raise
 
 
 def _format_of(path: Path) -> tuple[str, str]:

@@ -101,13 +101,17 @@ def test_a_folder_of_that_name_is_refused(tmp_path: Path):
     (tmp_path / "a.wav").mkdir()
     with pytest.raises(IsADirectoryError, match=r"a\.wav is a folder"):
         audio.check_writable(tmp_path / "a.wav")
+    with pytest.raises(IsADirectoryError, match=r"a\.wav is a folder"):
+        audio.write(tmp_path / "a.wav", tone(5), RATE)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_that_takes_no_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(path: Path, **options: object) -> None:
+    def refuse(path: Path, *content: bytes, **options: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "touch", refuse)
+    for way in ("touch", "write_bytes"):
+        monkeypatch.setattr(Path, way, refuse)
     for call in (audio.check_writable, lambda path: audio.write(path, tone(5), RATE)):
         with pytest.raises(PermissionError, match=r"cannot write into the folder .*: Read-only file system"):
             call(tmp_path / "a.wav")
@@ -124,6 +128,12 @@ def test_checking_leaves_nothing_behind(tmp_path: Path):
     (tmp_path / "a.wav").write_bytes(b"old")
     audio.check_writable(tmp_path / "a.wav")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.wav", b"old")]
+
+
+def test_writing_creates_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Path, "touch", lambda path, **_: pytest.fail(f"{path} was created"))
+    audio.write(tmp_path / "a.wav", tone(5), RATE)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
 
 def test_the_file_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
