@@ -7,6 +7,7 @@ cannot run is refused by name.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from qwen3_tts_jax.config import (
     TalkerConfig,
     TransformerConfig,
 )
+from qwen3_tts_jax.json_keys import Keys
 
 
 def read_folder(folder: str | Path) -> ModelConfig:
@@ -55,13 +57,13 @@ def read_codec(folder: str | Path) -> CodecConfig:
 
 def read_codec_file(path: str | Path) -> CodecConfig:
     """`read_codec` of a file of any name."""
-    return _codec_from_hf(_Keys(_read_json(Path(path)), str(path)))
+    return _codec_from_hf(Keys(_read_json(Path(path)), str(path)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
 
 
@@ -70,55 +72,27 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-class _Keys:
-    """A JSON object whose missing or unsupported keys are reported with their full path."""
-
-    def __init__(self, values: Mapping[str, Any], where: str):
-        _require(isinstance(values, Mapping), f"{where} must be a JSON object, got {type(values).__name__}")
-        self.values, self.where = values, where
-
-    def __getitem__(self, key: str) -> Any:
-        _require(key in self.values, f"{self.where} has no {key!r}")
-        return self.values[key]
-
-    def get(self, key: str, default: Any) -> Any:
-        value = self.values.get(key, default)
-        return default if value is None else value
-
-    def child(self, key: str) -> _Keys:
-        return _Keys(self[key], f"{self.where}: {key}")
-
-    def lower_case(self, key: str) -> dict[str, Any]:
-        """An object, {} where it is missing, with its names in lower case: requests name them in any case."""
-        values = self.get(key, {})
-        lowered = {name.lower(): value for name, value in values.items()}
-        _require(len(lowered) == len(values), f"{self.where}: {key} has names that differ in nothing but case")
-        return lowered
-
-    def only(self, key: str, *allowed: Any) -> None:
-        value = self.values.get(key, allowed[0])
-        _require(
-            value in allowed,
-            f"{self.where}: {key}={value!r} is not supported (supported: {', '.join(map(repr, allowed))})",
-        )
-
-
-def _transformer_from_hf(keys: _Keys, eps: str = "rms_norm_eps", **overrides: Any) -> TransformerConfig:
+def _transformer_from_hf(keys: Keys, eps: str = "rms_norm_eps", **overrides: Any) -> TransformerConfig:
     keys.only("attention_bias", False)
+    width, num_heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
+    shape = {
+        "num_layers": keys.whole("num_hidden_layers"),
+        "width": width,
+        "mlp_width": keys.whole("intermediate_size"),
+        "num_heads": num_heads,
+        "num_kv_heads": keys.whole("num_key_value_heads"),
+        "head_dim": keys.whole("head_dim", width // num_heads),
+        "rope_theta": float(keys.number("rope_theta")),
+        "norm_eps": keys.number(eps),
+    }
     try:
-        return TransformerConfig(
-            num_layers=keys["num_hidden_layers"],
-            width=keys["hidden_size"],
-            mlp_width=keys["intermediate_size"],
-            num_heads=keys["num_attention_heads"],
-            num_kv_heads=keys["num_key_value_heads"],
-            head_dim=keys.get("head_dim", keys["hidden_size"] // keys["num_attention_heads"]),
-            rope_theta=float(keys["rope_theta"]),
-            norm_eps=keys[eps],
-            **overrides,
-        )
+        return TransformerConfig(**shape, **overrides)
     except ConfigError as error:
         raise ConfigError(f"{keys.where}: {error}") from None
+
+
+def _window(keys: Keys) -> int | None:
+    return None if keys["sliding_window"] is None else keys.whole("sliding_window")
 
 
 def from_hf(
@@ -129,7 +103,7 @@ def from_hf(
     Raises:
         ConfigError: another architecture, a missing key, or a value that this package cannot run.
     """
-    top = _Keys(config, "config.json")
+    top = Keys(config, "config.json")
     top.only("model_type", "qwen3_tts")
     top.only("tokenizer_type", "qwen3_tts_tokenizer_12hz")
     _require(
@@ -139,78 +113,79 @@ def from_hf(
     talker = top.child("talker_config")
     talker.only("hidden_act", "silu")
     talker.only("use_sliding_window", False)
-    rope = talker.get("rope_scaling", {})
-    _require(
-        rope.get("rope_type", "default") == "default",
-        f"config.json: talker_config: rope_scaling {rope.get('rope_type')!r} is not supported (supported: 'default')",
-    )
+    talker.child("rope_scaling", {}).only("rope_type", "default")
     predictor = talker.child("code_predictor_config")
     predictor.only("hidden_act", "silu")
     predictor.only("use_sliding_window", False)
     predictor.only("rope_scaling", None)
     talker_config = TalkerConfig(
         transformer=_transformer_from_hf(talker, qk_norm=True),
-        codec_vocab_size=talker["vocab_size"],
-        text_vocab_size=talker["text_vocab_size"],
-        text_width=talker["text_hidden_size"],
-        num_codebooks=talker["num_code_groups"],
-        max_positions=talker["max_position_embeddings"],
+        codec_vocab_size=talker.whole("vocab_size"),
+        text_vocab_size=talker.whole("text_vocab_size"),
+        text_width=talker.whole("text_hidden_size"),
+        num_codebooks=talker.whole("num_code_groups"),
+        max_positions=talker.whole("max_position_embeddings"),
     )
-    languages = talker.lower_case("codec_language_id")
-    dialects = {name: dialect.lower() for name, dialect in talker.lower_case("spk_is_dialect").items() if dialect}
+    languages = talker.ids("codec_language_id")
+    spoken = talker.lower_case("spk_is_dialect")
+    dialects = {
+        name: spoken.text(name).lower()
+        for name, dialect in spoken.values.items()
+        if dialect is not None and dialect is not False
+    }
     for name, dialect in dialects.items():
         _require(
             dialect in languages,
             f"config.json: talker_config: spk_is_dialect has {dialect!r} for {name}, which codec_language_id has not",
         )
-    sampling = _Keys(generation_config, "generation_config.json")
+    sampling = Keys(generation_config, "generation_config.json")
     return ModelConfig(
         model_type=top["tts_model_type"],
-        model_size=top["tts_model_size"],
+        model_size=top.text("tts_model_size"),
         talker=talker_config,
         code_predictor=CodePredictorConfig(
             transformer=_transformer_from_hf(predictor, qk_norm=True),
-            codebook_size=predictor["vocab_size"],
-            num_codebooks=predictor["num_code_groups"],
+            codebook_size=predictor.whole("vocab_size"),
+            num_codebooks=predictor.whole("num_code_groups"),
             talker_width=talker_config.transformer.width,
         ),
         prompt=PromptConfig(
-            **{f"tts_{name}": top[f"tts_{name}_token_id"] for name in ("bos", "eos", "pad")},
-            codec_eos=talker["codec_eos_token_id"],
+            **{f"tts_{name}": top.whole(f"tts_{name}_token_id", least=0) for name in ("bos", "eos", "pad")},
+            codec_eos=talker.whole("codec_eos_token_id", least=0),
             **{
-                f"codec_{name}": talker[f"codec_{name}_id"]
+                f"codec_{name}": talker.whole(f"codec_{name}_id", least=0)
                 for name in ("bos", "pad", "think", "nothink", "think_bos", "think_eos")
             },
             languages=languages,
-            speakers=talker.lower_case("spk_id"),
+            speakers=talker.ids("spk_id"),
             dialects=dialects,
         ),
-        codec=_codec_from_hf(_Keys(codec_config, "speech_tokenizer/config.json")),
+        codec=_codec_from_hf(Keys(codec_config, "speech_tokenizer/config.json")),
         speaker_encoder=(
             _speaker_encoder_from_hf(top.child("speaker_encoder_config")) if top["tts_model_type"] == "base" else None
         ),
         generation=_generation_from_hf(sampling),
-        max_new_tokens=sampling.get("max_new_tokens", 2048),
+        max_new_tokens=sampling.whole("max_new_tokens", 2048),
     )
 
 
-def _speaker_encoder_from_hf(keys: _Keys) -> SpeakerEncoderConfig:
+def _speaker_encoder_from_hf(keys: Keys) -> SpeakerEncoderConfig:
     default = SpeakerEncoderConfig()
     # What it hears is a spectrogram of `mel`, which knows no other.
     keys.only("sample_rate", default.sample_rate)
     return SpeakerEncoderConfig(
-        mel_bins=keys.get("mel_dim", default.mel_bins),
-        x_vector_width=keys.get("enc_dim", default.x_vector_width),
-        channels=tuple(keys.get("enc_channels", default.channels)),
-        kernel_sizes=tuple(keys.get("enc_kernel_sizes", default.kernel_sizes)),
-        dilations=tuple(keys.get("enc_dilations", default.dilations)),
-        attention_channels=keys.get("enc_attention_channels", default.attention_channels),
-        res2net_scale=keys.get("enc_res2net_scale", default.res2net_scale),
-        se_channels=keys.get("enc_se_channels", default.se_channels),
+        mel_bins=keys.whole("mel_dim", default.mel_bins),
+        x_vector_width=keys.whole("enc_dim", default.x_vector_width),
+        channels=keys.wholes("enc_channels", default.channels),
+        kernel_sizes=keys.wholes("enc_kernel_sizes", default.kernel_sizes),
+        dilations=keys.wholes("enc_dilations", default.dilations),
+        attention_channels=keys.whole("enc_attention_channels", default.attention_channels),
+        res2net_scale=keys.whole("enc_res2net_scale", default.res2net_scale),
+        se_channels=keys.whole("enc_se_channels", default.se_channels),
     )
 
 
-def _codec_from_hf(top: _Keys) -> CodecConfig:
+def _codec_from_hf(top: Keys) -> CodecConfig:
     top.only("model_type", "qwen3_tts_tokenizer_12hz")
     encoder, decoder = top.child("encoder_config"), top.child("decoder_config")
     decoder.only("hidden_act", "silu")
@@ -219,16 +194,14 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
     encoder.only("use_causal_conv", True)
     encoder.only("use_conv_shortcut", False)
     encoder.only("pad_mode", "constant")
-    sample_rate = top["output_sample_rate"]
+    sample_rate = top.whole("output_sample_rate")
     _require(
-        sample_rate == top["input_sample_rate"] == encoder["sampling_rate"],
+        sample_rate == top.whole("input_sample_rate") == encoder.whole("sampling_rate"),
         f"{top.where}: input, output and encoder sample rates differ",
     )
-    strides = tuple(reversed(encoder["upsampling_ratios"]))
-    convolution_stride = 1
-    for stride in strides:
-        convolution_stride *= stride
-    encoded, decoded = top["encode_downsample_rate"], top["decode_upsample_rate"]
+    strides = encoder.wholes("upsampling_ratios")[::-1]
+    convolution_stride = math.prod(strides)
+    encoded, decoded = top.whole("encode_downsample_rate"), top.whole("decode_upsample_rate")
     _require(
         encoded == decoded,
         f"{top.where}: encode_downsample_rate={encoded} differs from decode_upsample_rate={decoded}",
@@ -238,9 +211,9 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
         f"{top.where}: encode_downsample_rate={encoded} is no multiple of the encoder's strides ({convolution_stride})",
     )
     config = CodecConfig(
-        encoder_trained=top.get("encoder_trained", True),
+        encoder_trained=top.flag("encoder_trained", True),
         sample_rate=sample_rate,
-        num_codebooks=top["encoder_valid_num_quantizers"],
+        num_codebooks=top.whole("encoder_valid_num_quantizers"),
         encoder=CodecEncoderConfig(
             transformer=_transformer_from_hf(
                 encoder,
@@ -249,35 +222,35 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
                 mlp="gelu",
                 layer_scale=True,
                 final_norm=False,
-                sliding_window=encoder["sliding_window"],
+                sliding_window=_window(encoder),
             ),
-            filters=encoder["num_filters"],
+            filters=encoder.whole("num_filters"),
             strides=strides,
-            kernel_size=encoder["kernel_size"],
-            last_kernel_size=encoder["last_kernel_size"],
-            residual_kernel_size=encoder["residual_kernel_size"],
-            num_residual_layers=encoder["num_residual_layers"],
-            dilation_growth=encoder["dilation_growth_rate"],
-            compress=encoder["compress"],
+            kernel_size=encoder.whole("kernel_size"),
+            last_kernel_size=encoder.whole("last_kernel_size"),
+            residual_kernel_size=encoder.whole("residual_kernel_size"),
+            num_residual_layers=encoder.whole("num_residual_layers", least=0),
+            dilation_growth=encoder.whole("dilation_growth_rate"),
+            compress=encoder.whole("compress"),
             downsample_stride=encoded // convolution_stride,
-            num_codebooks=encoder["num_quantizers"],
-            num_semantic_codebooks=encoder["num_semantic_quantizers"],
-            codebook_size=encoder["codebook_size"],
-            codebook_dim=encoder["codebook_dim"],
+            num_codebooks=encoder.whole("num_quantizers"),
+            num_semantic_codebooks=encoder.whole("num_semantic_quantizers"),
+            codebook_size=encoder.whole("codebook_size"),
+            codebook_dim=encoder.whole("codebook_dim"),
         ),
         decoder=CodecDecoderConfig(
-            transformer=_transformer_from_hf(decoder, layer_scale=True, sliding_window=decoder["sliding_window"]),
-            num_codebooks=decoder["num_quantizers"],
+            transformer=_transformer_from_hf(decoder, layer_scale=True, sliding_window=_window(decoder)),
+            num_codebooks=decoder.whole("num_quantizers"),
             # The reference's decoder always splits off one codebook, whatever num_semantic_quantizers says.
             num_semantic_codebooks=1,
-            codebook_size=decoder["codebook_size"],
+            codebook_size=decoder.whole("codebook_size"),
             # The reference halves codebook_dim inside the quantizer.
-            codebook_dim=decoder["codebook_dim"] // 2,
-            quantizer_width=decoder["codebook_dim"],
-            latent_width=decoder["latent_dim"],
-            decoder_channels=decoder["decoder_dim"],
-            upsample_rates=tuple(decoder["upsample_rates"]),
-            latent_upsample_rates=tuple(decoder["upsampling_ratios"]),
+            codebook_dim=decoder.whole("codebook_dim", least=2) // 2,
+            quantizer_width=decoder.whole("codebook_dim"),
+            latent_width=decoder.whole("latent_dim"),
+            decoder_channels=decoder.whole("decoder_dim"),
+            upsample_rates=decoder.wholes("upsample_rates"),
+            latent_upsample_rates=decoder.wholes("upsampling_ratios"),
         ),
     )
     _require(
@@ -292,20 +265,20 @@ def _codec_from_hf(top: _Keys) -> CodecConfig:
     return config
 
 
-def _generation_from_hf(keys: _Keys) -> GenerationConfig:
+def _generation_from_hf(keys: Keys) -> GenerationConfig:
     """Where generation_config.json is silent, the defaults of the official package."""
     return GenerationConfig(
         talker=SamplingConfig(
-            do_sample=keys.get("do_sample", True),
-            temperature=keys.get("temperature", 0.9),
-            top_k=keys.get("top_k", 50),
-            top_p=keys.get("top_p", 1.0),
-            repetition_penalty=keys.get("repetition_penalty", 1.05),
+            do_sample=keys.flag("do_sample", True),
+            temperature=keys.number("temperature", 0.9),
+            top_k=keys.whole("top_k", 50, least=0),
+            top_p=keys.number("top_p", 1.0),
+            repetition_penalty=keys.number("repetition_penalty", 1.05),
         ),
         code_predictor=SamplingConfig(
-            do_sample=keys.get("subtalker_dosample", True),
-            temperature=keys.get("subtalker_temperature", 0.9),
-            top_k=keys.get("subtalker_top_k", 50),
-            top_p=keys.get("subtalker_top_p", 1.0),
+            do_sample=keys.flag("subtalker_dosample", True),
+            temperature=keys.number("subtalker_temperature", 0.9),
+            top_k=keys.whole("subtalker_top_k", 50, least=0),
+            top_p=keys.number("subtalker_top_p", 1.0),
         ),
     )

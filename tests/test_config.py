@@ -175,7 +175,7 @@ def changed(name, path, value):
         ((0, "tts_model_type"), "singing", "tts_model_type='singing' is not one of base, custom_voice"),
         ((0, "talker_config"), None, "config.json has no 'talker_config'"),
         ((0, "talker_config", "hidden_size"), None, "config.json: talker_config has no 'hidden_size'"),
-        ((0, "talker_config", "hidden_size"), 0, "talker_config: width must be positive, got 0"),
+        ((0, "talker_config", "hidden_size"), 0, "talker_config: hidden_size must be at least 1, got 0"),
         ((0, "talker_config", "num_key_value_heads"), 5, r"num_attention_heads \(16\) must be a multiple of"),
         ((0, "talker_config", "head_dim"), 7, "head_dim must be even for RoPE, got 7"),
         ((0, "talker_config", "hidden_act"), "gelu", "hidden_act='gelu' is not supported"),
@@ -186,7 +186,7 @@ def changed(name, path, value):
         (
             (0, "talker_config", "rope_scaling"),
             {"rope_type": "yarn"},
-            "rope_scaling 'yarn' is not supported",
+            "talker_config: rope_scaling: rope_type='yarn' is not supported",
         ),
         (
             (0, "talker_config", "code_predictor_config", "rope_scaling"),
@@ -223,6 +223,91 @@ def test_what_cannot_run_is_refused_by_name(path, value, message):
         hf_config.from_hf(*changed("1.7B-CustomVoice", path, value))
 
 
+def keys_of(values):
+    """Every dict in nested dicts, with each of its keys."""
+    for key, value in values.items():
+        yield values, key
+        if isinstance(value, dict):
+            yield from keys_of(value)
+
+
+def json_type(value):
+    return "number" if type(value) in (int, float) else type(value)
+
+
+@pytest.mark.parametrize("name", ["0.6B-Base", "1.7B-CustomVoice"])
+@pytest.mark.parametrize(
+    "wrong", [None, "many", True, 1.5, -1, 0, [], ["a"], [1.5], [0], [[8]], {}, {"a": [1]}], ids=str
+)
+def test_values_of_another_type_are_refused_by_the_name_of_their_key(name, wrong):
+    config = preset(name)
+    dicts = hf_export.to_hf(config)
+    for values, key in [found for part in dicts for found in keys_of(part)]:
+        before, values[key] = values.get(key), wrong
+        try:
+            found, refusal = hf_config.from_hf(*dicts), None
+        except ConfigError as error:
+            found, refusal = None, str(error)
+        # Null may stand for a default, and of the right type this may be as good.
+        if wrong is not None and json_type(wrong) != json_type(before):
+            assert found == config or key in refusal, (key, refusal)
+        values[key] = before
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ((0,), [], "config.json must be a JSON object, got []"),
+        ((0, "talker_config"), "talker", "config.json: talker_config must be a JSON object, got 'talker'"),
+        ((0, "talker_config", "spk_id"), ["a"], "config.json: talker_config: spk_id must be a JSON object, got ['a']"),
+        (
+            (0, "talker_config", "spk_id", "ryan"),
+            "3061",
+            "config.json: talker_config: spk_id: ryan must be a whole number, got '3061'",
+        ),
+        (
+            (0, "talker_config", "spk_is_dialect", "eric"),
+            1,
+            "config.json: talker_config: spk_is_dialect: eric must be text, got 1",
+        ),
+        (
+            (0, "talker_config", "rope_scaling"),
+            2,
+            "config.json: talker_config: rope_scaling must be a JSON object, got 2",
+        ),
+        ((0, "talker_config", "rope_theta"), [1], "config.json: talker_config: rope_theta must be a number, got [1]"),
+        ((0, "talker_config", "num_attention_heads"), 0, "num_attention_heads must be at least 1, got 0"),
+        ((0, "tts_model_size"), 1.7, "config.json: tts_model_size must be text, got 1.7"),
+        ((1, "encoder_trained"), "no", "encoder_trained must be true or false, got 'no'"),
+        (
+            (1, "decoder_config", "upsample_rates"),
+            "8543",
+            "speech_tokenizer/config.json: decoder_config: upsample_rates must be a list of whole numbers, got '8543'",
+        ),
+        ((1, "encoder_config", "upsampling_ratios"), [8, 0], "upsampling_ratios must be at least 1, got 0"),
+        ((1, "encoder_config", "sliding_window"), "250", "sliding_window must be a whole number, got '250'"),
+        ((2,), "greedy", "generation_config.json must be a JSON object, got 'greedy'"),
+        ((2, "do_sample"), "yes", "generation_config.json: do_sample must be true or false, got 'yes'"),
+        ((0, "talker_config", "rope_theta"), 10**400, "rope_theta must be a number, got 1000000000"),
+        ((2, "top_p"), float("nan"), "generation_config.json: top_p must be a number, got nan"),
+        ((2, "max_new_tokens"), 0, "generation_config.json: max_new_tokens must be at least 1, got 0"),
+    ],
+)
+def test_json_of_another_type_is_refused_in_clear_words(path, value, message):
+    dicts = list(changed("1.7B-CustomVoice", path, value) if len(path) > 1 else hf_export.to_hf(preset("0.6B-Base")))
+    if len(path) == 1:
+        dicts[path[0]] = value
+    with pytest.raises(ConfigError) as error:
+        hf_config.from_hf(*dicts)
+    assert message in str(error.value)
+
+
+def test_a_missing_key_is_named_once():
+    with pytest.raises(ConfigError) as error:
+        hf_config.from_hf(*changed("0.6B-Base", (0, "talker_config", "hidden_size"), None))
+    assert str(error.value) == "config.json: talker_config has no 'hidden_size'"
+
+
 def test_base_needs_a_speaker_encoder():
     with pytest.raises(ConfigError, match=r"config\.json has no 'speaker_encoder_config'"):
         hf_config.from_hf(*changed("0.6B-Base", (0, "speaker_encoder_config"), None))
@@ -240,5 +325,8 @@ def test_unknown_preset_lists_what_exists():
 
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.json is not valid JSON"):
+        hf_config.read_folder(tmp_path)
+    (tmp_path / "config.json").write_text('{"tts_model_size": "größer"}', encoding="latin-1")
     with pytest.raises(ConfigError, match=r"config\.json is not valid JSON"):
         hf_config.read_folder(tmp_path)
