@@ -95,7 +95,7 @@ def run_parity(
     config = hf_config.read_folder(folder).with_dtypes(dtype)
     recording = _recording(config, reference, reference_text, x_vector_only, frames)
     if speaker is None and config.prompt.speakers:
-        speaker = min(config.prompt.speakers)
+        speaker = next(iter(config.prompt.speakers))
     if not config.supports_instruct:
         instruct = None
     requests = [Request(text, language, speaker, instruct, text_mode, frames) for text in texts]

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from qwen3_tts_jax.convert import verify
 from qwen3_tts_jax.convert.compare import TOLERANCES, Quantization, compare, compare_encoded
 from qwen3_tts_jax.convert.reference import OracleMissingError, import_official
 from qwen3_tts_jax.convert.report import Report
+from tests.command import write_model
+from tests.shapes import SMALL
 
 RNG = np.random.default_rng(0)
 
@@ -211,6 +214,22 @@ def test_a_report_without_matplotlib(tmp_path, monkeypatch):
     report.write(tmp_path / "report.md")
     assert "No plot: matplotlib is not installed" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_the_first_voice_speaks_by_default(tmp_path, tokenizer_folder, monkeypatch):
+    class Planned(Exception):
+        """The requests, in place of what the official package makes of them."""
+
+    def trace(folder, requests, *_):
+        raise Planned(requests)
+
+    model = write_model(tmp_path, "1.7B-CustomVoice", tokenizer_folder)
+    monkeypatch.setattr(verify, "import_official", lambda: None)
+    monkeypatch.setattr(verify, "trace_official", trace)
+    with pytest.raises(Planned) as caught:
+        verify.run_parity(model, ["Hello."])
+    (request,) = caught.value.args[0]
+    assert request.speaker == next(iter(SMALL["1.7B-CustomVoice"].prompt.speakers)) == "serena"
 
 
 @pytest.mark.parametrize("missing", ["torch", "transformers", "qwen_tts"])
