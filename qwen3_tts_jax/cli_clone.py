@@ -114,7 +114,7 @@ def save_voice(reference: Reference, source: Source, output: Path, name: str | N
         if at_hand is not None:
             check_type(source.model, at_hand, "base", "voice save")
         recording = reference.read()
-        folder = source.folder()
+        folder = source.folder(quiet)
         config = read_config(folder)
         check_type(source.model, config, "base", "voice save")
 

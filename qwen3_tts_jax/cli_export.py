@@ -58,7 +58,7 @@ def export(
         from qwen3_tts_jax.convert import load_checkpoint
         from qwen3_tts_jax.train.export import export_model
 
-        folder = Source(source, revision, cache_dir, offline, verify).folder()
+        folder = Source(source, revision, cache_dir, offline, verify).folder(quiet)
         config = read_config(folder)
         if dtype == "auto":
             dtype = "bfloat16" if stored_sizes(folder, config)["talker"][0] == "bfloat16" else "float32"

@@ -16,7 +16,7 @@ import typer
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig, TransformerConfig
-from qwen3_tts_jax.console import ProgressLine, quiet_orbax, refuse, refusing
+from qwen3_tts_jax.console import CheckLine, ProgressLine, quiet_orbax, refuse, refusing
 from qwen3_tts_jax.files import require_absent
 from qwen3_tts_jax.packaged import MINI, MINI_VOICES, local_folder
 from qwen3_tts_jax.presets import PRESETS, preset
@@ -45,11 +45,17 @@ class Source:
     offline: bool = False
     verify: bool = False
 
-    def folder(self) -> Path:
-        """Its folder, downloaded where necessary; refuses a model that is not to be had."""
+    def folder(self, quiet: bool = False) -> Path:
+        """Its folder, downloaded where necessary; refuses a model that is not to be had.
+
+        Unless it is to be `quiet`, --verify shows how far it is.
+        """
         from qwen3_tts_jax.convert import resolve
 
-        return self._resolved(partial(resolve, verify=self.verify))
+        if not self.verify:
+            return self._resolved(resolve)
+        with CheckLine(quiet) as line:
+            return self._resolved(partial(resolve, verify=True, progress=line))
 
     def codec_folder(self) -> Path:
         """The folder of its codec, alone downloaded where necessary; refuses what holds none."""
@@ -279,7 +285,7 @@ def convert_model(source: Source, destination: Path, dtype: str, quiet: bool) ->
     from qwen3_tts_jax.convert import CheckpointError, load_params
     from qwen3_tts_jax.convert.check import check_folder, is_converted
 
-    folder = source.folder()
+    folder = source.folder(quiet)
     if is_converted(folder):
         refuse(f"{folder} is converted already")
     config = read_config(folder)

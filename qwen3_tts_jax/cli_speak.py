@@ -87,7 +87,7 @@ def speak(model_type: str, options: SpeakOptions) -> None:
         text = _TO_COME if arriving else read_text(options.text, options.file)
         if at_hand is not None:
             _request(text, voice, options, at_hand)
-        folder = source.folder()
+        folder = source.folder(options.quiet)
         config = read_config(folder)
         check_type(options.model, config, model_type, COMMANDS[model_type])
         request = _request(text, voice, options, config)

@@ -233,6 +233,23 @@ class StatusLine:
         self._show(f"loading {done / 1e9:.2f} of {total / 1e9:.2f} GB", done, total)
 
 
+class CheckLine(StatusLine):
+    """How much of a model's files is compared with those that were published; an instance is a `progress` of
+    `convert.resolve`.
+    """
+
+    def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic):
+        super().__init__(quiet, logged=True, clock=clock)
+
+    def __enter__(self) -> Self:
+        # A download comes first, and shows how far it is itself.
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        self._progress.start()
+        self._show(f"checking {done / 1e9:.2f} of {total / 1e9:.2f} GB", done, total)
+
+
 class ProgressLine(StatusLine):
     """What becomes of one speech.
 

@@ -20,7 +20,7 @@ import pytest
 import soundfile
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from qwen3_tts_jax import hf_config, hf_export
+from qwen3_tts_jax import console, hf_config, hf_export
 from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
 from qwen3_tts_jax.console import ProgressLine, plain_messages
 from qwen3_tts_jax.convert.compare import Stage, Tolerance
@@ -29,7 +29,7 @@ from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import plan_prompt
 from qwen3_tts_jax.synthesis import Speech
 from qwen3_tts_jax.text import TextTokenizer
-from tests.command import BUFFERED, assert_refused, start, write_models
+from tests.command import BUFFERED, assert_refused, start, write_models, write_recording
 from tests.command import run as run_command
 from tests.shapes import SMALL
 
@@ -170,6 +170,30 @@ def test_help_and_lists_do_not_import_jax(models: Path):
 def test_say_refuses_in_one_line_before_loading(run, model, no_weights, arguments, parts):
     assert_refused(run("say", *arguments, "--model", model), *parts)
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("say", "Hi.", "-m", "model"),
+        ("convert", "model", "copy"),
+        ("export", "model", "-o", "copy"),
+        ("batch", "lines.jsonl", "-o", "out", "-m", "model"),
+        ("voice", "save", "me.wav", "-o", "me.safetensors", "--x-vector-only", "-m", "model"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_verifying_shows_how_far_it_is(run, models, no_weights, monkeypatch, arguments):
+    monkeypatch.setattr(console, "_FIRST_LOG", 0.0)
+    write_recording(Path("me.wav"))
+    Path("lines.jsonl").write_text('{"text": "Hi."}\n')
+    Path("model").symlink_to(models / ("1.7B-Base" if arguments[0] == "voice" else "1.7B-CustomVoice"))
+    result = run(*arguments, "--verify")
+    assert result.exit_code == 2
+    progress, refusal = result.stderr.splitlines()
+    assert progress == "checking 0.00 of 0.00 GB"
+    assert "model.safetensors is not the published" in refusal
+    assert run(*arguments, "--verify", "--quiet").stderr.splitlines() == [refusal]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def run_batch(options: BatchOptions) -> None:
         if bad and not options.skip_bad and local_folder(options.model) is None:
             # Before a download. A model that is there finds out what else is wrong.
             _refuse_bad(bad)
-        folder = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify).folder()
+        source = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify)
+        folder = source.folder(options.quiet)
         config = read_config(folder)
         with refusing(FileNotFoundError):
             tokenizer = TextTokenizer.from_folder(folder)
