@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qwen3_tts_jax.arguments import part_dtypes
+from qwen3_tts_jax.arguments import merge_sampling, part_dtypes
 from qwen3_tts_jax.cli_clone import Recording, Reference, load_voice
 from qwen3_tts_jax.cli_model import COMMANDS, Source, check_type, read_config, speaking_with_mini
 from qwen3_tts_jax.cli_options import SpeechOptions
@@ -247,7 +247,6 @@ def _read(request: Request, folder: Path, config: ModelConfig) -> tuple[TextToke
 def _load(
     folder: Path, sampling: dict[str, Any], options: SpeakOptions, progress: ProgressLine
 ) -> tuple[Qwen3TTS, GenerationConfig]:
-    from qwen3_tts_jax.arguments import merge_sampling
     from qwen3_tts_jax.compile_cache import keep_compiled
     from qwen3_tts_jax.convert import CheckpointError
     from qwen3_tts_jax.pipeline import Qwen3TTS

@@ -296,7 +296,7 @@ def test_errors_of_the_program_are_not_swallowed(run, model, monkeypatch, calls)
     def fail(*_, **__):
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr("qwen3_tts_jax.arguments.merge_sampling", fail)
+    monkeypatch.setattr("qwen3_tts_jax.cli_speak.merge_sampling", fail)
     result = run("say", "hello", "--model", model)
     assert isinstance(result.exception, ValueError)
     assert str(result.exception) == "a mistake of ours"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qwen3_tts_jax.arguments import part_dtypes
+from qwen3_tts_jax.arguments import merge_sampling, part_dtypes
 from qwen3_tts_jax.batch import manifest, speak
 from qwen3_tts_jax.batch.folder import SHARD_ITEMS, FolderError, JobFolder, Writer
 from qwen3_tts_jax.batch.manifest import BadLine
@@ -127,8 +127,6 @@ def _settings(
     options: BatchOptions, sampling: dict[str, Any], folder: Path, config: ModelConfig
 ) -> tuple[GenerationConfig, dict[str, Any]]:
     """How codes are drawn, and all that decides the sound besides the items."""
-    from qwen3_tts_jax.arguments import merge_sampling
-
     generation, _ = merge_sampling(config, sampling)
     platform = _platform(options)
     return generation, {
