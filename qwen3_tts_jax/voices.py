@@ -71,13 +71,15 @@ def make_voices(
         if text is not None:
             _warn_of_short_text(name, text, len(samples) / rate)
 
-    heard = [_resampled(recording, config.speaker_encoder.sample_rate) for recording in recordings]
+    rate, codec_rate = config.speaker_encoder.sample_rate, config.codec.sample_rate
+    heard = [_resampled(recording, rate) for recording in recordings]
     x_vectors = [_x_vector(params["speaker_encoder"], config.speaker_encoder, samples) for samples in heard]
     in_context = [i for i, text in enumerate(texts) if text is not None]
     encoded = encode_recordings(
         params["codec"]["encoder"],
         config.codec,
-        [_resampled(recordings[i], config.codec.sample_rate) for i in in_context],
+        # As published both rates are one.
+        [heard[i] if rate == codec_rate else _resampled(recordings[i], codec_rate) for i in in_context],
         sliding_window=sliding_window,
     )
     codes = dict(zip(in_context, encoded, strict=True))

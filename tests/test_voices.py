@@ -93,6 +93,20 @@ def test_new_lengths_compile_nothing():
     assert padded_x_vectors._cache_size() == compiled + 1
 
 
+@pytest.mark.parametrize(("codec_rate", "times"), [(24_000, 2), (16_000, 3)])
+def test_a_recording_is_resampled_once_to_each_rate(monkeypatch, codec_rate, times):
+    resampled = []
+    monkeypatch.setattr(
+        audio, "resample", lambda samples, rate, new_rate: resampled.append(new_rate) or samples[: new_rate // 10]
+    )
+    monkeypatch.setattr(voices, "_x_vector", lambda *_: np.zeros(MODEL.speaker_encoder.x_vector_width, np.float32))
+    monkeypatch.setattr(voices, "encode_recordings", lambda params, config, recordings, **_: [*map(len, recordings)])
+    config = replace(MODEL, codec=replace(MODEL.codec, sample_rate=codec_rate))
+    made = make_voices(_params(), config, [(speech_like(16_000), 22_050)] * 2, ["The first.", None])
+    assert [voice.codes for voice in made] == [codec_rate // 10, None]
+    assert sorted(resampled) == sorted([24_000, 24_000, codec_rate][:times])
+
+
 def test_sliding_window_is_passed_on():
     recording = (speech_like(24_000), 24_000)
     windowed, whole = (make(recording, texts=["Words."], sliding_window=window)[0].codes for window in (True, False))
