@@ -19,7 +19,7 @@ from tests.golden_x_vector import speech_like
 # Not of the codecs' rate, and no whole number of frames.
 RECORDING = speech_like(11_003, 1), 16_000
 TEXTS = ["Hello, world.", "这是一个较长的中文句子，用来测试。"]
-VARIANT, FRAMES = "1.7B-CustomVoice", 4
+VARIANT, SPEAKER, FRAMES = "1.7B-CustomVoice", "aiden", 4
 
 
 def stages(report):
@@ -60,7 +60,8 @@ def perturbed(checkpoint, monkeypatch):
 
         monkeypatch.setattr(trace_ours, "load_params", load_changed)
         monkeypatch.setattr(verify, "trace_official", trace_again)
-        return run_parity(checkpoint(variant), TEXTS, dtype=dtype, frames=FRAMES, layers=True)
+        speaker = SPEAKER if variant == VARIANT else None
+        return run_parity(checkpoint(variant), TEXTS, dtype=dtype, frames=FRAMES, speaker=speaker, layers=True)
 
     return compare
 
@@ -105,10 +106,10 @@ def test_every_stage_passes(checkpoint, tmp_path, variant, options):
 
 
 def test_utterances_that_end_early_are_compared_to_their_ends(checkpoint):
-    report = run_parity(checkpoint("0.6B-CustomVoice", eos_boost=1.0), [*TEXTS, "Third"], frames=30)
+    report = run_parity(checkpoint("0.6B-CustomVoice", eos_boost=1.0), [*TEXTS, "Third"], frames=30, speaker=SPEAKER)
     rows = stages(report)
     assert report.passed, report.to_markdown()
-    # With these weights two texts end after 7 frames and one after 12.
+    # With these weights, and in this voice, two texts end after 7 frames and one after 12.
     assert rows["free codes"].shape == "3 × 12 × 16"
     assert rows["talker logits"].shape.startswith("3 × 13 × ")
     assert rows["predictor logits"].shape.startswith("3 × 12 × ")
