@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from qwen3_tts_jax import audio, hf_config
 from qwen3_tts_jax.audio import AudioLike
 from qwen3_tts_jax.config import ModelConfig
@@ -34,7 +32,7 @@ from qwen3_tts_jax.prompt import Request, TextMode, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encoded_frames
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.utterances import spoken_as
-from qwen3_tts_jax.voice_prompt import VoicePrompt
+from qwen3_tts_jax.voice_prompt import stand_in
 from qwen3_tts_jax.voices import LONGEST_SECONDS, SHORTEST_SECONDS
 
 _VERSIONS = ("qwen-tts", "transformers", "torch", "jax", "qwen3-tts-jax")
@@ -102,8 +100,10 @@ def run_parity(
     tokenizer = TextTokenizer.from_folder(folder)
     requests = [replace(part, max_frames=frames) for request in requests for part in spoken_as(request, tokenizer)]
     tokenizer = TextTokenizer.from_folder(folder, phonemize=False)
+    clones = config.model_type == "base"
+    voice = stand_in(config, _num_frames(config, recording), recording.text) if clones else None
     for request in requests:
-        plan_prompt(replace(request, voice=_stand_in(config, recording)), tokenizer, config)
+        plan_prompt(replace(request, voice=voice), tokenizer, config)
     check_folder(folder, config)
     import_official()
 
@@ -163,17 +163,6 @@ def _recording(
 
 def _num_frames(config: ModelConfig, recording: Recording) -> int:
     return encoded_frames(config.codec, len(recording.samples), recording.rate)
-
-
-def _stand_in(config: ModelConfig, recording: Recording) -> VoicePrompt | None:
-    """A voice of the shapes that cloning the recording will give, to plan prompts with before anything is loaded."""
-    if config.speaker_encoder is None:
-        return None
-    x_vector = np.zeros(config.speaker_encoder.x_vector_width, np.float32)
-    if recording.text is None:
-        return VoicePrompt(x_vector)
-    codes = np.zeros((_num_frames(config, recording), config.talker.num_codebooks), np.int32)
-    return VoicePrompt(x_vector, codes, recording.text)
 
 
 def _way_of_cloning(config: ModelConfig, recording: Recording) -> str:

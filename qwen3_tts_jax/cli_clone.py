@@ -83,16 +83,10 @@ class Recording:
 
     def stand_in(self, config: ModelConfig) -> VoicePrompt:
         """A voice of the same size, to check a prompt with before there are weights to make the true one."""
-        import numpy as np
-
+        from qwen3_tts_jax import voice_prompt
         from qwen3_tts_jax.speech_tokenizer import encoded_frames
-        from qwen3_tts_jax.voice_prompt import VoicePrompt
 
-        x_vector = np.zeros(config.speaker_encoder.x_vector_width, np.float32)
-        if self.text is None:
-            return VoicePrompt(x_vector)
-        frames = encoded_frames(config.codec, len(self.samples), self.rate)
-        return VoicePrompt(x_vector, np.zeros((frames, config.codec.num_codebooks), np.int32), self.text)
+        return voice_prompt.stand_in(config, encoded_frames(config.codec, len(self.samples), self.rate), self.text)
 
 
 def load_voice(path: Path) -> VoicePrompt:

@@ -34,6 +34,19 @@ class VoicePrompt:
             raise ValueError("a voice has codes and their transcript, or neither")
 
 
+def stand_in(config: ModelConfig, frames: int, text: str | None) -> VoicePrompt:
+    """A voice of the shapes that a base model makes of a recording, to plan prompts with before there are weights.
+
+    Args:
+        config: of the model.
+        frames: of the recording's codes, see `speech_tokenizer.encoded_frames`.
+        text: what it says; None for the x-vector alone.
+    """
+    x_vector = np.zeros(config.speaker_encoder.x_vector_width, np.float32)
+    codes = None if text is None else np.zeros((frames, config.talker.num_codebooks), np.int32)
+    return VoicePrompt(x_vector, codes, text)
+
+
 def check_voice(voice: VoicePrompt, config: ModelConfig) -> None:
     """Refuses a voice that the model cannot clone.
 

@@ -22,7 +22,7 @@ from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encoded_frames
 from qwen3_tts_jax.synthesis import frame_limit, shape_step
 from qwen3_tts_jax.utterances import expected_frames, spoken_as, text_tokens
-from qwen3_tts_jax.voice_prompt import VoicePrompt
+from qwen3_tts_jax.voice_prompt import VoicePrompt, stand_in
 
 
 @dataclass(frozen=True)
@@ -254,12 +254,8 @@ class _Voices:
         count, rate, digest, kept = self._read(item.reference)
         voices.check_text("the reference", item.reference_text)
         reference = Reference(item.reference, item.reference_text, digest, kept)
-        x_vector = np.zeros(self._config.speaker_encoder.x_vector_width, np.float32)
-        if item.reference_text is None:
-            return VoicePrompt(x_vector), reference, digest
-        codec = self._config.codec
-        codes = np.zeros((encoded_frames(codec, count, rate), codec.num_codebooks), np.int32)
-        return VoicePrompt(x_vector, codes, item.reference_text), reference, digest
+        frames = encoded_frames(self._config.codec, count, rate)
+        return stand_in(self._config, frames, item.reference_text), reference, digest
 
 
 def _recording_digest(samples: np.ndarray, rate: int) -> str:
