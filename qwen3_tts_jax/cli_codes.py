@@ -19,6 +19,7 @@ from qwen3_tts_jax.cli_model import Source
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.console import ProgressLine, check_output, plain_messages, refuse, refusing
 from qwen3_tts_jax.files import check_folder, completed, require_absent
+from qwen3_tts_jax.voice_prompt import codes_problem
 
 _CODES_ENDINGS = (".npz", ".safetensors")
 _SOUND_ENDINGS = (".wav", ".flac", ".ogg")
@@ -193,9 +194,7 @@ def _check(path: Path, codes: Mapping[str, np.ndarray], rates: Mapping[str, floa
     for name, rate in rates.items():
         if rate != getattr(config, name):
             refuse(f"{path} has codes of another codec: its {name} is {rate:g}, this one's {getattr(config, name):g}")
-    count, size = config.num_codebooks, config.decoder.codebook_size
     for name, array in codes.items():
-        if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[1] != count or len(array) == 0:
-            refuse(f"{name} in {path} is {array.dtype} {list(array.shape)}: codes are integers [T, {count}], T > 0")
-        if array.min() < 0 or array.max() >= size:
-            refuse(f"{name} in {path} has codes {array.min()} … {array.max()}: this codec's are 0 … {size - 1}")
+        problem = codes_problem(array, config.num_codebooks, config.decoder.codebook_size)
+        if problem:
+            refuse(f"{name} in {path} does not fit this codec: its codes {problem}")

@@ -18,6 +18,7 @@ from qwen3_tts_jax.codec_decoding import decode_codes, fetched
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.sharding import place_batch
 from qwen3_tts_jax.synthesis import Progress
+from qwen3_tts_jax.voice_prompt import codes_problem
 
 # Longer chunks waste more of the last one, shorter ones keep a CPU's cores less busy.
 _CHUNK_FRAMES = 32
@@ -230,18 +231,10 @@ class SpeechTokenizer:
         return samples, self.config.sample_rate
 
     def _checked(self, row: int, codes: np.ndarray) -> np.ndarray:
-        codes, count, size = np.asarray(codes), self.config.num_codebooks, self.config.decoder.codebook_size
-        if codes.ndim != 2 or codes.shape[1] != count or len(codes) == 0:
-            raise ValueError(f"codes {row} must be [T, {count}] with T > 0, got {list(codes.shape)}")
-        if codes.dtype.kind not in "iu":
-            raise ValueError(f"codes {row} must be integers, got {codes.dtype}")
-        bad = np.argwhere((codes < 0) | (codes >= size))
-        if len(bad):
-            frame, codebook = bad[0]
-            raise ValueError(
-                f"codes {row} must be in 0 … {size - 1}, got {codes[frame, codebook]} in frame {frame}, "
-                f"codebook {codebook}"
-            )
+        codes = np.asarray(codes)
+        problem = codes_problem(codes, self.config.num_codebooks, self.config.decoder.codebook_size)
+        if problem:
+            raise ValueError(f"codes {row} {problem}")
         return codes.astype(np.int32)
 
     # What the official package offers, under its names.

@@ -34,6 +34,23 @@ class VoicePrompt:
             raise ValueError("a voice has codes and their transcript, or neither")
 
 
+def codes_problem(codes: np.ndarray, count: int, size: int) -> str | None:
+    """What keeps an array from being codes, in words that follow what it is called; None where nothing does.
+
+    Args:
+        codes: int [T, Q], T > 0.
+        count: Q.
+        size: of each codebook.
+    """
+    if codes.dtype.kind not in "iu" or codes.ndim != 2 or codes.shape[1] != count or len(codes) == 0:
+        return f"must be integers [T, {count}] with T > 0, got {codes.dtype} {list(codes.shape)}"
+    outside = np.argwhere((codes < 0) | (codes >= size))
+    if len(outside) == 0:
+        return None
+    frame, codebook = outside[0]
+    return f"must be 0 … {size - 1}, got {codes[frame, codebook]} in frame {frame}, codebook {codebook}"
+
+
 def stand_in(config: ModelConfig, frames: int, text: str | None) -> VoicePrompt:
     """A voice of the shapes that a base model makes of a recording, to plan prompts with before there are weights.
 
@@ -66,15 +83,8 @@ def check_voice(voice: VoicePrompt, config: ModelConfig) -> None:
         raise ValueError("the voice's x-vector is not finite")
     if voice.codes is None:
         return
-    num_codebooks, codebook_size = config.talker.num_codebooks, config.code_predictor.codebook_size
-    if voice.codes.ndim != 2 or voice.codes.shape[1] != num_codebooks or len(voice.codes) == 0:
-        raise ValueError(
-            f"the voice's codes have shape {list(voice.codes.shape)}, this model's have [T, {num_codebooks}]"
-        )
-    if voice.codes.dtype.kind not in "iu":
-        raise ValueError(f"the voice's codes must be integers, got {voice.codes.dtype}")
-    lowest, highest = voice.codes.min(), voice.codes.max()
-    if lowest < 0 or highest >= codebook_size:
-        raise ValueError(f"the voice's codes are {lowest} … {highest}, this model's are 0 … {codebook_size - 1}")
+    problem = codes_problem(voice.codes, config.talker.num_codebooks, config.code_predictor.codebook_size)
+    if problem:
+        raise ValueError(f"the voice does not fit this model: its codes {problem}")
     if not voice.text.strip():
         raise ValueError("the voice has codes but an empty transcript; give the text that its recording says")

@@ -305,14 +305,14 @@ def _changed(value):
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (_changed(-1), r"codes 1 must be in 0 … 40, got -1 in frame 2, codebook 3$"),
-        (_changed(41), r"codes 1 must be in 0 … 40, got 41 in frame 2, codebook 3$"),
-        (_codes(4)[:, :-1], r"codes 1 must be \[T, 5\] with T > 0, got \[4, 4\]$"),
-        (_codes(4)[None], r"codes 1 must be \[T, 5\] with T > 0, got \[1, 4, 5\]$"),
-        (_codes(4)[:0], r"codes 1 must be \[T, 5\] with T > 0, got \[0, 5\]$"),
-        (_codes(4)[:, 0], r"codes 1 must be \[T, 5\] with T > 0, got \[4\]$"),
-        (_codes(4) * 1.0, r"codes 1 must be integers, got float64$"),
-        (_codes(4) > 3, r"codes 1 must be integers, got bool$"),
+        (_changed(-1), r"codes 1 must be 0 … 40, got -1 in frame 2, codebook 3$"),
+        (_changed(41), r"codes 1 must be 0 … 40, got 41 in frame 2, codebook 3$"),
+        (_codes(4)[:, :-1], r"codes 1 must be integers \[T, 5\] with T > 0, got int64 \[4, 4\]$"),
+        (_codes(4)[None], r"codes 1 must be integers \[T, 5\] with T > 0, got int64 \[1, 4, 5\]$"),
+        (_codes(4)[:0], r"codes 1 must be integers \[T, 5\] with T > 0, got int64 \[0, 5\]$"),
+        (_codes(4)[:, 0], r"codes 1 must be integers \[T, 5\] with T > 0, got int64 \[4\]$"),
+        (_codes(4) * 1.0, r"codes 1 must be integers .*, got float64 "),
+        (_codes(4) > 3, r"codes 1 must be integers .*, got bool "),
     ],
 )
 def test_codes_that_are_none(tokenizer, codes, message):
