@@ -76,12 +76,24 @@ def read(source: AudioLike) -> tuple[np.ndarray, int]:
         )
     if samples.ndim == 2:
         samples = np.mean(samples, axis=1)
-    if len(samples) == 0:
-        raise ValueError(f"{name} holds no samples")
-    bad = np.count_nonzero(~np.isfinite(samples))
-    if bad:
-        raise ValueError(f"{bad} of {len(samples)} samples of {name} are not finite")
+    problem = samples_problem(samples)
+    if problem:
+        raise ValueError(f"{name} {problem}")
     return samples, rate
+
+
+def samples_problem(samples: np.ndarray) -> str | None:
+    """What keeps an array from being a recording, in words that follow what it is called; None where nothing does.
+
+    Args:
+        samples: floats [N], N > 0, all finite.
+    """
+    if samples.ndim != 1 or samples.dtype.kind != "f":
+        return f"must be mono floats [N] in ±1, got {samples.dtype} {list(samples.shape)}; audio.read gives that"
+    if len(samples) == 0:
+        return "holds no samples"
+    bad = np.count_nonzero(~np.isfinite(samples))
+    return f"has samples that are not finite: {bad} of {len(samples)}" if bad else None
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:

@@ -55,7 +55,9 @@ def encode_recordings(
         ValueError: a recording of another shape or dtype, empty or not finite, before anything is computed.
     """
     for row, samples in enumerate(recordings):
-        _check_recording(row, samples)
+        problem = sound.samples_problem(samples)
+        if problem:
+            raise ValueError(f"recording {row} {problem}")
     # Rows of a batch should end in about the same step.
     order = sorted(range(len(recordings)), key=lambda row: len(recordings[row]), reverse=True)
     codes: dict[int, np.ndarray] = {}
@@ -71,17 +73,6 @@ def encode_recordings(
 def encoded_frames(config: CodecConfig, count: int, rate: int) -> int:
     """How many frames a codec makes of a recording of `count` samples at `rate` Hz, which is resampled first."""
     return -(-sound.resampled_length(count, rate, config.sample_rate) // config.frame_samples)
-
-
-def _check_recording(row: int, samples: np.ndarray) -> None:
-    if samples.ndim != 1 or samples.dtype.kind != "f" or len(samples) == 0:
-        raise ValueError(
-            f"recording {row} must be floats of shape [N] with N > 0, got {samples.dtype} of shape "
-            f"{list(samples.shape)}"
-        )
-    bad = np.count_nonzero(~np.isfinite(samples))
-    if bad:
-        raise ValueError(f"{bad} of {len(samples)} samples of recording {row} are not finite")
 
 
 def _encode_batch(

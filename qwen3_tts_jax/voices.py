@@ -88,17 +88,11 @@ def make_voices(
 
 def check_recording(name: str, samples: np.ndarray, rate: int) -> None:
     """Refuses what no voice can be made from, with a ValueError that calls the recording `name`; see `make_voices`."""
-    if samples.ndim != 1 or samples.dtype.kind != "f":
-        raise ValueError(
-            f"{name} must be mono floats [N] in ±1, got {samples.dtype} {list(samples.shape)}; audio.read gives that"
-        )
-    if rate < 1:
-        raise ValueError(f"{name} has a sample rate of {rate} Hz")
-    if samples.size == 0:
-        raise ValueError(f"{name} is empty")
-    unusable = np.count_nonzero(~np.isfinite(samples))
-    if unusable:
-        raise ValueError(f"{name} has {unusable} samples that are NaN or infinite")
+    problem = audio.samples_problem(samples)
+    if problem is None and rate < 1:
+        problem = f"has a sample rate of {rate} Hz"
+    if problem:
+        raise ValueError(f"{name} {problem}")
     seconds = samples.size / rate
     advice = "cut out 3 to 30 s of one clear voice"
     if seconds < SHORTEST_SECONDS:
