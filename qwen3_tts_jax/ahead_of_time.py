@@ -113,7 +113,10 @@ class Programs:
     def decode(
         self, size: Size, weights: Sequence[jax.Array], codec_state: list[jax.Array], codes: Any
     ) -> tuple[list[jax.Array], jax.Array]:
-        """Decodes codes int32 [B, chunk_frames, Q] (no −1 among them): the state and samples float32 [B, N]."""
+        """Decodes codes int32 [B, chunk_frames, Q]: the state and samples float32 [B, N].
+
+        −1 counts as 0, as in `decoder.decode_step`.
+        """
         return self._calls["decode", size](list(weights), codec_state, codes)
 
 

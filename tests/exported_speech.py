@@ -24,7 +24,7 @@ codec_state, codes, samples = programs.codec_state(size), [], []
 for _ in range(3):
     state, chunk = programs.chunk(size, weights, state)
     codes.append(np.asarray(chunk))
-    codec_state, sound = programs.decode(size, weights, codec_state, np.maximum(codes[-1], 0))
+    codec_state, sound = programs.decode(size, weights, codec_state, codes[-1])
     samples.append(np.asarray(sound))
 np.savez(folder / "speech.npz", codes=np.concatenate(codes, 1), samples=np.concatenate(samples, 1))
 
