@@ -43,6 +43,8 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 URLS = ("http://", "https://")
 """How references start that are downloaded."""
+NO_PATHS = (*URLS, "data:")
+"""How references start that are not files'."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def _item(line: int, row: Mapping[str, Any], folder: Path) -> Item | BadLine:
     if row.get("id") is None:
         values["id"] = str(line)
     for name in ("reference", "voice"):
-        if name in values and not values[name].startswith((*URLS, "data:")):
+        if name in values and not values[name].startswith(NO_PATHS):
             try:
                 values[name] = str(folder / Path(values[name]).expanduser())
             except RuntimeError:
