@@ -20,12 +20,10 @@ from qwen3_tts_jax.convert.rule import Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, codec_rules, compute_dtype, select
 from qwen3_tts_jax.convert.safetensors_file import DTYPES, StoredTensor, read_into
 from qwen3_tts_jax.hf_config import read_folder
+from qwen3_tts_jax.sharding import Placement
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes to do."""
-
-Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-"""Where the leaf with this path and shape goes; see `sharding.placement`."""
 
 Finish = Callable[[str, jax.Array], Mapping[str, jax.Array]]
 """What becomes of the leaf with this path once it is placed, by path; see `quantize.quantize_leaf`."""

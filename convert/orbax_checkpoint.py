@@ -20,11 +20,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, CheckpointError, check_tree, copy_small_files
-from qwen3_tts_jax.convert.load import Finish, Placement, Progress
+from qwen3_tts_jax.convert.load import Finish, Progress
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
 from qwen3_tts_jax.files import completed_folder, require_absent
 from qwen3_tts_jax.hf_config import read_folder
+from qwen3_tts_jax.sharding import Placement
 
 FORMAT = 2
 _PARAMS = "params"

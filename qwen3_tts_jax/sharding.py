@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.devices import local_devices
 
 DATA, MODEL = "data", "model"
 
-Placement = Callable[[str, tuple[int, ...]], NamedSharding]
+Placement = Callable[[str, tuple[int, ...]], Sharding]
 """Where the parameter with this path ("talker/codec_head/weight") and shape goes."""
 
 Tree = TypeVar("Tree")
