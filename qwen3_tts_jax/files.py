@@ -1,7 +1,10 @@
-"""Files and folders that appear under their names only once they are complete, and folders of one process alone."""
+"""Files and folders that appear under their names only once they are complete, folders of one process alone, and what
+differs between the settings that files hold.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,10 +12,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 LOCK = ".lock"
 """The file by which a folder is locked."""
 
+_SHOWN = 60
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
 
 
@@ -161,6 +166,26 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two settings, nested ones by their path: "name was 1, is 2"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            difference
+            for key in keys
+            for difference in differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    if before == now:
+        return []
+    was, is_now = _shown(before), _shown(now)
+    return [f"{name} is another" if was == is_now else f"{name} was {was}, is {is_now}"]
+
+
+def _shown(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _partial_name(path: Path) -> Path:

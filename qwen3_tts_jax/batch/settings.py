@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3_tts_jax.files import completed
+from qwen3_tts_jax.files import completed, differences
 
 VERSION = 3
 """Of job.json; raised when a folder of an earlier release cannot be gone on with."""
-
-_SHOWN = 60
 
 
 class FolderError(Exception):
@@ -87,23 +85,3 @@ def require_unchanged(
             f"{len(changed)} finished item{'s' * (len(changed) > 1)} of {folder} changed since: "
             f"{'; '.join(changed[:3])}{more}; use another folder, or other ids"
         )
-
-
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two settings, nested ones by their path: "name was 1, is 2"."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [
-            difference
-            for key in keys
-            for difference in differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
-        ]
-    if before == now:
-        return []
-    was, is_now = _shown(before), _shown(now)
-    return [f"{name} is another" if was == is_now else f"{name} was {was}, is {is_now}"]
-
-
-def _shown(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from qwen3_tts_jax.batch.settings import differences
+from qwen3_tts_jax.files import differences
 
 _STATE, _META = "state", "run.json"
 
