@@ -17,7 +17,7 @@ import numpy as np
 
 from qwen3_tts_jax.cache import Pieces
 from qwen3_tts_jax.config import AttentionKernel, ConfigError, ModelConfig, TransformerConfig
-from qwen3_tts_jax.devices import default_device
+from qwen3_tts_jax.devices import default_device, nvidia_capability
 from qwen3_tts_jax.layers import PRECISION
 
 Choice = Literal["auto", "xla", "cudnn", "pallas"]
@@ -223,10 +223,3 @@ def _lacks(kernel: AttentionKernel) -> str | None:
         return None if device.platform == "tpu" else f"a TPU, and this is {device.device_kind}"
     new_enough = (nvidia_capability() or 0) >= 8
     return None if new_enough else f"an NVIDIA GPU from Ampere on, and this is {device.device_kind}"
-
-
-def nvidia_capability() -> float | None:
-    """The compute capability of JAX's default device, such as 9.0; None where that is no NVIDIA GPU."""
-    # An AMD GPU's is a name.
-    capability = str(getattr(default_device(), "compute_capability", ""))
-    return float(capability) if capability.replace(".", "", 1).isdecimal() else None

@@ -19,8 +19,12 @@ def local_devices() -> list[jax.Device]:
 
 
 def automatic_dtype(platform: str | None = None) -> str:
-    """What "auto" means for the talker and the code predictor on a platform, the default device's if none is given.
-
-    CPUs multiply in bfloat16 some ten times as slowly as in float32.
-    """
+    """What "auto" means for the talker and the code predictor on a platform, the default device's if none is given."""
     return "float32" if (platform or default_device().platform) == "cpu" else "bfloat16"
+
+
+def nvidia_capability() -> float | None:
+    """The compute capability of JAX's default device, such as 9.0; None where that is no NVIDIA GPU."""
+    # An AMD GPU's is a name.
+    capability = str(getattr(default_device(), "compute_capability", ""))
+    return float(capability) if capability.replace(".", "", 1).isdecimal() else None

@@ -13,6 +13,7 @@ import pytest
 from qwen3_tts_jax import attention
 from qwen3_tts_jax.cache import KVCache, WindowCache
 from qwen3_tts_jax.config import ConfigError, TransformerConfig
+from qwen3_tts_jax.devices import nvidia_capability
 from qwen3_tts_jax.presets import preset
 
 # As small and odd as kernels take them.
@@ -203,7 +204,7 @@ def test_no_kernel_is_chosen_on_a_gpu_machine_whose_default_device_is_its_cpu(mo
     for chosen in ("cpu", cpu):
         with jax.default_device(chosen):
             assert kernels(attention.configure(config, "auto")) == ["xla"] * 4
-            assert attention.nvidia_capability() is None
+            assert nvidia_capability() is None
 
 
 @pytest.mark.parametrize(("device", "kernel"), [(GPU, "cudnn"), (TPU, "pallas")])

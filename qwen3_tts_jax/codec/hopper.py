@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from qwen3_tts_jax.attention import nvidia_capability
 from qwen3_tts_jax.codec.conv import Contexts, phases, snake, snake_rates, within_half_turn
 from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig, ConfigError
-from qwen3_tts_jax.devices import default_device
+from qwen3_tts_jax.devices import default_device, nvidia_capability
 
 _GROUPS = 2  # Warpgroups that multiply.
 _MEMORY = 196_000  # Bytes of shared memory for operands, of 227 KiB.
