@@ -213,8 +213,8 @@ def plan_prompt(request: Request, tokenizer: Tokenizer, config: ModelConfig) -> 
             stacklevel=2,
         )
         instruct = []
-    frame = tokenizer.assistant(request.text)
-    text = frame[ROLE_IDS:-CLOSING_IDS]
+    wrapped = tokenizer.assistant(request.text)
+    text = wrapped[ROLE_IDS:-CLOSING_IDS]
     voice = request.voice
     if voice is not None and voice.codes is not None:
         text = [*tokenizer.reference(voice.text)[ROLE_IDS:-REFERENCE_CLOSING_IDS], *text]
@@ -223,7 +223,7 @@ def plan_prompt(request: Request, tokenizer: Tokenizer, config: ModelConfig) -> 
         frames = np.empty((0, config.talker.num_codebooks), np.int32)
 
     # The text channel of each position, and the codec channel's column 0.
-    opening = [(token, NONE) for token in instruct + frame[:ROLE_IDS]]
+    opening = [(token, NONE) for token in instruct + wrapped[:ROLE_IDS]]
     control = _language_codes(request, ids)
     speaker_position = NONE
     if voice is not None:

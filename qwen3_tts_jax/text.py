@@ -1,4 +1,4 @@
-"""Text → token ids: the byte-level BPE of the published checkpoints, and the frames of a prompt.
+"""Text → token ids: the byte-level BPE of the published checkpoints, and the chat templates of a prompt.
 
 Built from vocab.json, merges.txt and tokenizer_config.json with the `tokenizers` library alone.
 """
@@ -133,15 +133,15 @@ class TextTokenizer:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def assistant(self, text: str) -> list[int]:
-        """The frame of a text to be spoken: 3 ids of role, the text, 5 ids that close it."""
+        """A text to be spoken in its chat template: 3 ids of role, the text, 5 ids that close it."""
         return self.encode(f"{_ROLE}{text}{_CLOSING}")
 
     def reference(self, text: str) -> list[int]:
-        """The frame of a reference's transcript: 3 ids of role, the text, 2 ids that close it."""
+        """A reference's transcript in its chat template: 3 ids of role, the text, 2 ids that close it."""
         return self.encode(f"{_ROLE}{text}<|im_end|>\n")
 
     def instruct(self, text: str) -> list[int]:
-        """The frame of an instruction on voice or style; all of it goes into the prompt."""
+        """An instruction on voice or style in its chat template; all of it goes into the prompt."""
         return self.encode(f"<|im_start|>user\n{text}<|im_end|>\n")
 
     def incremental(self) -> IncrementalText:

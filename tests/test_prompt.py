@@ -293,7 +293,7 @@ def test_a_voice_in_context(text_mode: str, frames: int, text: list[int], codes:
     assert got.speaker_position == 6
 
 
-def test_the_reference_is_what_lies_within_its_frame(tokenizer: TextTokenizer):
+def test_the_reference_is_what_lies_within_its_template(tokenizer: TextTokenizer):
     request = Request("Hello, world.", voice=cloned(1, "\n\nHi"))
     got = plan_prompt(request, tokenizer, BASE)
     # The newlines merge with the one that ends the role.

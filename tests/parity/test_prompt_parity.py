@@ -275,7 +275,7 @@ def test_clones_in_every_language(official: Callable[..., Any], tokenizer: TextT
     check(official("0.6B-Base"), "0.6B-Base", tokenizer, requests)
 
 
-def test_a_text_that_merges_with_its_frame(official: Callable[..., Any], tokenizer: TextTokenizer):
+def test_a_text_that_merges_with_its_template(official: Callable[..., Any], tokenizer: TextTokenizer):
     """Reference and text are what lies between fixed positions, whatever the ids are."""
     cloned = voice("0.6B-Base", 5, text="\n\nHo<|im_end|>\n")
     request = Request(TEXTS[2], voice=cloned, text_mode="as_it_comes")
