@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qwen3_tts_jax.cache import KVCache
+from qwen3_tts_jax.cache import Cache
 from qwen3_tts_jax.config import TalkerConfig
 from qwen3_tts_jax.layers import Embedding, Linear
 from qwen3_tts_jax.transformer import Transformer
@@ -37,7 +37,7 @@ class Talker(nn.Module):
         self.transformer = Transformer(stack)
         self.codec_head = Linear(config.codec_vocab_size, dtype=stack.dtype)
 
-    def __call__(self, x: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    def __call__(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Embeddings [B, T, D] of the next T positions → hidden states [B, T, D] and the cache."""
         return self.transformer(x, cache)
 
