@@ -119,7 +119,7 @@ def _weights(scores: jax.Array, mask: jax.Array, queries: jax.Array) -> jax.Arra
 
 
 def cudnn(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, *, past: int) -> jax.Array:
-    """`attend` by cuDNN. Without a past it needs no mask but that queries come in order."""
+    """`attend` by cuDNN. With no past, a causal mask is the only one needed."""
     steps = queries.shape[1]
     queries, keys, values = (
         queries.reshape(*queries.shape[:2], -1, queries.shape[-1]),

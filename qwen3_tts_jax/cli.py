@@ -290,7 +290,9 @@ def convert(
 def parity(
     model: option.ModelArgument,
     text: Annotated[list[str] | None, typer.Option(help="What both say; may be given several times.")] = None,
-    speaker: Annotated[str | None, typer.Option(help="One of the command `voices`.")] = None,
+    speaker: Annotated[
+        str | None, typer.Option(help="One that the command `voices` lists; the first by default.")
+    ] = None,
     language: option.Language = "auto",
     instruct: Annotated[str | None, typer.Option(help="How to speak, or who speaks.")] = None,
     reference: Annotated[
@@ -312,7 +314,7 @@ def parity(
 ) -> None:
     """Compare with the official PyTorch package, stage by stage.
 
-    Needs that package (qwen-tts) beside this one. Exit status 1 says that a stage is beyond its tolerance.
+    Needs that package (qwen-tts) beside this one. Exit status 1 means that a stage exceeds its tolerance.
     """
     from qwen3_tts_jax.cli_model import Source, compare_with_official
 

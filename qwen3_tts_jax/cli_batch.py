@@ -35,7 +35,8 @@ def batch(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the job; made where it is not there.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", help="Folder of the job; created if it does not exist.", show_default=False),
     ],
     model: option.MiniOrModel = None,
     audio_format: Annotated[
@@ -44,7 +45,10 @@ def batch(
     ] = "wav",
     shard_items: Annotated[int | None, typer.Option(min=1, help="Items in a Parquet shard; 1000 by default.")] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Items at a time; all batches are filled up to it, so that none changes another.")
+        int,
+        typer.Option(
+            min=1, help="Items at a time; every batch is padded to this size, so that no item changes another."
+        ),
     ] = 8,
     save_codes: Annotated[
         bool, typer.Option("--save-codes", help="Write codes/ID.npy too, or a column codes: int16 [T, Q].")
@@ -52,22 +56,21 @@ def batch(
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that cannot be spoken.")] = False,
     retry: Annotated[
         int,
-        typer.Option(
-            min=0, help="Make speech that was cut at its limit again, up to this many times, with other seeds."
-        ),
+        typer.Option(min=0, help="Repeat speech that was cut at its limit, up to this many times, with other seeds."),
     ] = 0,
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Of this machine, to share each batch; all by default.")
+        int | None, typer.Option(min=1, help="How many of this machine share each batch; all by default.")
     ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="In this process, or on the machines of a Ray cluster.")
     ] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Of Ray; by default one for each of its GPUs, else one.")
+        int | None,
+        typer.Option(min=1, help="How many of Ray; by default one for each of its GPUs, or one if it has none."),
     ] = None,
     max_seconds: Annotated[
         float | None,
-        typer.Option(help="Of items without it; by default 2 s and 0.64 s per token of the text, in mini 0.2 s."),
+        typer.Option(help="For items without it; by default 2 s and 0.64 s per token of the text, in mini 0.2 s."),
     ] = None,
     split: option.Split = None,
     seed: option.Seed = 0,
@@ -85,13 +88,13 @@ def batch(
     verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Speak a list of texts into a folder, with any model; the same command again goes on where it was interrupted.
+    """Speak a list of texts into a folder, with any model; run again, the command resumes where it was interrupted.
 
     out/ID.wav are written as they are finished, or out/data/*.parquet, and a line for each item in out/index.jsonl.
-    Where standard error is no terminal, it gets a line of progress a minute. The same manifest and seed give the same
-    codes, whatever the order of the lines and wherever the job was interrupted. Exit status: 0 when all items are
-    finished, 1 when some failed or the job was stopped, as by a full disk or a lack of memory, 2 when it was refused,
-    130 when it was interrupted.
+    If standard error is not a terminal, it gets a line of progress every minute. The same manifest and seed give the
+    same codes, whatever the order of the lines and wherever the job was interrupted. Exit status: 0 when all items are
+    finished, 1 when some failed or the job was stopped, for example by a full disk or a lack of memory, 2 when it was
+    refused, 130 when it was interrupted.
     """
     options = BatchOptions(**locals())
     from qwen3_tts_jax.batch.job import run_batch

@@ -45,7 +45,9 @@ class Reference:
         if self.x_vector_only and (text is not None or self.text_file is not None):
             refuse(f"--x-vector-only leaves out what the recording says and takes no {option}")
         if not self.x_vector_only and text is None and self.text_file is None:
-            refuse(f"{option} is missing: give what the recording says, or --x-vector-only, which is less alike")
+            refuse(
+                f"{option} is missing: give what the recording says, or --x-vector-only, which resembles the voice less"
+            )
         if self.text_file is not None:
             text = read_text_file(self.text_file)
         with refusing(ValueError, OSError):

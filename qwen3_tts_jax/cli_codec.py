@@ -68,7 +68,7 @@ def decode(
 ) -> None:
     """Decode codes.
 
-    Several recordings go into a folder, which is made where it is missing, and where no file is replaced.
+    Several recordings go into a folder, which is created if it does not exist; no file in it is replaced.
     """
     from qwen3_tts_jax.cli_codes import decode_file
     from qwen3_tts_jax.cli_model import Source

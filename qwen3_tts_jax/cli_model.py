@@ -67,7 +67,7 @@ class Source:
         from qwen3_tts_jax.convert import CheckpointError, ModelNotFoundError
 
         if self.revision is not None and local_folder(self.model) is not None:
-            refuse(f"--revision is of a repository, and {self.model} is none")
+            refuse(f"--revision is for repositories, and {self.model} is not one")
         try:
             with refusing(ConfigError):
                 # None lets the environment variable HF_HUB_OFFLINE decide.

@@ -29,7 +29,7 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-Text = Annotated[str | None, typer.Argument(help='What to say; "-" or nothing reads standard input.')]
+Text = Annotated[str | None, typer.Argument(help='What to say; "-", or no text, reads standard input.')]
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from this UTF-8 file.")]
 Output = Annotated[
     Path | None,
@@ -46,12 +46,16 @@ Model = Annotated[str, typer.Option("--model", "-m", help=_MODEL)]
 MiniOrModel = Annotated[str | None, typer.Option("--model", "-m", help=_MODEL, show_default=MINI)]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
 Speaker = Annotated[
-    str | None, typer.Option("--speaker", "-s", help="One of the command `voices`; the first by default.")
+    str | None, typer.Option("--speaker", "-s", help="One that the command `voices` lists; the first by default.")
 ]
 XVectorOnly = Annotated[
-    bool, typer.Option("--x-vector-only", help="Take the sound of the voice alone: needs no text, is less alike.")
+    bool,
+    typer.Option(
+        "--x-vector-only",
+        help="Take the sound of the voice alone: needs no transcript, but resembles the voice less.",
+    ),
 ]
-Language = Annotated[str, typer.Option("--language", "-l", help='One of the command `languages`, or "auto".')]
+Language = Annotated[str, typer.Option("--language", "-l", help='One that the command `languages` lists, or "auto".')]
 MaxSeconds = Annotated[float | None, typer.Option(help="The longest speech to make; the model's own limit by default.")]
 Mode = Annotated[
     Literal["all-at-once", "as-it-comes"],
@@ -61,7 +65,8 @@ Split = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Speak longer texts in parts of about so many tokens (0.2 s each), side by side; mini does by sentences.",
+        help="Approximate maximum length of one utterance, in text tokens (0.2 s each): longer texts are spoken in "
+        "parts, side by side; mini always speaks sentence by sentence.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same speech.")]
@@ -69,7 +74,7 @@ Greedy = Annotated[bool, typer.Option("--greedy", help="Always the most likely c
 Temperature = Annotated[float | None, typer.Option(help="Of the talker; the model's own by default.")]
 TopK = Annotated[int | None, typer.Option(help="Of the talker; 0 switches it off.")]
 TopP = Annotated[float | None, typer.Option(help="Of the talker; 1 switches it off.")]
-Penalty = Annotated[float | None, typer.Option(help="On codes of the talker that came before; 1 is none.")]
+Penalty = Annotated[float | None, typer.Option(help="On codes that the talker has already made; 1 is none.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     typer.Option(help="To compute in; auto is float32 on a CPU, else bfloat16."),
@@ -84,7 +89,7 @@ Dtypes = Annotated[
 ]
 Attention = Annotated[
     Literal["auto", "xla", "cudnn", "pallas"],
-    typer.Option(help="Of prompts, in bfloat16: a kernel of NVIDIA GPUs (cudnn) or TPUs (pallas), or plain (xla)."),
+    typer.Option(help="For prompts, in bfloat16: a kernel for NVIDIA GPUs (cudnn) or TPUs (pallas), or neither (xla)."),
 ]
 Weights = Annotated[
     Literal["float", "int8"],
@@ -92,9 +97,9 @@ Weights = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where downloads are kept.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Never ask the network.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never access the network.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Compare the files' sha256 with the published ones.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error, warnings only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error, only warnings.")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,17 +46,19 @@ def warmup(
     model: option.ModelArgument,
     tokens: Tokens = 64,
     batch_size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Of batch jobs, too; may be given several times.")
+        list[int] | None, typer.Option(min=1, help="Also for batch jobs of this size; may be given several times.")
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="For streams, too.")] = True,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Also for streams.")] = True,
     streams: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="For so many at a time (`Qwen3TTS.stream_batch`), too; may be given several times."),
+        typer.Option(
+            min=1, help="Also for so many streams at a time (`Qwen3TTS.stream_batch`); may be given several times."
+        ),
     ] = None,
     max_seconds: option.MaxSeconds = None,
     text_mode: Annotated[
         Literal["all-at-once", "as-it-comes"] | None,
-        typer.Option(help="As for the command that speaks with the model, by default its own."),
+        typer.Option(help="As for the command that speaks with the model; by default that of the command."),
     ] = None,
     instruct: Annotated[str | None, typer.Option("--instruct", "-i", help="One as long as those to come.")] = None,
     voice: Voice = None,

@@ -137,8 +137,8 @@ def _interrupts_explained(output: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         typer.echo(
-            f"interrupted: {output} is not written; of a long text --stream gives the sound as it is made, and `batch` "
-            "keeps each text that is finished",
+            f"interrupted: {output} is not written; for a long text, --stream gives the sound as it is made, and "
+            "`batch` keeps each text that is finished",
             err=True,
         )
         raise

@@ -13,7 +13,7 @@ from qwen3_tts_jax.cli_options import APP, DEFAULT_CLONER, examples
 voice_app = typer.Typer(name="voice", help="Make, show and blend the voices that `clone` speaks with.", **APP)
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Voice file to write: .safetensors.")]
-Name = Annotated[str | None, typer.Option("--name", help="Of the voice; `voice show` tells it.")]
+Name = Annotated[str | None, typer.Option("--name", help="Of the voice; `voice show` prints it.")]
 
 
 @voice_app.command(
@@ -42,7 +42,7 @@ def save(
 ) -> None:
     """Make a voice file from a recording.
 
-    It is for models of the size that made it: voices of 0.6B and of 1.7B models differ.
+    It only fits models of the size that made it: voices of 0.6B and of 1.7B models differ.
     """
     from qwen3_tts_jax.cli_clone import Reference, save_voice
     from qwen3_tts_jax.cli_model import Source

@@ -73,7 +73,7 @@ def refuse_idle(context: typer.Context, idle: object, why: str, *options: str) -
     for name in options:
         source = context.get_parameter_source(name)
         if idle and source is not None and source.name == "COMMANDLINE":
-            refuse(f"--{name.replace('_', '-')} does nothing {why}: leave it away")
+            refuse(f"--{name.replace('_', '-')} does nothing {why}: leave it out")
 
 
 def _one_line(message: object) -> str:

@@ -73,8 +73,8 @@ class Request:
             talker one token per frame, the way the official package simulates a text that streams in.
         max_frames: the most frames (80 ms each in the published models) to generate; None is the model's own limit.
         voice: of a base model; without one it speaks in a voice of its own choosing.
-        split: tokens of the text that are about the most for one utterance (a token is some 0.2 s of speech). A longer
-            text is spoken as several, which end where sentences do and do not hear each other; each has a limit of
+        split: approximate maximum length of one utterance, in text tokens (each some 0.2 s of speech). A longer text is
+            spoken as several, which end where sentences do and do not hear each other; each has a limit of
             frames of its own, 2 s and 0.64 s per token. By default all is one utterance. Models that read phonemes
             (mini) speak sentence by sentence in any case.
     """

@@ -21,7 +21,7 @@ from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 FORMAT = "qwen3-tts-jax voice"
 VERSION = 1
-"""Raised when files are written that earlier releases would misread."""
+"""Bumped when earlier releases would misread the files that are written."""
 
 _TENSORS = {"x_vector": "F32", "codes": "I32"}
 _NO_TRANSCRIPT = "has codes but no transcript: make the voice again with the text of its recording"

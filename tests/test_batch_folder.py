@@ -145,7 +145,7 @@ def test_an_index_that_lost_more_lines_than_a_kill_explains(tmp_path, tokenizer,
     found = "2 shards" if audio_format == "parquet" else f"files of {100 if lost == 'all' else 80} items"
     for settings in (SETTINGS, {"seed": 1}) if lost == "all" else (SETTINGS,):
         message = refused(folder, settings, tasks, **options)
-        assert f"{folder} holds {found} that index.jsonl does not have as finished, more than" in message
+        assert f"{folder} holds {found} that index.jsonl does not list as finished, more than" in message
     index.write_bytes(whole)
     with JobFolder(folder, **options) as job:
         job.begin(SETTINGS, tasks)

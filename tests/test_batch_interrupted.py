@@ -157,7 +157,7 @@ def test_sound_without_an_index_is_not_removed_unsaid(model, stand_in):
     # As a kill leaves it between the files of two items and their lines.
     Path("out/index.jsonl").write_text(lines[0])
     again = run(*job)
-    assert again.stderr == "removed files of 2 items that index.jsonl does not have as finished\n"
+    assert again.stderr == "removed files of 2 items that index.jsonl does not list as finished\n"
     assert "1 were finished before" in again.stdout
     assert contents("out") == whole
 
@@ -182,7 +182,7 @@ def test_an_interrupt_keeps_what_is_finished(model):
     finished = len(index())
     assert 3 <= finished < 200
     assert stderr.decode() == (
-        f"interrupted; {finished} of 200 items are finished, and the same command goes on from there\n"
+        f"interrupted; {finished} of 200 items are finished, and the same command resumes from there\n"
     )
 
 

@@ -53,7 +53,9 @@ def test_help_has_examples_and_imports_no_jax():
     help_text = run("batch", "--help").stdout
     assert "\n    qwen3-tts-jax batch lines.jsonl -o out/\n" in help_text
     assert '"reference_text": "What I say."' in help_text
-    assert "as by a full disk or a lack of memory, 2 when it was refused, 130 when" in " ".join(help_text.split())
+    assert "for example by a full disk or a lack of memory, 2 when it was refused, 130 when" in " ".join(
+        help_text.split()
+    )
     program = (
         "import sys\nfrom qwen3_tts_jax.cli import app\napp(['batch', '--help'], standalone_mode=False)\n"
         "print(sorted({'jax', 'rich', 'soundfile', 'numpy'} & set(sys.modules)))"

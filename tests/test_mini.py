@@ -229,7 +229,7 @@ def test_say_refuses_before_loading(no_weights):
         (["Hi.", "--language", "german"], "unknown language 'german'; there are auto, english"),
         ([" "], "the text is empty"),
         (["Hi.", "--model", ""], "'' is neither a folder, nor"),
-        (["Hi.", "--model", "mini", "--revision", "main"], "--revision is of a repository, and mini is none"),
+        (["Hi.", "--model", "mini", "--revision", "main"], "--revision is for repositories, and mini is not one"),
         (["Hi.", "--verify"], "mini comes with this package: there is no published file"),
     ]:
         assert_refused(run("say", *arguments), part)

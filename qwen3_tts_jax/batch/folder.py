@@ -181,7 +181,7 @@ class JobFolder:
         if len(items) > _MOST_WAITING or len(shards) > spooled:
             found = f"{len(shards)} shard{'s' * (len(shards) > 1)}" if shards else f"files of {len(items)} items"
             raise FolderError(
-                f"{self.path} holds {found} that {_INDEX} does not have as finished, more than an interruption leaves: "
+                f"{self.path} holds {found} that {_INDEX} does not list as finished, more than an interruption leaves: "
                 "restore what is missing, or choose another folder"
             )
         return len(items)

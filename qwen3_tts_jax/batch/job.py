@@ -73,7 +73,7 @@ def run_batch(options: BatchOptions) -> None:
             job.begin(settings, tasks, bad)
             if job.removed:
                 count = f"{job.removed} item{'s' * (job.removed > 1)}"
-                typer.echo(f"removed files of {count} that index.jsonl does not have as finished", err=True)
+                typer.echo(f"removed files of {count} that index.jsonl does not list as finished", err=True)
             left = [task for task in tasks if task.id not in job.finished]
             line = BatchLine(tasks, left, options.quiet)
             failed = _speak(options, folder, generation, settings, job, tasks, left, line)
@@ -252,7 +252,7 @@ def _stopped(why: str, job: JobFolder, tasks: Sequence[Task]) -> None:
     # Read again: an interrupt may come between an item's line and its count.
     finished = len(job.read_index())
     typer.echo(
-        f"{why}; {finished} of {len(tasks)} items are finished, and the same command goes on from there",
+        f"{why}; {finished} of {len(tasks)} items are finished, and the same command resumes from there",
         err=True,
     )
 

@@ -9,7 +9,7 @@ that ends in .csv) the first line names the columns, and an empty cell is a fiel
     language, speaker, instruct
     text_mode       "all-at-once" or "as-it-comes"
     max_seconds     the longest speech to make
-    split           tokens of the text that are about the most for one utterance; all is one by default
+    split           approximate maximum length of one utterance, in text tokens; by default the text is one
     seed            in place of the job's
     reference       recording to clone: a file or a URL; with reference_text (what it says) or x_vector_only
     voice           file of a voice to clone, in place of a recording

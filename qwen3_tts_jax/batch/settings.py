@@ -10,7 +10,7 @@ from typing import Any
 from qwen3_tts_jax.files import completed, differences
 
 VERSION = 3
-"""Of job.json; raised when a folder of an earlier release cannot be gone on with."""
+"""Of job.json. Bumped when jobs begun by an earlier release can no longer be resumed."""
 
 
 class FolderError(Exception):
@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, Any] | None:
         job = json.loads(path.read_bytes())
         if job["version"] != VERSION:
             raise FolderError(
-                f"{path} has version {job['version']!r} and this package goes on with {VERSION}: choose another folder"
+                f"{path} has version {job['version']!r}, this package resumes version {VERSION}: choose another folder"
             )
         _ = job["settings"], job["items"]
         return job

@@ -101,7 +101,7 @@ def _multiply(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array
 def _in_three_passes(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The products of what bfloat16 holds of the operands and of what is left of them, but for that of both rests.
 
-    These are exact operands for the fast units of GPUs, whose TF32 has more bits, which add up in float32.
+    bfloat16 values are exact in TF32, so GPUs multiply them on tensor cores and accumulate in float32.
     """
 
     def halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
