@@ -119,7 +119,7 @@ def _open(source: str | Path) -> BinaryIO:
     if isinstance(source, str):
         if source.startswith("data:"):
             return io.BytesIO(_from_data_url(source))
-        if source.startswith(("http://", "https://")):
+        if source[:8].lower().startswith(("http://", "https://")):
             return io.BytesIO(_download(source))
     path = os.path.expanduser(source)
     if isinstance(source, str) and len(source) > _MIN_BASE64 and not os.path.exists(path):
@@ -190,7 +190,7 @@ def _from_array(samples: np.ndarray) -> np.ndarray:
 
 def _rate(rate: int) -> int:
     try:
-        number = operator.index(rate)
+        number = int(rate) if isinstance(rate, float) and rate.is_integer() else operator.index(rate)
     except TypeError:
         number = 0
     if number < 1:

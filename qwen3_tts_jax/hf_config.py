@@ -266,7 +266,20 @@ def _codec_from_hf(top: Keys) -> CodecConfig:
 
 
 def _generation_from_hf(keys: Keys) -> GenerationConfig:
-    """Where generation_config.json is silent, the defaults of the official package."""
+    """Where generation_config.json is silent, the defaults of the official package; what is null there is off."""
+    off = {
+        "dosample": False,
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+    }
+    values = {
+        name: off.get(name.removeprefix("subtalker_")) if value is None else value
+        for name, value in keys.values.items()
+    }
+    keys = Keys(values, keys.where)
     return GenerationConfig(
         talker=SamplingConfig(
             do_sample=keys.flag("do_sample", True),

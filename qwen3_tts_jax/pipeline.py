@@ -16,7 +16,7 @@ from qwen3_tts_jax.attention import Choice, configure
 from qwen3_tts_jax.codec import hopper
 from qwen3_tts_jax.codec_decoding import LastVoices
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
-from qwen3_tts_jax.devices import default_device
+from qwen3_tts_jax.devices import automatic_dtype, default_device
 from qwen3_tts_jax.prompt import Request, check_whole
 from qwen3_tts_jax.quantize import quantize_leaf
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
@@ -100,7 +100,7 @@ class Qwen3TTS:
         """
         if weights not in ("float", "int8"):
             raise ValueError(f'weights must be "float" or "int8", got {weights!r}')
-        dtypes = part_dtypes(dtype, "float32" if default_device().platform == "cpu" else "bfloat16")
+        dtypes = part_dtypes(dtype, automatic_dtype())
         folder = convert.resolve(
             str(model), revision=revision, cache_dir=cache_dir, local_files_only=local_files_only, verify=verify
         )

@@ -68,9 +68,15 @@ def check_voice(voice: VoicePrompt, config: ModelConfig) -> None:
     """Refuses a voice that the model cannot clone.
 
     Raises:
+        TypeError: it is no `VoicePrompt`.
         ValueError: the model is no base model, the voice is of a model of another size, its codes are no
             codes of the model's codec, or its transcript is empty.
     """
+    if not isinstance(voice, VoicePrompt):
+        raise TypeError(
+            f"a voice is a VoicePrompt, of create_voice_clone_prompt or voices.load, got {type(voice).__name__}; "
+            "voices.load reads the files of the official demo"
+        )
     if config.speaker_encoder is None:
         raise ValueError(f"this {config.model_type} model clones no voices; a base model does")
     shape, width = voice.x_vector.shape, config.speaker_encoder.x_vector_width

@@ -132,8 +132,9 @@ def test_urls_that_give_nothing(server: str, monkeypatch: pytest.MonkeyPatch):
         audio.read(f"{server}/nothing")
     with pytest.raises(OSError, match=r"^http://.*/short broke off after 100 of [\d,]+ bytes$"):
         audio.read(f"{server}/short")
-    with pytest.raises(OSError, match=r"^http:///a.wav could not be downloaded: "):
-        audio.read("http:///a.wav")
+    for scheme in ("http", "HTTP"):
+        with pytest.raises(OSError, match=rf"^{scheme}:///a.wav could not be downloaded: "):
+            audio.read(f"{scheme}:///a.wav")
     monkeypatch.setattr(audio, "_MAX_DOWNLOAD", 1000)
     with pytest.raises(OSError, match=r"/a.mp3 is larger than"):
         audio.read(f"{server}/a.mp3")
@@ -231,6 +232,11 @@ def test_a_folder_is_not_a_file(tmp_path: Path):
 
 
 # 44,100 → 24,000 has lengths whose quotient, rounded, makes librosa's ceil one more.
+def test_a_whole_rate_may_be_a_float():
+    _, rate = audio.read((tone(7), 8000.0))
+    assert (rate, type(rate)) == (8000, int)
+
+
 @pytest.mark.parametrize("new_rate", [8000, 24_000, 44_100, 48_000])
 @pytest.mark.parametrize("length", [1, 2, 441, 44_100, 44_101])
 def test_resampling_gives_the_length_of_librosa(new_rate: int, length: int):

@@ -125,6 +125,11 @@ def test_generation_defaults_are_the_official_ones_where_the_file_is_silent():
     assert model.generation.code_predictor.repetition_penalty == 1.0
     assert model.max_new_tokens == 70
     assert hf_config.from_hf(config, codec, {}).max_new_tokens == 2048
+    # What is null is off.
+    names = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "subtalker_dosample")
+    nulls = dict.fromkeys([*names, "subtalker_temperature", "subtalker_top_k", "subtalker_top_p"])
+    off = SamplingConfig(do_sample=False, temperature=1.0, top_k=0)
+    assert hf_config.from_hf(config, codec, nulls).generation == GenerationConfig(off, off)
     assert hf_config.from_hf(config, codec, {"max_new_tokens": None}).max_new_tokens == 2048
 
 
@@ -201,7 +206,11 @@ def changed(name, path, value):
         ((0, "talker_config", "vocab_size"), 3080, "the talker has codebooks of 2056 codes, the codec of 2048"),
         ((0, "talker_config", "spk_is_dialect", "eric"), "cockney", "spk_is_dialect has 'cockney' for eric"),
         ((0, "talker_config", "codec_eos_token_id"), 3072, "codec_eos is 3072, but the codec vocabulary has 3072 ids"),
-        ((0, "talker_config", "codec_language_id", "german"), -1, "language german is -1, but the codec vocabulary"),
+        (
+            (0, "talker_config", "codec_language_id", "german"),
+            5000,
+            "language german is 5000, but the codec vocabulary",
+        ),
         ((0, "talker_config", "spk_id", "ryan"), 9999, "speaker ryan is 9999, but the codec vocabulary has 3072 ids"),
         ((0, "tts_pad_token_id"), 151_936, "tts_pad is 151936, but the text vocabulary has 151936 ids"),
         ((1, "model_type"), "encodec", "speech_tokenizer/config.json: model_type='encodec'"),

@@ -41,6 +41,11 @@ def test_good_voices_pass():
     check_voice(VoicePrompt(x_vector(2048)), LARGER)
 
 
+def test_what_is_no_voice_is_refused():
+    with pytest.raises(TypeError, match=r"a voice is a VoicePrompt, of .*, got dict"):
+        check_voice({"ref_spk_embedding": [x_vector()]}, preset("1.7B-Base"))
+
+
 @pytest.mark.parametrize(
     "fields", [{"codes": voice().codes}, {"text": "Hello."}, {"text": ""}], ids=["codes alone", "text alone", "empty"]
 )
