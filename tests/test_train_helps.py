@@ -20,7 +20,7 @@ from qwen3_tts_jax.train.loss import Batch
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.regularization import Regularization, corrupt, drop_out
 from qwen3_tts_jax.train.step import Recipe, start, train_step
-from tests.train_model import CUSTOM_VOICE, TEXTS, Letters, Q, V, params, prompts, random_codes
+from tests.train_model import CUSTOM_VOICE, TEXTS, Letters, Q, V, own_params, params, prompts, random_codes
 
 LENGTHS = (9, 4, 6)
 CODES = random_codes(LENGTHS, seed=5)
@@ -40,7 +40,7 @@ def batch():
 @cache
 def stepped(recipe):
     """Numbers of two steps, and the states: before, after one, after two."""
-    state, frozen = start(params(), recipe)
+    state, frozen = start(own_params(), recipe)
     batches = jax.tree.map(lambda leaf: leaf[None], batch())
     states, metrics = [jax.tree.map(np.asarray, state)], []
     for _ in range(2):

@@ -1,13 +1,17 @@
 """The loop of training: resumed after a kill, stopped by NaN, ended early; checkpoints of other runs."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,10 +23,11 @@ from qwen3_tts_jax.train.lines import Line
 from qwen3_tts_jax.train.loop import Interrupted
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.run import fit
+from qwen3_tts_jax.train.shards import spread
 from qwen3_tts_jax.train.state_files import RunError, latest
 from qwen3_tts_jax.train.step import OptimizerConfig, Recipe
 from tests.command import of_devices
-from tests.train_model import CUSTOM_VOICE, Letters, params, random_codes
+from tests.train_model import CUSTOM_VOICE, Letters, own_params, params, random_codes
 
 STEPS = 6
 RECIPE = Recipe(CUSTOM_VOICE, optimizer=OptimizerConfig(3e-3, STEPS, 1), remat=False)
@@ -40,7 +45,7 @@ def data(texts=TEXTS, seed=0, text_modes=("all_at_once",)):
 
 def train(folder, recipe=RECIPE, report=None, validation=None, **schedule):
     every = Schedule(**{"log": 1, "save": 2, "evaluate": 2} | schedule)
-    return fit(params(), recipe, data(), folder, validation=validation, schedule=every, report=report)
+    return fit(own_params(), recipe, data(), folder, validation=validation, schedule=every, report=report)
 
 
 def killed(folder):
@@ -50,30 +55,92 @@ def killed(folder):
 
 def sharded(folder):
     """Runs on 4 of 8 virtual devices, in a process of its own, and saves what was trained."""
-    import jax
-
     assert jax.device_count() == 8
-    recipe = replace(RECIPE, optimizer=replace(RECIPE.optimizer, steps=2))
+    recipe = replace(RECIPE, optimizer=replace(RECIPE.optimizer, steps=2), average=0.5)
     mesh = make_mesh(4, devices=jax.devices()[:4])
-    result = fit(params(), recipe, replace(data(), batch_size=4), folder, mesh=mesh)
+    given = spread(own_params(), mesh)
+    others = {id(array) for array in jax.live_arrays() if not array.committed}
+
+    def check(numbers):
+        """Neither weights, nor moments, nor averages lie whole on a device."""
+        for array in jax.live_arrays():
+            if id(array) not in others and array.size >= 2**12:
+                assert not array.is_fully_replicated, (array.shape, numbers)
+
+    with only_traced():
+        result = fit(given, recipe, replace(data(), batch_size=4), folder, mesh=mesh, report=check)
     weight = result.state.trained["talker/codec_head/weight"]
     assert len({str(shard.index) for shard in weight.addressable_shards}) == 4, weight.sharding
     moments = [leaf for leaf in jax.tree.leaves(result.state.optimizer) if leaf.shape == weight.shape]
+    assert len(moments) >= 2
     assert all(leaf.sharding == weight.sharding for leaf in moments)
     np.savez(Path(folder) / "trained.npz", **result.state.trained)
+
+
+@contextmanager
+def only_traced():
+    """Refuses moments that are made outside of a compiled function, and so on one device."""
+    make = OptimizerConfig.optimizer
+
+    def traced(self, *arguments):
+        optimizer = make(self, *arguments)
+
+        def init(leaves):
+            assert all(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(leaves))
+            return optimizer.init(leaves)
+
+        return optimizer._replace(init=init)
+
+    OptimizerConfig.optimizer = traced
+    try:
+        yield
+    finally:
+        OptimizerConfig.optimizer = make
 
 
 def test_four_devices_train_as_one_does(tmp_path):
     script = f"from tests.test_train_run import sharded; sharded({str(tmp_path / 'four')!r})"
     process = subprocess.run([sys.executable, "-c", script], env=of_devices(8), capture_output=True, check=False)
     assert process.returncode == 0, process.stderr.decode()
-    recipe = replace(RECIPE, optimizer=replace(RECIPE.optimizer, steps=2))
-    one = fit(params(), recipe, replace(data(), batch_size=4), tmp_path / "one")
+    recipe = replace(RECIPE, optimizer=replace(RECIPE.optimizer, steps=2), average=0.5)
+    one = fit(own_params(), recipe, replace(data(), batch_size=4), tmp_path / "one")
     losses = [[line["loss"] for line in log_of(tmp_path / name)] for name in ("one", "four")]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     four = np.load(tmp_path / "four" / "trained.npz")
     for path, leaf in one.state.trained.items():
         np.testing.assert_allclose(four[path], leaf, atol=2e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_run_holds_its_weights_once(average, tmp_path):
+    """And two moments, and an average if there is one; the state that a resumed run would have begun with is gone."""
+
+    params()  # which stay
+
+    def live():
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    before, held = live(), []
+    given = own_params()
+    table = given["talker"]["text_embedding"]
+    # As a checkpoint has it.
+    given["talker"] = given["talker"] | {"text_embedding": jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), table)}
+    del given["speaker_encoder"], table
+    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(given))
+    recipe = replace(RECIPE, average=average)
+
+    def measure(_):
+        held.append((live() - before) / weights)
+        if len(held) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(given, recipe, data(), tmp_path, report=measure, schedule=Schedule(1, save=2))
+    given = {part: own_params()[part] for part in ("talker", "code_predictor")}
+    fit(given, recipe, data(), tmp_path, report=measure, schedule=Schedule(1, save=2))
+    assert len(held) == STEPS + 1
+    assert max(held) < (4.1 if average else 3.1), held
 
 
 def log_of(folder):
@@ -168,7 +235,7 @@ def test_an_early_end_keeps_the_best(tmp_path):
     recipe = replace(RECIPE, optimizer=OptimizerConfig(1e-2, 60, 1))
     every = Schedule(log=0, save=0, evaluate=4, patience=2, sample=8)
     result = fit(
-        params(), recipe, data(), tmp_path, validation=data(TEXTS[:3], seed=9), schedule=every,
+        own_params(), recipe, data(), tmp_path, validation=data(TEXTS[:3], seed=9), schedule=every,
         speak=lambda tree, step: spoken.append((step, sorted(tree))),
     )  # fmt: skip
     losses = {line["step"]: line["validation_loss"] for line in log_of(tmp_path)}
@@ -180,7 +247,7 @@ def test_an_early_end_keeps_the_best(tmp_path):
     assert len(log_of(tmp_path)[0]["validation_codes"]) == CUSTOM_VOICE.talker.num_codebooks
     # Killed before its model was written.
     before = (tmp_path / "log.jsonl").read_text()
-    again = fit(params(), recipe, data(), tmp_path, validation=data(TEXTS[:3], seed=9), schedule=every)
+    again = fit(own_params(), recipe, data(), tmp_path, validation=data(TEXTS[:3], seed=9), schedule=every)
     assert (again.ended_early, again.step, again.loss) == (True, result.step, result.loss)
     assert (tmp_path / "log.jsonl").read_text() == before
 

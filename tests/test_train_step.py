@@ -26,7 +26,7 @@ from qwen3_tts_jax.train.lora import (
 from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, loss, total
 from qwen3_tts_jax.train.score import code_logits_of, log_probability, teacher_force
 from qwen3_tts_jax.train.step import OptimizerConfig, Recipe, assemble, evaluate, start, train_step
-from tests.train_model import CUSTOM_VOICE, Letters, Q, params, random_codes
+from tests.train_model import CUSTOM_VOICE, Letters, Q, own_params, params, random_codes
 
 LENGTHS = (9, 6, 8, 4, 7, 5, 9, 3)
 CODES = random_codes(LENGTHS, seed=21)
@@ -67,7 +67,7 @@ def greedy_codes(tree, prompts, frames):
 @cache
 def overfitted():
     """The state after STEPS steps, the losses of all, and what was frozen."""
-    state, frozen = start(params(), RECIPE)
+    state, frozen = start(own_params(), RECIPE)
     batches, losses = stacked(utterances()), []
     for _ in range(STEPS):
         state, metrics = train_step(state, frozen, batches, RECIPE)
@@ -125,9 +125,9 @@ def test_the_official_scripts_targets_teach_something_else():
 def test_accumulated_batches_are_one_batch():
     """Unevenly filled: rows of one frame weigh as their frames do."""
     batch = utterances()
-    state, frozen = start(params(), RECIPE)
+    state, frozen = start(own_params(), RECIPE)
     _, whole = train_step(state, frozen, stacked(batch), RECIPE)
-    state, _ = start(params(), RECIPE)
+    state, _ = start(own_params(), RECIPE)
     state, parts = train_step(state, frozen, stacked(batch, 2), RECIPE)
     for name in ("loss", "codes", "end", "gradient_norm", "learning_rate"):
         np.testing.assert_allclose(parts[name], whole[name], rtol=2e-4, err_msg=name)
@@ -135,7 +135,7 @@ def test_accumulated_batches_are_one_batch():
 
 
 def test_a_loss_that_is_not_finite_leaves_the_state():
-    state, frozen = start(params(), RECIPE)
+    state, frozen = start(own_params(), RECIPE)
     before = jax.tree.map(np.asarray, state)
     batch = stacked(utterances())
     broken = jax.tree.map(lambda leaf: leaf, state)
@@ -175,7 +175,7 @@ def test_rows_without_frames_and_without_an_end_count_nowhere():
 
 
 def _trained():
-    state, frozen = start(params(), RECIPE)
+    state, frozen = start(own_params(), RECIPE)
     return state.trained, frozen
 
 
@@ -184,7 +184,7 @@ LORA = LoraConfig(rank=4, alpha=8.0, modules=("attention", "mlp/down"))
 
 def test_lora_trains_its_adapters_and_new_speakers_alone(tmp_path):
     recipe = replace(RECIPE, lora=LORA, speaker_rows=(650,), model=CUSTOM_VOICE)
-    state, frozen = start(params(), recipe, seed=1)
+    state, frozen = start(own_params(), recipe, seed=1)
     before = {path: np.asarray(leaf) for path, leaf in frozen.items()}
     merged = flat(assemble(state.trained, frozen, recipe))
     for path, leaf in before.items():
@@ -225,9 +225,9 @@ def flat(tree):
 
 def test_what_cannot_be_trained():
     with pytest.raises(ConfigError, match="nothing to freeze in 'talk'"):
-        start(params(), replace(RECIPE, frozen=("talk",)))
+        start(own_params(), replace(RECIPE, frozen=("talk",)))
     with pytest.raises(ConfigError, match="everything is frozen"):
-        start(params(), replace(RECIPE, frozen=("talker", "code_predictor")))
+        start(own_params(), replace(RECIPE, frozen=("talker", "code_predictor")))
     for arguments, match in (
         ({"learning_rate": 0}, "learning rate"), ({"steps": 5, "warmup_steps": 5}, "warm-up"), ({"clip": 0}, "norm"),
     ):  # fmt: skip

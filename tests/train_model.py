@@ -68,6 +68,11 @@ def params(seed: int = 3) -> dict:
     return jax.tree.map(jnp.asarray, drawn_tree(model_rules(BASE), seed=seed))
 
 
+def own_params() -> dict:
+    """A copy of `params`, to be given away."""
+    return jax.tree.map(jnp.copy, params())
+
+
 def voice(frames: int = 0, seed: int = 0) -> VoicePrompt:
     rng = np.random.default_rng(seed)
     x_vector = rng.normal(size=BASE.speaker_encoder.x_vector_width).astype(np.float32)

@@ -52,6 +52,8 @@ class Checkpoints:
     def resume(self, state: State) -> State:
         """The last state of a run that was interrupted, with its judgements; `state` itself where there is none.
 
+        `state` is given away.
+
         Raises:
             state_files.RunError: a broken checkpoint, or one of other settings.
         """
@@ -84,7 +86,7 @@ class Checkpoints:
         return 0 < schedule.patience <= self.waited
 
     def best_state(self, state: State) -> State | None:
-        """The state that was judged best, like `state`; None where none was."""
+        """The state that was judged best, like `state`, which is given away; None where none was."""
         path = self.folder / BEST
         return load_state(path, state, self.settings) if path.exists() else None
 

@@ -93,7 +93,7 @@ def run_steps(
     seconds of the others; neither has judgements, samples and checkpoints.
 
     Args:
-        state: before the first step.
+        state: before the first step; given away.
         advance: advance(state, steps done) takes a step; data and what is random follow from the steps done alone.
         folder: of the run.
         agreed: JSON values that a checkpoint must agree with.

@@ -25,6 +25,7 @@ from qwen3_tts_jax.config import (
 from qwen3_tts_jax.convert import model_rules
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS
+from qwen3_tts_jax.sharding import Placement
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.lines import DataError, Line
 
@@ -127,11 +128,12 @@ def with_speakers_of(config: ModelConfig, lines: Sequence[Line]) -> ModelConfig:
     return config
 
 
-def new_params(config: ModelConfig, seed: int = 0) -> Params:
+def new_params(config: ModelConfig, seed: int = 0, placement: Placement | None = None) -> Params:
     """First weights, float32: the trees talker and code_predictor.
 
     Normal with a deviation of 0.02, the outputs of attention and MLPs divided by √(2 · layers), so that the sum over
-    all layers starts no larger in a deep model (Radford et al. 2019); norms start as 1, biases as 0.
+    all layers starts no larger in a deep model (Radford et al. 2019); norms start as 1, biases as 0. Each goes to its
+    `placement` once it is drawn.
     """
     rules = model_rules(config)
     layers = {
@@ -149,7 +151,7 @@ def new_params(config: ModelConfig, seed: int = 0) -> Params:
             leaf = 0.02 * jax.random.normal(key, rule.flax_shape, jnp.float32)
             if module in ("o", "down"):
                 leaf = leaf / math.sqrt(2 * layers[rule.part])
-        leaves[rule.flax] = leaf
+        leaves[rule.flax] = leaf if placement is None else jax.device_put(leaf, placement(rule.flax, leaf.shape))
     return unflatten_dict(leaves, sep="/")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.train.batches import Batches
@@ -17,12 +17,10 @@ from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.loop import Stepped, run_steps
 from qwen3_tts_jax.train.loss import Batch, LossParts, total
 from qwen3_tts_jax.train.progress import Schedule, plain
+from qwen3_tts_jax.train.shards import place
 from qwen3_tts_jax.train.step import Recipe, TrainState, assemble, evaluate, start, train_step
 
 _SCHEDULE = Schedule()
-_LARGE = 2**12  # numbers; a leaf of fewer costs more messages than it saves memory
-
-Tree = TypeVar("Tree")
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ def fit(
     goes on has the parameters, bit by bit, of one that was never interrupted.
 
     Args:
-        params: of the model before training; its trees talker and code_predictor.
+        params: of the model before training; its trees talker and code_predictor. Given away, see `step.start`; with a
+            mesh at their `shards.placement`, else they lie whole on a device until they are spread.
         recipe: what is trained and how.
         data: to learn.
         folder: of the run.
@@ -83,7 +82,6 @@ def fit(
         ValueError: a batch that the mesh's devices cannot share.
         DivergedError, Interrupted, state_files.RunError: as `loop.run_steps`.
     """
-    state, frozen = start(params, recipe, data.seed)
     if mesh is not None:
         for batches in (data, validation or data):
             for rows in batches.row_counts:
@@ -91,7 +89,8 @@ def fit(
                     raise ValueError(
                         f"a batch of {rows} cannot be shared by data={mesh.shape['data']} devices: choose a multiple"
                     )
-        state, frozen = spread((state, frozen), mesh)
+    state, frozen = start(params, recipe, data.seed, mesh)
+    del params
     held_out = [] if validation is None else [place(batch, mesh) for batch in validation.in_order()]
     swapped = []
     if validation is not None and text_gap:
@@ -132,27 +131,6 @@ def fit(
         report=report,
     )
     return Result(assemble(ended.state.kept, frozen, recipe), ended.state, ended.step, ended.value, ended.early)
-
-
-def place(batch: Batch, mesh: Mesh | None, axis: int = 0) -> Batch:
-    """The batch on the mesh, its rows (axis `axis`) spread over "data"; unchanged without a mesh."""
-    if mesh is None:
-        return batch
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
-
-
-def spread(tree: Tree, mesh: Mesh) -> Tree:
-    """Leaves on the mesh, the large ones cut along their longest axis that the axis "data" divides."""
-    size = mesh.shape["data"]
-
-    def put(leaf: jax.Array) -> jax.Array:
-        axes = [axis for axis, length in enumerate(leaf.shape) if length % size == 0]
-        if leaf.size < _LARGE or not axes:
-            return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
-        longest = max(axes, key=lambda axis: leaf.shape[axis])
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*[None] * longest, "data")))
-
-    return jax.tree.map(put, tree)
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

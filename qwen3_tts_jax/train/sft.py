@@ -35,6 +35,7 @@ from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.progress import Schedule
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
+from qwen3_tts_jax.train.shards import placement
 from qwen3_tts_jax.train.step import PARTS, OptimizerConfig, Recipe, frozen_paths, to_compute
 
 MODEL, ADAPTERS, CACHE, SAMPLES = "model", "lora.safetensors", "cache", "samples"
@@ -204,7 +205,7 @@ def run(
 
     # Without a LoRA all that is trained is kept in float32 anyway.
     loaded = job.base if config.lora is not None else job.base.with_dtypes("float32")
-    params = {part: load_checkpoint(job.source, loaded, [part])[part] for part in PARTS}
+    params = {part: load_checkpoint(job.source, loaded, [part], None, placement(mesh))[part] for part in PARTS}
     base = fingerprint(params)
     params = with_speakers(params, speaker_rows(params, job.base, learnt, job.rows))
     devices = 1 if mesh is None else mesh.shape["data"]

@@ -56,7 +56,7 @@ def load_state(path: str | Path, like: State, settings: Mapping[str, Any]) -> St
     Args:
         path: of the checkpoint.
         like: a state of the same run, whose dtypes, shapes and devices the leaves get, and whether they are committed
-            to these.
+            to these. Given away: it is deleted before the file is read, so that there is room for one state.
         settings: of the run; those that were saved must be equal, as far as both have them.
 
     Raises:
@@ -64,21 +64,29 @@ def load_state(path: str | Path, like: State, settings: Mapping[str, Any]) -> St
     """
     path = Path(path).absolute()
     check_settings(path, settings)
+    flat, structure = jax.tree.flatten(like)
+    free = [isinstance(leaf, jax.Array) and not leaf.committed for leaf in flat]
     wanted = _leaves(like)
+    for name, leaf in wanted.items():
+        if isinstance(leaf, jax.Array):
+            wanted[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            leaf.delete()
     arguments = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted))
     try:
         with _checkpointer() as checkpointer:
             leaves = checkpointer.restore(path / _STATE, args=arguments)
     except Exception as error:  # Orbax itself raises bare exceptions.
         raise RunError(f"{path} cannot be read: {str(error).strip().splitlines()[:1]}") from error
-    flat, structure = jax.tree.flatten(like)
-    return structure.unflatten([_placed_as(leaf, leaves.get(_name(i), leaf)) for i, leaf in enumerate(flat)])
+    for i, one in enumerate(free):
+        # Empty leaves are in no file.
+        leaf = leaves.pop(_name(i), flat[i])
+        flat[i] = _freed(leaf) if one else leaf
+    return structure.unflatten(flat)
 
 
-def _placed_as(like: Any, leaf: Any) -> Any:
+def _freed(leaf: jax.Array) -> jax.Array:
     """Orbax commits what it restores to its device; for that JAX would compile another program."""
-    free = isinstance(like, jax.Array) and not like.committed
-    return jnp.asarray(np.asarray(leaf)) if free else leaf
+    return jnp.asarray(np.asarray(leaf))
 
 
 def saved_settings(path: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.generate import Params
@@ -21,6 +22,7 @@ from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, count_targets
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.regularization import Regularization, corrupt, drop_out
 from qwen3_tts_jax.train.score import teacher_force
+from qwen3_tts_jax.train.shards import made, spread
 
 PARTS = ("talker", "code_predictor")
 _SPEAKERS = "talker/codec_embedding/embedding"
@@ -91,25 +93,26 @@ class TrainState:
         return self.average or self.trained
 
 
-def start(params: Params, recipe: Recipe, seed: int = 0) -> tuple[TrainState, dict[str, jax.Array]]:
+def start(
+    params: Params, recipe: Recipe, seed: int = 0, mesh: Mesh | None = None
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """The state before the first step, and the leaves {path: leaf} that stay as they are.
 
     Args:
-        params: with the trees talker and code_predictor; others are left out.
+        params: with the trees talker and code_predictor; others are left out. Given away: leaves that are trained are
+            the state's own, for the step to delete, or deleted here where they are not float32.
         recipe: see there.
         seed: of the adapters.
+        mesh: that all is spread over, see `shards.placement`; moments are never whole on one device.
 
     Raises:
         ConfigError, lora.LoraError: as `frozen_paths`.
     """
-    params = {part: params[part] for part in PARTS}
+    params = spread({part: params[part] for part in PARTS}, mesh)
     leaves = flatten_dict(params, sep="/")
     fixed = frozen_paths(params, recipe)
     if recipe.lora is None:
-        # Copies, for the step gives the state's buffers away.
-        trained: dict[str, Any] = {
-            path: jnp.array(leaf, jnp.float32) for path, leaf in leaves.items() if path not in fixed
-        }
+        trained: dict[str, Any] = {path: _widened(leaf) for path, leaf in leaves.items() if path not in fixed}
         frozen = {path: leaves[path] for path in fixed}
     else:
         speakers = leaves[_SPEAKERS][jnp.asarray(recipe.speaker_rows, jnp.int32)].astype(jnp.float32)
@@ -117,8 +120,19 @@ def start(params: Params, recipe: Recipe, seed: int = 0) -> tuple[TrainState, di
         frozen = dict(leaves)
     if recipe.alignment is not None:
         trained |= init_readout(jax.random.key(seed), recipe.model, recipe.alignment)
-    average = jax.tree.map(jnp.array, trained) if recipe.average else {}
-    return TrainState(jnp.zeros((), jnp.int32), trained, recipe.optimizer.optimizer().init(trained), average), frozen
+    trained = spread(trained, mesh)
+    # Copies, for the step gives away both.
+    average = jax.tree.map(jnp.copy, trained) if recipe.average else {}
+    optimizer = made(recipe.optimizer.optimizer().init, trained, mesh=mesh)
+    return TrainState(spread(jnp.zeros((), jnp.int32), mesh), trained, optimizer, average), frozen
+
+
+def _widened(leaf: jax.Array) -> jax.Array:
+    """The leaf itself, or in float32 and the leaf deleted."""
+    wide = jnp.asarray(leaf, jnp.float32)
+    if isinstance(leaf, jax.Array) and leaf.dtype != wide.dtype:
+        leaf.delete()
+    return wide
 
 
 def frozen_paths(params: Mapping[str, Any], recipe: Recipe) -> list[str]:

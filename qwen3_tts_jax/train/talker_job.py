@@ -36,6 +36,7 @@ from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
 from qwen3_tts_jax.train.sft import CACHE, MODEL, SAMPLES, digest_of, sampler
+from qwen3_tts_jax.train.shards import placement
 from qwen3_tts_jax.train.step import PARTS, Recipe
 
 TOKENIZER = "tokenizer"
@@ -207,9 +208,10 @@ def run_talker(
     codec = load_codec(job.codec_folder, model.codec)
     settings = job.settings | {"codec": fingerprint(codec)}
     if job.start is None:
-        params = new_params(model, config.seed)
+        params = new_params(model, config.seed, placement(mesh))
     else:
-        params = load_checkpoint(job.start, hf_config.read_folder(job.start).with_dtypes("float32"), PARTS)
+        base = hf_config.read_folder(job.start).with_dtypes("float32")
+        params = load_checkpoint(job.start, base, PARTS, placement=placement(mesh))
         settings |= {"base": fingerprint(params)}
     Checkpoints(job.output, settings).check()
     folder = job.output / CACHE if cache is None else cache
