@@ -1,5 +1,6 @@
 """The loss teaches what generation says; one optimizer step, whole or accumulated, full or low-rank."""
 
+import hashlib
 from dataclasses import replace
 from functools import cache, partial
 
@@ -217,6 +218,19 @@ def test_lora_trains_its_adapters_and_new_speakers_alone(tmp_path):
         load_adapters(file, base)
     with pytest.raises(LoraError, match="no weight of a transformer lies in 'mlps'"):
         init_adapters(jax.random.key(0), base, LoraConfig(modules=("mlps",)))
+
+
+def test_a_fingerprint_is_of_the_ends_of_leaves_and_copies_no_more(monkeypatch):
+    rng = np.random.default_rng(0)
+    tree = {"a": {"weight": rng.standard_normal((3, 50, 7), np.float32)}, "b": rng.standard_normal(5, np.float32)}
+    digest = hashlib.sha256()
+    for path, leaf in (("a/weight", tree["a"]["weight"]), ("b", tree["b"])):
+        ends = np.concatenate([leaf.reshape(-1)[:64], leaf.reshape(-1)[-64:]])
+        digest.update(f"{path} {leaf.shape}\n".encode() + ends.astype(jnp.bfloat16).astype(np.float32).tobytes())
+    assert fingerprint(tree) == fingerprint(jax.tree.map(jnp.asarray, tree)) == digest.hexdigest()[:32]
+    # Nothing is made op by op, each on a copy of its own.
+    monkeypatch.setattr(jnp, "ravel", lambda leaf: leaf if isinstance(leaf, jax.core.Tracer) else pytest.fail("eager"))
+    fingerprint({"c": jnp.ones(999)})
 
 
 def flat(tree):
