@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from qwen3_tts_jax.config import ConfigError, ModelConfig
-from qwen3_tts_jax.layers import apply_rope, rope_tables
+from qwen3_tts_jax.layers import PRECISION, apply_rope, rope_tables
 from qwen3_tts_jax.prompt import PromptBatch
 from qwen3_tts_jax.train.loss import Batch
 
@@ -126,7 +126,7 @@ def guide_loss(model: ModelConfig, batch: Batch, queries_key: jax.Array) -> jax.
     # The state before a frame predicts it.
     positions = jnp.minimum(lengths[:, None] - 1 + jnp.arange(frames), slots - 1)
     queries = jnp.take_along_axis(queries, positions[..., None], axis=1)
-    scores = jnp.einsum("bth,bsh->bts", queries, keys) * stack.head_dim**-0.5
+    scores = jnp.einsum("bth,bsh->bts", queries, keys, precision=PRECISION) * stack.head_dim**-0.5
     seen = jnp.arange(slots) <= positions[..., None]
 
     is_text = jnp.pad(_is_text(model, prompts), ((0, 0), (0, slots - prompts.text_ids.shape[1])))
@@ -171,12 +171,14 @@ def alignment_loss(
     states = jnp.take_along_axis(states, positions[..., None], axis=1).astype(jnp.float32)
     # The scale of the residual stream is free to grow; the readout's input is not.
     states = states * jax.lax.rsqrt(jnp.mean(states * states, axis=-1, keepdims=True) + 1e-6)
-    logits = states.reshape(rows * frames, -1) @ readout[_WEIGHT].T + readout[_BIAS]
+    logits = jnp.matmul(states.reshape(rows * frames, -1), readout[_WEIGHT].T, precision=PRECISION) + readout[_BIAS]
     logits = logits.reshape(rows, frames * config.outputs, model.talker.text_vocab_size + 1)
     ids, counts = spoken_ids(model, batch.prompts)
     label_paddings = (jnp.arange(ids.shape[1]) >= counts[:, None]).astype(jnp.float32)
     there = jnp.repeat(batch.codes[..., 0] >= 0, config.outputs, axis=1)
-    losses = optax.ctc_loss(logits, 1.0 - there, ids + 1, label_paddings)
+    # It picks log-probabilities by a product with one-hot rows.
+    with jax.default_matmul_precision("highest"):
+        losses = optax.ctc_loss(logits, 1.0 - there, ids + 1, label_paddings)
     # Equal ids in a row need a blank between them.
     repeated = jnp.sum((ids[:, 1:] == ids[:, :-1]) * (1 - label_paddings[:, 1:]), axis=1)
     fits = (counts + repeated <= jnp.sum(there, axis=1)) & (counts > 0)

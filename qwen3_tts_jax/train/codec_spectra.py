@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 
 import flax.linen as nn
@@ -99,11 +100,12 @@ class SpectralEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Dense(self.width)(x)
+        dense = partial(nn.Dense, precision=PRECISION)
+        x = dense(self.width)(x)
         for _ in range(self.layers):
             y = nn.LayerNorm()(x)
             before = jnp.pad(y, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-            x = x + 0.5 * nn.gelu(nn.Dense(self.width)(jnp.concatenate([before, y], axis=-1)))
-            y = nn.gelu(nn.Dense(2 * self.width)(nn.LayerNorm()(x)))
-            x = x + 0.3 * nn.Dense(self.width)(y)
-        return nn.Dense(self.features)(nn.LayerNorm()(x))
+            x = x + 0.5 * nn.gelu(dense(self.width)(jnp.concatenate([before, y], axis=-1)))
+            y = nn.gelu(dense(2 * self.width)(nn.LayerNorm()(x)))
+            x = x + 0.3 * dense(self.width)(y)
+        return dense(self.features)(nn.LayerNorm()(x))

@@ -29,7 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax.codec.encoder import encode_latents
 from qwen3_tts_jax.config import CodecConfig, ConfigError
-from qwen3_tts_jax.layers import multiply
+from qwen3_tts_jax.layers import PRECISION, multiply
 from qwen3_tts_jax.train import codec_teacher
 from qwen3_tts_jax.train.codec_quantizer import (
     Quantized,
@@ -246,7 +246,8 @@ def say_spectra(
     results, of_decoder = quantize_latents(trees, codebooks, config, latents, keep)
     shape = (*latents.shape[:2], config.num_codebooks)
     decoded = decoder_latents(trees["decoder"], config.decoder, shape, of_decoder)
-    said, bands = decoded @ trained[f"{_READOUT}weight"].T + trained[f"{_READOUT}bias"], outputs_per_latent(config)[0]
+    said = jnp.matmul(decoded, trained[f"{_READOUT}weight"].T, precision=PRECISION) + trained[f"{_READOUT}bias"]
+    bands = outputs_per_latent(config)[0]
     mel, low = said[..., :bands].reshape(len(latents), -1, BANDS), said[..., bands:].reshape(len(latents), -1, BINS)
     return (mel, low), results
 

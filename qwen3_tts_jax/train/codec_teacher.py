@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_tts_jax.config import ConfigError
+from qwen3_tts_jax.layers import PRECISION
 from qwen3_tts_jax.train.codec_data import Length, Recording
 from qwen3_tts_jax.train.lines import raise_problems
 
@@ -53,7 +54,7 @@ def distance(vectors: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Arr
 
     Frames whose target is 0 do not count.
     """
-    predicted = vectors @ head.T
+    predicted = jnp.matmul(vectors, head.T, precision=PRECISION)
     there = jnp.any(targets != 0, axis=-1)
     norms = jnp.sqrt(jnp.sum(predicted**2, axis=-1) + 1e-12) * jnp.sqrt(jnp.sum(targets**2, axis=-1) + 1e-12)
     cosine = jnp.sum(predicted * targets, axis=-1) / norms

@@ -24,6 +24,7 @@ from safetensors.numpy import save
 
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.files import completed
+from qwen3_tts_jax.layers import PRECISION
 from qwen3_tts_jax.train.fingerprint import fingerprint
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -87,8 +88,8 @@ def merge_adapters(params: Mapping[str, Any], adapters: Adapters, config: LoraCo
     leaves = dict(flatten_dict(params, sep="/"))
     for path, pair in adapters.items():
         weight = leaves[path]
-        change = (config.alpha / config.rank) * (pair["b"] @ pair["a"]).reshape(weight.shape)
-        leaves[path] = (weight.astype(jnp.float32) + change).astype(weight.dtype)
+        change = jnp.matmul(pair["b"], pair["a"], precision=PRECISION).reshape(weight.shape)
+        leaves[path] = (weight.astype(jnp.float32) + config.alpha / config.rank * change).astype(weight.dtype)
     return unflatten_dict(leaves, sep="/")
 
 

@@ -88,7 +88,7 @@ class OptimizerConfig:
         moments = jnp.float32
         if self.kind == "muon":
             # Its own decay knows no mask for what AdamW learns. At a learning rate of -1 it gives directions, as
-            # `scale_by_adam` does.
+            # `scale_by_adam` does. Its products are those of JAX's default precision: bfloat16 is enough for them.
             directions = optax.contrib.muon(
                 -1.0, mu_dtype=moments, adam_b1=self.betas[0], adam_b2=self.betas[1], consistent_rms=_RMS,
                 muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, partial(_axes, is_matrix)),

@@ -38,6 +38,7 @@ from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.convert import load_codec
+from qwen3_tts_jax.layers import PRECISION
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes, read_recording_codes, with_codes
 from qwen3_tts_jax.train.codec_data import Clips, check_headers, decode_recordings, find_recordings
@@ -143,6 +144,10 @@ def latents_of(
     return decoder_latents(decoder, config.decoder, codes.shape, of_decoder)
 
 
+def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.matmul(x, weight, precision=PRECISION)
+
+
 def front_losses(
     trained: Leaves, before: Leaves, rest: Mapping[str, Any], config: CodecConfig, batch: Mapping[str, Any]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -151,11 +156,10 @@ def front_losses(
     latents = latents_of(decoder_of(trained, rest["fixed"]), rest["codebooks"], config, codes)
     old = latents_of(decoder_of(before, rest["fixed"]), rest["codebooks"], config, codes)
     scale = jnp.std(old, axis=(0, 1)) + 1e-3
-    said = (latents @ trained["read_out/latents"]).reshape(len(codes), -1)
+    said = _product(latents, trained["read_out/latents"]).reshape(len(codes), -1)
     heard = jnp.repeat(there, said.shape[1] // there.shape[1], axis=1)
-    off = ((latents @ trained["kept"] - old) / scale) ** 2 * jnp.repeat(there, old.shape[1] // there.shape[1], 1)[
-        ..., None
-    ]
+    held = jnp.repeat(there, old.shape[1] // there.shape[1], axis=1)[..., None]
+    off = ((_product(latents, trained["kept"]) - old) / scale) ** 2 * held
     losses = {"read_outs": unexplained(said * heard, batch["low"] * heard), "kept": jnp.mean(off)}
     return losses["read_outs"] + _KEPT * losses["kept"], losses
 
@@ -168,7 +172,7 @@ def all_losses(
     frames = samples.shape[1] // config.frame_samples
     decoder = decoder_of(trained, rest["fixed"])
     made, stages = decode_crops_in_stages(decoder, rest["codebooks"], config, batch["given"], frames)
-    said = {stage: (x @ trained[f"read_out/{stage}"]).reshape(len(samples), -1) for stage, x in stages.items()}
+    said = {stage: _product(x, trained[f"read_out/{stage}"]).reshape(len(samples), -1) for stage, x in stages.items()}
     losses = {
         "mel": mel_loss(made, samples, rate),
         "middle": mel_loss(made, samples, rate, _MIDDLE_SCALES, _MIDDLE_BANDS),
