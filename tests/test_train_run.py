@@ -20,12 +20,12 @@ from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.lines import Line
-from qwen3_tts_jax.train.loop import Interrupted
+from qwen3_tts_jax.train.loop import Interrupted, Stepped, run_steps
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.run import fit
 from qwen3_tts_jax.train.shards import spread
 from qwen3_tts_jax.train.state_files import RunError, latest
-from qwen3_tts_jax.train.step import OptimizerConfig, Recipe
+from qwen3_tts_jax.train.step import OptimizerConfig, Recipe, TrainState
 from tests.command import of_devices
 from tests.train_model import CUSTOM_VOICE, Letters, own_params, params, random_codes
 
@@ -216,6 +216,16 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, caplog):
     rates = [line["learning_rate"] for line in log_of(tmp_path / "stopped")]
     np.testing.assert_allclose(rates, [RECIPE.optimizer.schedule()(step) for step in range(STEPS)], rtol=1e-6)
     assert rates[0] == pytest.approx(3e-3) != pytest.approx(rates[-1])
+
+
+def test_the_log_has_what_a_step_tells(tmp_path):
+    def advance(state, step):
+        metrics = {"loss": jnp.float32(2.0), "learning_rate": jnp.float32(0.1 * step), "finite": True}
+        return Stepped(state.replace(step=state.step + 1), metrics, 3)
+
+    state = TrainState(jnp.zeros((), jnp.int32), {"weight": jnp.ones(3)}, ())
+    run_steps(state, advance, tmp_path, {}, 3, names=str, unit="frames", schedule=Schedule(1), report=None)
+    assert [line["learning_rate"] for line in log_of(tmp_path)] == pytest.approx([0.0, 0.1, 0.2])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path):

@@ -123,7 +123,7 @@ def fit_codec(
         advance,
         folder,
         describe_codec(recipe, crops) | dict(settings or {}),
-        recipe.optimizer,
+        recipe.optimizer.steps,
         names=lambda step: data.names(places(step)),
         unit="audio_seconds",
         metric="mel",

@@ -72,7 +72,7 @@ def fit_spectra(
         advance,
         folder,
         describe_spectra(recipe, crops) | dict(settings or {}),
-        recipe.optimizer,
+        recipe.optimizer.steps,
         names=lambda step: data.names(places(step)),
         unit="audio_seconds",
         judge=None if validation is None else judge,

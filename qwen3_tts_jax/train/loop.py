@@ -15,7 +15,6 @@ from typing import Any, Generic, Self, TypeVar
 import jax
 
 from qwen3_tts_jax.train.checkpoints import Checkpoints
-from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import Log, Schedule, plain
 
 _log = logging.getLogger(__name__)
@@ -29,7 +28,8 @@ class Stepped(Generic[State]):
 
     Attributes:
         state: after it; the one before if the step was not finite.
-        metrics: arrays for the log, with "loss" and "gradient_norm"; and "finite", whether both are.
+        metrics: arrays for the log, with "loss", "gradient_norm" and "learning_rate"; and "finite", whether the first
+            two are.
         amount: of data that it learnt from.
         program: equal for steps that one compiled program serves.
     """
@@ -75,7 +75,7 @@ def run_steps(
     advance: Callable[[State, int], Stepped[State]],
     folder: str | Path,
     agreed: Mapping[str, Any],
-    optimizer: OptimizerConfig,
+    last: int,
     *,
     names: Callable[[int], str],
     unit: str,
@@ -86,7 +86,7 @@ def run_steps(
     report: Callable[[dict[str, Any]], None] | None,
     phase: str | None = None,
 ) -> Ended[State]:
-    """Takes steps to the end of `optimizer.steps`, from where a run in `folder` was interrupted if there is one.
+    """Takes steps up to the `last`, from where a run in `folder` was interrupted if there is one.
 
     Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints, that of the last
     step in any case. "seconds" and the amount in the log are of steps for which nothing was compiled, "compiling" the
@@ -97,7 +97,7 @@ def run_steps(
         advance: advance(state, steps done) takes a step; data and what is random follow from the steps done alone.
         folder: of the run.
         agreed: JSON values that a checkpoint must agree with.
-        optimizer: number of steps and learning rates.
+        last: the number of steps of the whole run.
         names: names(steps done) of the data of the next step, for messages.
         unit: of `Stepped.amount`, in the log.
         metric: that stands for a state where nothing is judged.
@@ -113,7 +113,6 @@ def run_steps(
             signal ends the process at once.
         state_files.RunError: `folder` holds a run with other settings.
     """
-    last, rates = optimizer.steps, optimizer.schedule()
     checkpoints = Checkpoints(folder, agreed)
     state = checkpoints.resume(state)
     step, early = int(state.step), checkpoints.out_of_patience(schedule)
@@ -133,8 +132,7 @@ def run_steps(
             step += 1
             checkpoints.value = float(metrics[metric])
             if schedule.due("log", step, last):
-                rate = float(rates(step - 1))
-                log.write({**told, "step": step, **plain(metrics), "learning_rate": rate, **pace.take()})
+                log.write({**told, "step": step, **plain(metrics), **pace.take()})
             if judge is not None and schedule.due("evaluate", step, last):
                 numbers, value = judge(state)
                 log.write({**told, "step": step, **numbers})

@@ -122,7 +122,7 @@ def fit(
         advance,
         folder,
         describe(recipe) | data.describe() | {"utterances": len(data.examples)} | dict(settings or {}),
-        recipe.optimizer,
+        recipe.optimizer.steps,
         names=names,
         unit="frames",
         judge=judge if held_out else None,
