@@ -56,7 +56,7 @@ from qwen3_tts_jax.train.codec_step import (
     with_codebooks,
 )
 from qwen3_tts_jax.train.codec_teacher import Teacher
-from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.optimizer import OptimizerConfig, if_finite
 from qwen3_tts_jax.train.soft_codes import decoder_latents
 
 _WAVEFORM = ("decoder/conv_in", "decoder/upsample_", "decoder/snake_out", "decoder/conv_out")
@@ -329,7 +329,7 @@ def spectral_step(
     metrics = {"loss": total, **losses, "gradient_norm": norm, "learning_rate": rate, "finite": finite}
     metrics["perplexity"] = perplexity(jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1), size)
     new = SpectralState(state.step + 1, trained, codebooks, optimizer)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state), metrics
+    return if_finite(finite, new, state), metrics
 
 
 @partial(jax.jit, static_argnames="recipe")

@@ -37,7 +37,7 @@ from qwen3_tts_jax.train.codec_quantizer import (
     share_codebooks,
 )
 from qwen3_tts_jax.train.codec_teacher import Teacher
-from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.optimizer import OptimizerConfig, if_finite, moving_average
 from qwen3_tts_jax.train.soft_codes import decode_latents
 
 CODEBOOK_LEAVES = ("embedding_sum", "cluster_usage", "initialized")
@@ -320,16 +320,14 @@ def codec_step(
         # A conditional would cost many times what it saves: XLA's CPU backend runs convolutions in it slowly.
         learns = state.step % recipe.discriminator.every == 0
         discriminator = jax.tree.map(lambda new, old: jnp.where(learns, new, old), learnt, discriminator)
-    # At first the average follows faster, lest it remember where it started.
-    decay = jnp.minimum(recipe.average, (1 + state.step) / (10 + state.step))
-    average = {path: decay * leaf + (1 - decay) * trained[path] for path, leaf in state.average.items()}
+    average = moving_average(state.average, trained, state.step, recipe.average) if recipe.average else {}
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
     rate = recipe.optimizer.schedule()(state.step)
     metrics = {"loss": total, **losses, "gradient_norm": norm, "learning_rate": rate, "finite": finite}
     metrics["perplexity"] = perplexity(codes, codec.encoder.codebook_size)
     new = CodecState(state.step + 1, trained, codebooks, optimizer, average, discriminator)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state), metrics
+    return if_finite(finite, new, state), metrics
 
 
 @partial(jax.jit, static_argnames="recipe")

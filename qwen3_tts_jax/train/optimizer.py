@@ -1,11 +1,11 @@
-"""AdamW or Muon, the schedule and the clipping of gradients."""
+"""AdamW or Muon, the schedule and the clipping of gradients, averages of weights, and steps that are left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from qwen3_tts_jax.config import ConfigError
 
 _RMS = 0.2  # of Muon's steps; AdamW's are about that
 
+
+Tree = TypeVar("Tree")
 
 IsMatrix = Callable[[str, jax.Array], bool]
 """Of a leaf's path and the leaf: whether Muon learns it."""
@@ -101,6 +103,18 @@ class OptimizerConfig:
             optax.add_decayed_weights(self.weight_decay, _decayed),
             optax.scale_by_learning_rate(self.schedule()),
         )
+
+
+def moving_average(average: Tree, new: Tree, step: jax.Array, decay: float) -> Tree:
+    """The average of weights once they are `new`, after `step` steps before."""
+    # At first it follows faster, lest it remember where it started.
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, new)
+
+
+def if_finite(finite: jax.Array, new: Tree, old: Tree) -> Tree:
+    """The state after a step, or the one before where the step's loss or gradient was not `finite`, bool []."""
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
 
 def _leaf_name(path: tuple) -> str:

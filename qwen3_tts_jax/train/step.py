@@ -19,7 +19,7 @@ from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.train.alignment import AlignmentConfig, alignment_loss, guide_loss, init_readout
 from qwen3_tts_jax.train.lora import LoraConfig, adapted, init_adapters, merge_adapters
 from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, count_targets, loss_parts, parts_of_some, total
-from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.optimizer import OptimizerConfig, if_finite, moving_average
 from qwen3_tts_jax.train.regularization import Regularization, corrupt, drop_out
 from qwen3_tts_jax.train.score import teacher_force
 from qwen3_tts_jax.train.shards import made, spread
@@ -274,14 +274,9 @@ def train_step(
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     trained = optax.apply_updates(state.trained, updates)
-    average = state.average
-    if recipe.average:
-        # At first the average follows faster, lest it remember where it started.
-        decay = jnp.minimum(recipe.average, (1 + state.step) / (10 + state.step))
-        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, trained)
-    new = TrainState(state.step + 1, trained, optimizer, average)
+    average = moving_average(state.average, trained, state.step, recipe.average) if recipe.average else {}
     rate = recipe.optimizer.schedule()(state.step)
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    state = if_finite(finite, TrainState(state.step + 1, trained, optimizer, average), state)
     metrics = {"loss": value, **parts.means(), "gradient_norm": norm, "learning_rate": rate, "finite": finite}
     if recipe.alignment is not None:
         metrics["alignment"] = aligned[0] / count

@@ -46,7 +46,7 @@ from qwen3_tts_jax.train.codec_job import write_codec
 from qwen3_tts_jax.train.codec_loss import mel_loss, spectral_loss
 from qwen3_tts_jax.train.codec_quantizer import entries
 from qwen3_tts_jax.train.codec_step import reconstruct_given
-from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.optimizer import OptimizerConfig, moving_average
 from qwen3_tts_jax.train.soft_codes import decoder_latents
 from recipes.mini.crops import behind_silence, cut_behind_silence, cut_sharpened
 from recipes.mini.distances import RATES, distance_at_changes, phase_distances, read_out_target, unexplained
@@ -195,9 +195,7 @@ def step(
     (_, losses), gradient = jax.value_and_grad(losses_of, has_aux=True)(state.trained, before, rest, config, batch)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trained)
     trained = optax.apply_updates(state.trained, updates)
-    # At first the average follows faster, lest it remember where it started.
-    decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, trained)
+    average = moving_average(state.average, trained, state.step, decay)
     return State(state.step + 1, trained, average, optimizer_state), losses
 
 
