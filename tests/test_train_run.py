@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from qwen3_tts_jax.sharding import make_mesh
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example
-from qwen3_tts_jax.train.lines import Line
+from qwen3_tts_jax.train.lines import DataError, Line
 from qwen3_tts_jax.train.loop import Interrupted, Stepped, run_steps
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.run import fit
@@ -218,14 +219,54 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, caplog):
     assert rates[0] == pytest.approx(3e-3) != pytest.approx(rates[-1])
 
 
-def test_the_log_has_what_a_step_tells(tmp_path):
-    def advance(state, step):
-        metrics = {"loss": jnp.float32(2.0), "learning_rate": jnp.float32(0.1 * step), "finite": True}
+def take_steps(folder, batch_of, loss=lambda step: np.float32(2.0)):
+    """Three steps that learn nothing."""
+
+    def advance(state, step, batch):
+        assert batch == f"batch {step}"
+        metrics = {"loss": loss(step), "learning_rate": jnp.float32(0.1 * step), "finite": True}
         return Stepped(state.replace(step=state.step + 1), metrics, 3)
 
     state = TrainState(jnp.zeros((), jnp.int32), {"weight": jnp.ones(3)}, ())
-    run_steps(state, advance, tmp_path, {}, 3, names=str, unit="frames", schedule=Schedule(1), report=None)
+    schedule = Schedule(1, save=1)
+    run_steps(state, batch_of, advance, folder, {}, 3, names=str, unit="frames", schedule=schedule, report=None)
+
+
+def test_the_log_has_what_a_step_tells(tmp_path):
+    take_steps(tmp_path, "batch {}".format)
     assert [line["learning_rate"] for line in log_of(tmp_path)] == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_the_next_batch_is_made_while_a_step_is_computed(tmp_path):
+    made = [threading.Event() for _ in range(3)]
+
+    def batch_of(step):
+        made[step].set()
+        return f"batch {step}"
+
+    class Loss:
+        def __init__(self, step):
+            self.step = step
+
+        def __array__(self, dtype=None, copy=None):
+            """Is there only once the next batch is."""
+            assert made[min(self.step + 1, 2)].wait(30)
+            return np.array(2.0, np.float32)
+
+    take_steps(tmp_path, batch_of, Loss)
+    assert len(log_of(tmp_path)) == 3
+
+
+def test_a_batch_that_cannot_be_made_ends_the_run_after_the_step_before(tmp_path):
+    def batch_of(step):
+        if step == 2:
+            raise DataError("data.jsonl line 7: no such speaker")
+        return f"batch {step}"
+
+    with pytest.raises(DataError, match="line 7"):
+        take_steps(tmp_path, batch_of)
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2]
+    assert latest(tmp_path / "checkpoints").name == "00000002"
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(tmp_path):

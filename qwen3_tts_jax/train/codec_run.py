@@ -101,14 +101,16 @@ def fit_codec(
     def places(step: int) -> list[tuple[int, int]]:
         return data.places(step, crops.rows, crops.samples, crops.seed, crops.starts)
 
-    def advance(state: CodecState, step: int) -> Stepped[CodecState]:
-        some = places(step)
-        samples, targets = data.cut(some, crops.samples), None
+    def batch_of(step: int) -> tuple[np.ndarray, np.ndarray | None, GivenCodes | None]:
+        some, targets = places(step), None
         if features is not None:
             frame_samples = recipe.codec.frame_samples
             targets = features.targets(some, crops.samples // frame_samples, data.sample_rate, frame_samples)
+        return data.cut(some, crops.samples), targets, _given(data, some, recipe, crops)
+
+    def advance(state: CodecState, step: int, batch: tuple) -> Stepped[CodecState]:
+        samples, targets, given = batch
         against = recipe.discriminator is not None and step >= recipe.discriminator.start
-        given = _given(data, some, recipe, crops)
         state, metrics = codec_step(
             state, params, samples, jax.random.fold_in(key, step), recipe, targets=targets, against=against, given=given
         )
@@ -120,6 +122,7 @@ def fit_codec(
 
     ended = run_steps(
         start_codec(params, recipe, fresh=fresh, seed=crops.seed),
+        batch_of,
         advance,
         folder,
         describe_codec(recipe, crops) | dict(settings or {}),

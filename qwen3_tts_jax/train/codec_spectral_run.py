@@ -52,11 +52,14 @@ def fit_spectra(
     def places(step: int) -> list[tuple[int, int]]:
         return data.places(step, crops.rows, crops.samples, crops.seed, crops.starts)
 
-    def advance(state: SpectralState, step: int) -> Stepped[SpectralState]:
+    def batch_of(step: int) -> tuple[np.ndarray, np.ndarray | None]:
         some, targets = places(step), None
         if features is not None:
             targets = features.targets(some, crops.samples // frame_samples, data.sample_rate, frame_samples)
-        samples, alone = data.cut(some, crops.samples), step < recipe.alone
+        return data.cut(some, crops.samples), targets
+
+    def advance(state: SpectralState, step: int, batch: tuple) -> Stepped[SpectralState]:
+        (samples, targets), alone = batch, step < recipe.alone
         state, metrics = spectral_step(
             state, params, samples, jax.random.fold_in(key, step), recipe, taught=teaching,
             targets=targets, alone=alone,
@@ -69,6 +72,7 @@ def fit_spectra(
 
     ended = run_steps(
         start_spectra(params, recipe, taught, crops.seed),
+        batch_of,
         advance,
         folder,
         describe_spectra(recipe, crops) | dict(settings or {}),

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from qwen3_tts_jax.train.progress import Log, Schedule, plain
 _log = logging.getLogger(__name__)
 
 State = TypeVar("State")
+Data = TypeVar("Data")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Interrupted(KeyboardInterrupt):
 
 def run_steps(
     state: State,
-    advance: Callable[[State, int], Stepped[State]],
+    batch_of: Callable[[int], Data],
+    advance: Callable[[State, int, Data], Stepped[State]],
     folder: str | Path,
     agreed: Mapping[str, Any],
     last: int,
@@ -94,7 +97,9 @@ def run_steps(
 
     Args:
         state: before the first step; given away.
-        advance: advance(state, steps done) takes a step; data and what is random follow from the steps done alone.
+        batch_of: batch_of(steps done), what the next step learns from; follows from the steps done alone. Called in a
+            thread, for one step while the one before it is computed.
+        advance: advance(state, steps done, batch) takes a step; what is random follows from the steps done alone.
         folder: of the run.
         agreed: JSON values that a checkpoint must agree with.
         last: the number of steps of the whole run.
@@ -119,12 +124,16 @@ def run_steps(
     log = Log(Path(folder) / "log.jsonl", step, report)
     told = {} if phase is None else {"phase": phase}
     pace = _Pace(unit)
-    with _Signals() as signals:
+    with _Signals() as signals, ThreadPoolExecutor(1) as maker:
         if step < last and not early:
             _log.info("compiling step %d of %d", step + 1, last)
+            coming = maker.submit(batch_of, step)
         while step < last and not early:
             began = time.perf_counter()
-            stepped = advance(state, step)
+            stepped = advance(state, step, coming.result())
+            # An error of the next batch is raised when its step comes, after all that this one leaves.
+            if step + 1 < last:
+                coming = maker.submit(batch_of, step + 1)
             state, metrics = stepped.state, jax.device_get(stepped.metrics)
             pace.add(stepped, time.perf_counter() - began)
             if not metrics.pop("finite"):

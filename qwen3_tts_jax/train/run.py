@@ -96,8 +96,7 @@ def fit(
     if validation is not None and text_gap:
         swapped = [place(batch, mesh) for batch in validation.in_order(other_texts=True)]
 
-    def advance(state: TrainState, step: int) -> Stepped[TrainState]:
-        batches, _ = data.of_step(step)
+    def advance(state: TrainState, step: int, batches: Batch) -> Stepped[TrainState]:
         state, metrics = train_step(state, frozen, place(batches, mesh, axis=1), recipe)
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batches))
         return Stepped(state, metrics, int(np.sum(batches.codes[..., 0] >= 0)), shapes)
@@ -119,6 +118,7 @@ def fit(
 
     ended = run_steps(
         state,
+        lambda step: data.of_step(step)[0],
         advance,
         folder,
         describe(recipe) | data.describe() | {"utterances": len(data.examples)} | dict(settings or {}),
