@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
 from qwen3_tts_jax.train.alignment import AlignmentConfig, alignment_loss, guide_loss, init_readout, spoken_ids
+from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.lines import Line
@@ -323,6 +324,18 @@ def test_buckets_of_lengths():
     assert buckets(accumulate=2).of_step(2)[0].codes.shape[0] == 2
     with pytest.raises(ConfigError, match="at least one frame"):
         buckets(batch_frames=0)
+
+
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_a_step_puts_its_data_in_order_once(bucketed, monkeypatch):
+    """Not once for every row."""
+    data = buckets(count=1, accumulate=3)
+    if not bucketed:
+        data = Batches(examples(), Letters(), CUSTOM_VOICE, batch_size=6)
+    drawn, make = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(tuple(seed)) or make(seed))
+    assert len(data.of_step(0)[1]) == 6
+    assert len(drawn) == len(set(drawn)) == 1 + bucketed
 
 
 def test_all_held_out_examples_once_and_with_other_texts():

@@ -72,7 +72,7 @@ class Batches:
         """The batches [A, B, …] of a step, and their examples."""
         rows = self.batch_size * self.accumulate
         chosen = [divmod(number, len(self.examples)) for number in range(step * rows, (step + 1) * rows)]
-        orders = {epoch: self._order(epoch) for epoch, _ in chosen}
+        orders = {epoch: self._order(epoch) for epoch in {epoch for epoch, _ in chosen}}
         picked = [(orders[epoch][place], epoch) for epoch, place in chosen]
         batch = self.batch([self.examples[index] for index, _ in picked], [sum(pair) for pair in picked])
         batch = jax.tree.map(lambda leaf: leaf.reshape(self.accumulate, self.batch_size, *leaf.shape[1:]), batch)

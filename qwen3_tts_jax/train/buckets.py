@@ -101,7 +101,10 @@ class BucketedBatches:
         bucket = self._buckets[number]
         earlier = epoch * self._turns[number] + int(np.sum(order[:place] == number))
         rows = bucket.rows * self.accumulate
-        picked = [self._member(number, index) for index in range(earlier * rows, (earlier + 1) * rows)]
+        # Places of the bucket's endless list, and how often all its members have been there before.
+        chosen = [divmod(index, len(bucket.members)) for index in range(earlier * rows, (earlier + 1) * rows)]
+        orders = {around: self._order(number, around) for around in {around for around, _ in chosen}}
+        picked = [(bucket.members[orders[around][place]], around) for around, place in chosen]
         examples = [self.examples[index] for index, _ in picked]
         batch = self._batch(bucket, examples, [sum(pair) for pair in picked])
         batch = jax.tree.map(lambda leaf: leaf.reshape(self.accumulate, bucket.rows, *leaf.shape[1:]), batch)
@@ -121,12 +124,9 @@ class BucketedBatches:
                 batches.append(self._batch(bucket, part + [empty] * missing, [*turns, *[0] * missing]))
         return batches
 
-    def _member(self, number: int, index: int) -> tuple[int, int]:
-        """The example at a place of a bucket's endless list, and how often all have been there before."""
+    def _order(self, number: int, around: int) -> np.ndarray:
         members = self._buckets[number].members
-        around, place = divmod(index, len(members))
-        order = np.random.default_rng([self.seed, 1 + number, around]).permutation(len(members))
-        return members[order[place]], around
+        return np.random.default_rng([self.seed, 1 + number, around]).permutation(len(members))
 
     def _plan(self, example: Example, turn: int) -> PromptPlan:
         return example.plan(self.tokenizer, self.config, self.text_modes[turn % len(self.text_modes)])
