@@ -20,7 +20,9 @@ from qwen3_tts_jax.cli_train_report import (
     names,
     reporter,
     tensorboard_writer,
+    text_modes,
     training,
+    warmup_steps,
 )
 from qwen3_tts_jax.cli_train_talker import EPILOG as TALKER_EPILOG
 from qwen3_tts_jax.cli_train_talker import talker
@@ -128,13 +130,13 @@ def sft(
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         rate = learning_rate if learning_rate is not None else (_LORA_RATE if lora else _FULL_RATE)
-        warm = warmup if warmup is not None else min(steps // 20, 500)
-        modes = {"both": ("all_at_once", "as_it_comes")}.get(text_mode, (text_mode.replace("-", "_"),))
         alpha = lora_alpha if lora_alpha is not None else 2.0 * lora
         with refusing(ValueError, OSError):
             config = SftConfig(
                 dtype=dtype,
-                optimizer=OptimizerConfig(rate, steps, warm, weight_decay=weight_decay, clip=clip),
+                optimizer=OptimizerConfig(
+                    rate, steps, warmup_steps(warmup, steps), weight_decay=weight_decay, clip=clip
+                ),
                 loss=LossConfig(codes=code_weight),
                 lora=LoraConfig(lora, alpha, names(lora_modules)) if lora else None,
                 frozen=names(freeze),
@@ -142,7 +144,7 @@ def sft(
                 batch_seconds=batch_seconds,
                 buckets=buckets,
                 accumulate=accumulate,
-                text_modes=modes,
+                text_modes=text_modes(text_mode),
                 known_speakers=known_speakers,
                 remat=remat,
                 seed=seed,
@@ -156,8 +158,11 @@ def sft(
         if mesh is None and count > 1:
             typer.echo(f"warning: {count} devices cannot share batches of {batch_size}: one works alone", err=True)
         smaller = f"a smaller --{'batch-size' if batch_seconds is None else 'batch-seconds'}"
-        with training(output, quiet, smaller if remat else f"{smaller}, or --remat", EXPORT_LAST):
-            report = reporter(quiet, tensorboard_writer(output) if tensorboard else None, steps)
+        with (
+            training(output, quiet, smaller if remat else f"{smaller}, or --remat", EXPORT_LAST),
+            tensorboard_writer(output, tensorboard) as write_scalars,
+        ):
+            report = reporter(quiet, write_scalars, steps)
             result = run(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=report)
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'model'}: {end}, the state after step {result.step}, loss {result.loss:.3f}")

@@ -10,7 +10,7 @@ import typer
 
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_options import examples
-from qwen3_tts_jax.cli_train_report import Steps, training
+from qwen3_tts_jax.cli_train_report import Steps, counter, training, warmup_steps
 
 EPILOG = examples(
     "qwen3-tts-jax train codec recordings/ -o my-codec --validation held-out/",
@@ -141,10 +141,9 @@ def codec(
             if discriminator_start is not None:
                 heard = round(discriminator_seconds * shape.sample_rate)
                 discriminator = Discriminator(heard, discriminator_start, discriminator_every, discriminator_kind)
-            warm = warmup if warmup is not None else min(steps // 20, 500)
             recipe = CodecRecipe(
                 shape,
-                OptimizerConfig(learning_rate, steps, warm, clip=clip),
+                OptimizerConfig(learning_rate, steps, warmup_steps(warmup, steps), clip=clip),
                 dropout=dropout,
                 continuous_steps=continuous_steps,
                 unquantized=unquantized,
@@ -172,16 +171,9 @@ def codec(
         quiet_orbax()
         counts = {None: steps} | {one.hears: one.optimizer.steps for one in spectral}
         with training(output, quiet, "a smaller --batch-seconds"):
-            result = run_codec(job, cache=cache, decoding=_counter(quiet), report=_reporter(quiet, counts))
+            result = run_codec(job, cache=cache, decoding=counter(quiet, "decoded"), report=_reporter(quiet, counts))
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'codec'}: {end}, the state after step {result.step}, mel distance {result.mel:.3f}")
-
-
-def _counter(quiet: bool) -> Callable[[int, int], None] | None:
-    def show(done: int, total: int) -> None:
-        typer.echo(f"decoded {done} of {total} recordings", err=True)
-
-    return None if quiet else show
 
 
 def _reporter(quiet: bool, counts: dict[str | None, int]) -> Callable[[dict[str, Any]], None] | None:

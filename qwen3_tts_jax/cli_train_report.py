@@ -1,4 +1,4 @@
-"""What the commands that train say while they work, and how they end."""
+"""What the commands that train share: options that they read alike, what they say while they work, how they end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,21 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def counter(quiet: bool) -> Callable[[int, int], None] | None:
-    """Tells of recordings that are encoded."""
+def warmup_steps(given: int | None, steps: int) -> int:
+    """Of a run of so many steps."""
+    return min(steps // 20, 500) if given is None else given
+
+
+def text_modes(option: str) -> tuple[Any, ...]:
+    """Of `prompt.TextMode`, by turns."""
+    return {"both": ("all_at_once", "as_it_comes")}.get(option, (option.replace("-", "_"),))
+
+
+def counter(quiet: bool, did: str = "encoded") -> Callable[[int, int], None] | None:
+    """Tells of recordings that are encoded, or what else is done with them."""
 
     def show(done: int, total: int) -> None:
-        typer.echo(f"encoded {done} of {total} recordings", err=True)
+        typer.echo(f"{did} {done} of {total} recordings", err=True)
 
     return None if quiet else show
 
@@ -157,11 +167,14 @@ def check_tensorboard() -> None:
         )
 
 
-def tensorboard_writer(output: Path) -> Callable[[dict[str, Any]], None]:
-    """Writes lines of the log for TensorBoard, into a folder of `output` that it makes."""
-    from tensorboardX import SummaryWriter
+@contextmanager
+def tensorboard_writer(output: Path, wanted: bool) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """Writes lines of the log for TensorBoard, into a folder of `output` that it makes; None where it is not wanted."""
+    if not wanted:
+        yield None
+        return
 
-    writer = SummaryWriter(str(output / "tensorboard"))
+    from tensorboardX import SummaryWriter
 
     def write(numbers: dict[str, Any]) -> None:
         for name, value in numbers.items():
@@ -170,4 +183,5 @@ def tensorboard_writer(output: Path) -> Callable[[dict[str, Any]], None]:
                 writer.add_scalar(tag, each, numbers["step"])
         writer.flush()
 
-    return write
+    with closing(SummaryWriter(str(output / "tensorboard"))) as writer:
+        yield write

@@ -16,7 +16,9 @@ from qwen3_tts_jax.cli_train_report import (
     names,
     reporter,
     tensorboard_writer,
+    text_modes,
     training,
+    warmup_steps,
 )
 
 EPILOG = examples(
@@ -147,13 +149,11 @@ def talker(
                 until = steps // 2 if alignment_steps is None else alignment_steps
                 aligned = AlignmentConfig(alignment, alignment_layer, until, guide=guide)
             corrupted = Regularization(noise, noise_0, forget, dropout, predictor_share)
-            modes = {"both": ("all_at_once", "as_it_comes")}.get(text_mode, (text_mode.replace("-", "_"),))
-            warm = warmup if warmup is not None else min(steps // 20, 500)
             settings = TalkerTraining(
                 optimizer=OptimizerConfig(
                     learning_rate,
                     steps,
-                    warm,
+                    warmup_steps(warmup, steps),
                     final_rate=final_rate,
                     weight_decay=weight_decay,
                     clip=clip,
@@ -167,7 +167,7 @@ def talker(
                 batch_seconds=batch_seconds,
                 buckets=buckets,
                 accumulate=accumulate,
-                text_modes=modes,
+                text_modes=text_modes(text_mode),
                 remat=remat,
                 seed=seed,
                 schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
@@ -186,8 +186,11 @@ def talker(
         quiet_orbax()
         mesh = make_mesh() if jax.device_count() > 1 else None
         smaller = "a smaller --batch-seconds"
-        with training(output, quiet, smaller if remat else f"{smaller}, or --remat", EXPORT_LAST):
-            report = reporter(quiet, tensorboard_writer(output) if tensorboard else None, steps)
+        with (
+            training(output, quiet, smaller if remat else f"{smaller}, or --remat", EXPORT_LAST),
+            tensorboard_writer(output, tensorboard) as write_scalars,
+        ):
+            report = reporter(quiet, write_scalars, steps)
             result = run_talker(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=report)
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'model'}: {end}, the state after step {result.step}, loss {result.loss:.3f}")

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.cli_train import train_app
+from qwen3_tts_jax.cli_train_report import tensorboard_writer
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
 from qwen3_tts_jax.text import TextTokenizer
@@ -244,6 +246,22 @@ def test_what_is_refused_leaves_nothing_for_tensorboard(base, recordings, tmp_pa
     result = run(data, "-o", tmp_path / "run", "-m", base, "--tensorboard", "--learning-rate", 0)
     assert_refused(result, "learning rate")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_what_is_written_for_tensorboard_is_closed(ends, tmp_path, monkeypatch):
+    told = []
+    writer = SimpleNamespace(
+        add_scalar=lambda *scalar: told.append(scalar), flush=lambda: None, close=lambda: told.append("closed")
+    )
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=lambda folder: writer))
+    with suppress(DataError), tensorboard_writer(tmp_path, True) as write:
+        write({"step": 2, "codes": [0.5, 0.25]})
+        if ends == "badly":
+            raise DataError("a recording that is silent")
+    assert told == [("step", 2, 2), ("codes/0", 0.5, 2), ("codes/1", 0.25, 2), "closed"]
+    with tensorboard_writer(tmp_path, False) as write:
+        assert write is None
 
 
 def test_held_out_speakers_are_learnt_ones(base, recordings, tmp_path):
