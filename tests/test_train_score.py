@@ -89,20 +89,6 @@ def test_padding_and_company_do_not_matter():
     np.testing.assert_allclose(score_compiled(params(), BASE, alone, CODES[1:2, :3]), expected[1:2, :3], atol=1e-5)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_prompts_may_be_padded_on_either_side(side):
-    batch = prompts("in-context")
-    expected = score_compiled(params(), BASE, batch, CODES)
-    used = batch.text_ids >= 0
-    order = np.argsort(used if side == "left" else ~used, axis=1, kind="stable")
-    moved = batch._replace(
-        text_ids=np.take_along_axis(batch.text_ids, order, axis=1),
-        codes=np.take_along_axis(batch.codes, order[..., None], axis=1),
-        speaker_position=np.argmax(order == batch.speaker_position[:, None], axis=1).astype(np.int32),
-    )
-    np.testing.assert_allclose(score_compiled(params(), BASE, moved, CODES), expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", ["speaker", "in-context"])
 def test_draws_from_the_scored_distributions_are_what_was_generated(kind):
     """Sampling transform, end of speech and all: the same keys draw the same codes from one pass."""

@@ -130,10 +130,6 @@ def guide_loss(model: ModelConfig, batch: Batch, queries_key: jax.Array) -> jax.
     seen = jnp.arange(slots) <= positions[..., None]
 
     is_text = jnp.pad(_is_text(model, prompts), ((0, 0), (0, slots - prompts.text_ids.shape[1])))
-    # Prompts may be padded on the left; queries and keys begin with them.
-    first = jnp.argmax(jnp.asarray(prompts.text_ids) >= 0, axis=1)
-    shifted = jnp.minimum(jnp.arange(slots) + first[:, None], slots - 1)
-    is_text = jnp.take_along_axis(is_text, shifted, axis=1)
     number = jnp.cumsum(is_text, axis=1) - 0.5
     counts = jnp.sum(is_text, axis=1)
     there = batch.codes[..., 0] >= 0

@@ -82,7 +82,7 @@ def score(
     Args:
         params: the trees `talker` and `code_predictor`.
         config: static under jit.
-        prompts: B prompts; any padding.
+        prompts: B prompts.
         codes: int32 [B, T, Q], −1 in the frames that a row does not have, which must be its last.
         generation: scores the distributions that sampling so draws from: after repetition penalty, forbidden
             codes, temperature, top-k and top-p, −inf for a code that cannot be drawn. None: the model's own,
@@ -156,7 +156,7 @@ def teacher_force(
     Args:
         params: the trees `talker` and `code_predictor`.
         config: static under jit.
-        prompts: B prompts; any padding.
+        prompts: B prompts.
         codes: int32 [B, T, Q], −1 in the frames that a row does not have, which must be its last.
         capture: paths of `Forced.activations`; static under jit.
         edit: called for every module as edit(path, output); what it returns takes the output's place, in
@@ -189,13 +189,14 @@ def _forced(
     batch, steps, num_codebooks = seen.talker.shape
     prompt, text_track = embed_prompt(params, config, prompts)
     frames = embed_codes(params, config, seen.talker) + _text_of_frames(text_track, steps)
-    sequence, prompt_lengths = _join(prompt, frames, prompts)
+    lengths = jnp.asarray(prompts.lengths)
+    sequence = _join(prompt, frames, lengths)
 
     talker = partial(Talker(config.talker).apply, {"params": params["talker"]})
     with jax.named_scope("talker"), _watched("talker", capture, edit, activations):
         hidden, _ = talker(sequence, KVCache.zeros(config.talker.transformer, batch, sequence.shape[1]))
         # The state at a position predicts the frame at the next.
-        positions = prompt_lengths[:, None] - 1 + jnp.arange(steps + 1)
+        positions = lengths[:, None] - 1 + jnp.arange(steps + 1)
         hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)
         logits = talker(hidden, method=Talker.logits)
 
@@ -237,19 +238,15 @@ def _text_of_frames(text_track: jax.Array, steps: int) -> jax.Array:
     return text_track[:, jnp.minimum(jnp.arange(steps), text_track.shape[1] - 1)]
 
 
-def _join(prompt: jax.Array, frames: jax.Array, prompts: PromptBatch) -> tuple[jax.Array, jax.Array]:
+def _join(prompt: jax.Array, frames: jax.Array, lengths: jax.Array) -> jax.Array:
     """[B, P, D] and [B, T, D] → [B, P + T, D], each row's prompt first, its frames right behind, then padding.
 
-    Also the lengths of the prompts, int32 [B]. Nothing looks ahead, so what stands in the padding counts nowhere.
+    `lengths` int32 [B] are those of the prompts. Nothing looks ahead, so what stands in the padding counts nowhere.
     """
-    used = (prompts.text_ids >= 0) | jnp.any(prompts.codes >= 0, axis=-1)
-    start = jnp.argmax(used, axis=1)
-    lengths = used.shape[1] - jnp.argmax(used[:, ::-1], axis=1) - start
     both = jnp.concatenate([prompt, frames.astype(prompt.dtype)], axis=1)
     slots = jnp.arange(both.shape[1])
-    in_prompt = slots < lengths[:, None]
-    source = jnp.where(in_prompt, slots + start[:, None], slots - lengths[:, None] + used.shape[1])
-    return jnp.take_along_axis(both, jnp.minimum(source, both.shape[1] - 1)[..., None], axis=1), lengths
+    source = jnp.where(slots < lengths[:, None], slots, slots - lengths[:, None] + prompt.shape[1])
+    return jnp.take_along_axis(both, jnp.minimum(source, both.shape[1] - 1)[..., None], axis=1)
 
 
 @contextmanager
