@@ -58,6 +58,8 @@ def roll_out(
     limit = jnp.full(keys.shape[0], num_frames + 1)
     state = prefill(params, config, prompts, keys, limit, prompts.text_ids.shape[1] + num_frames)
     state, codes = generate(params, config, generation, state, num_frames)
+    # In one pass, as `policy_loss` scores them, and not by `generate_scored`, whose steps round in another order:
+    # before the first update the ratios are to be 1.
     return Rollout(codes, state.ended, *_log_probabilities(params, config, generation, prompts, codes, state.ended))
 
 
