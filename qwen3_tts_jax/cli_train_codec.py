@@ -109,11 +109,11 @@ def codec(
     refuse_idle(context, discriminator_start is None, "without --discriminator-start", *hearing)
     with plain_messages():
         if start is not None and config is not None:
-            refuse("--start brings its own shape: leave --config away")
+            refuse("--start brings its own shape: omit --config")
         if decoder_only and start is None:
             refuse("--decoder-only needs --start: the codec whose decoder is to learn")
         if start is not None and spectral_steps:
-            refuse("--spectral-steps are for a codec from nothing: leave --start away")
+            refuse("--spectral-steps are for a codec from nothing: omit --start")
         if start is None and spectral_steps is None:
             spectral_steps = 800
         refuse_idle(context, not spectral_steps, "where no spectra are learnt", "encoder_steps", "spectral_rate")

@@ -57,7 +57,8 @@ def test_refused_recordings(recordings, tmp_path):
     soundfile.write(recordings / "short.wav", np.full(1000, 0.1), 16_000)
     lines = write_lines(recordings, "{", [1], {"text": "Hi."}, {"audio": "none.wav"}, {"audio": "b.wav"})
     with pytest.raises(
-        DataError, match=r"line 1 is no JSON: .*; data.jsonl line 2 is no JSON object; data.jsonl line 3 has no audio"
+        DataError,
+        match=r"line 1 is not JSON: .*; data.jsonl line 2 is not a JSON object; data.jsonl line 3 has no audio",
     ):
         find_recordings(lines)
     with pytest.raises(DataError, match=r"line 1: features must be a file's name, got 5"):

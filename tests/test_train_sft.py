@@ -191,7 +191,7 @@ def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
         ({"audio": "0.wav", "text": "Hi.", "ref_text": "Who?"}, ["ref_text but no ref_audio"]),
         ({"audio": "0.wav", "text": "Hi.", "instruct": "loud"}, ["has an instruct", "does not read"]),
         ({"audio": "data.jsonl", "text": "Hi."}, ["line 1: audio", "is no sound file"]),
-        ([1], ["line 1 is no JSON object"]),
+        ([1], ["line 1 is not a JSON object"]),
     ],
 )
 def test_refused_lines(row, parts, base, recordings, tmp_path):

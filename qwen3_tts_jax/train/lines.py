@@ -101,12 +101,12 @@ def json_lines(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str,
         try:
             fields = json.loads(row)
         except json.JSONDecodeError as error:
-            problems.append(f"{where} is no JSON: {error}")
+            problems.append(f"{where} is not JSON: {error}")
             continue
         if isinstance(fields, dict):
             yield where, fields
         else:
-            problems.append(f"{where} is no JSON object")
+            problems.append(f"{where} is not a JSON object")
 
 
 def raise_problems(problems: Sequence[str]) -> None:
