@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import soundfile
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.files import completed
 from qwen3_tts_jax.train.lines import DataError, codes_problem, json_lines, raise_problems
+from qwen3_tts_jax.train.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -24,9 +25,6 @@ _SHORTEST_SECONDS = 0.5
 _SILENCE = 1e-3
 _SHARD_SAMPLES = 1 << 25  # 64 MB
 _FULL_SCALE = 32_767
-
-Progress = Callable[[int, int], None]
-"""progress(recordings done, recordings in all)."""
 
 Length = tuple[int, int]
 """Samples of a recording, and their rate in Hz."""

@@ -18,7 +18,7 @@ from qwen3_tts_jax.files import completed_folder, require_absent
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_codes import read_recording_codes, with_codes
-from qwen3_tts_jax.train.codec_data import Clips, Progress, Recording, check_headers, decode_recordings, find_recordings
+from qwen3_tts_jax.train.codec_data import Clips, Recording, check_headers, decode_recordings, find_recordings
 from qwen3_tts_jax.train.codec_run import CodecResult, Crops, describe_codec, fit_codec
 from qwen3_tts_jax.train.codec_spectral import SpectralRecipe, finish_spectra
 from qwen3_tts_jax.train.codec_spectral_run import describe_spectra, fit_spectra
@@ -26,7 +26,7 @@ from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import CodecRecipe
 from qwen3_tts_jax.train.codec_teacher import Features, Teacher, read_features
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.progress import Schedule
+from qwen3_tts_jax.train.progress import Progress, Schedule
 
 CODEC, CACHE, SAMPLES, PHASES = "codec", "cache", "samples", "spectral"
 _SHORTEST_CROP = 2048  # the longest window of the losses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,12 @@ from qwen3_tts_jax.prompt import PromptPlan, Request, TextMode, Tokenizer, plan_
 from qwen3_tts_jax.speech_tokenizer import encode_recordings, encoded_frames
 from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import DataError, Line
+from qwen3_tts_jax.train.progress import Progress
 from qwen3_tts_jax.utterances import text_tokens
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from qwen3_tts_jax.voices import check_recording, make_voices
 
 _TOGETHER = 8
-
-Progress = Callable[[int, int], None]
-"""progress(recordings done, recordings in all)."""
 
 
 @dataclass(frozen=True, eq=False)

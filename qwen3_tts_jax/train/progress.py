@@ -12,6 +12,9 @@ import numpy as np
 
 from qwen3_tts_jax.files import completed
 
+Progress = Callable[[int, int], None]
+"""progress(recordings done, recordings in all)."""
+
 
 class DivergedError(ArithmeticError):
     """The loss or its gradient is not a finite number any more; the message tells step and data."""

@@ -26,13 +26,13 @@ from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.code_files import read_codes
-from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples, speaker_rows
+from qwen3_tts_jax.train.examples import Example, check_lengths, make_examples, speaker_rows
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import Line, add_speakers, check_speakers, read_lines
 from qwen3_tts_jax.train.lora import LoraConfig, save_adapters
 from qwen3_tts_jax.train.loss import LossConfig
-from qwen3_tts_jax.train.progress import Schedule
+from qwen3_tts_jax.train.progress import Progress, Schedule
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
 from qwen3_tts_jax.train.shards import placement

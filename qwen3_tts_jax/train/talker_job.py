@@ -24,14 +24,14 @@ from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.code_files import read_codes
-from qwen3_tts_jax.train.examples import Example, Progress, check_lengths, make_examples
+from qwen3_tts_jax.train.examples import Example, check_lengths, make_examples
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import Line, read_lines
 from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.new_model import new_params, read_new_config, with_speakers_of
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
-from qwen3_tts_jax.train.progress import Schedule
+from qwen3_tts_jax.train.progress import Progress, Schedule
 from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
