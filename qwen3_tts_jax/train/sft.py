@@ -88,7 +88,21 @@ class SftConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """A run whose input has been checked, before any weight is read; `prepare` makes it."""
+    """A run whose input has been checked, before any weight is read; `prepare` makes it.
+
+    Attributes:
+        source: folder of the model to start from.
+        output: folder of the run.
+        config: of the run.
+        base: the model to start from, with the dtypes that steps compute in.
+        tokenizer: of the model.
+        lines: to learn.
+        validation: to judge by; may be empty.
+        codes: int32 [T, Q] of the lines that have them.
+        rows: of new speakers in the codec embedding, by name.
+        recipe: of the steps; its model has those speakers.
+        settings: that a checkpoint must agree with.
+    """
 
     source: Path
     output: Path

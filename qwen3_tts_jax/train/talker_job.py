@@ -91,7 +91,21 @@ class TalkerTraining:
 
 @dataclass(frozen=True)
 class TalkerJob:
-    """A run whose input has been checked; `prepare_talker` makes it."""
+    """A run whose input has been checked; `prepare_talker` makes it.
+
+    Attributes:
+        tokenizer_folder: of the text tokenizer.
+        codec_folder: of the codec whose codes are learnt.
+        start: folder of the model whose weights come first; None draws them.
+        output: folder of the run.
+        config: of the run.
+        tokenizer: that of `tokenizer_folder`.
+        lines: to learn.
+        validation: to judge by; may be empty.
+        codes: int32 [T, Q] of the lines that have them.
+        recipe: of the steps; its model has the speakers of all lines.
+        settings: that a checkpoint must agree with.
+    """
 
     tokenizer_folder: Path
     codec_folder: Path
