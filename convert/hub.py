@@ -141,7 +141,7 @@ def _download(
     except LocalEntryNotFoundError:
         why = "is not in the cache and cannot be reached: check the network and HF_HUB_OFFLINE"
         if local_files_only:
-            why = "was not downloaded before, which cannot be done offline"
+            why = "was not downloaded before, which cannot be done offline: go online"
         raise ModelNotFoundError(f"{tried} {why}, or give the folder of a download") from None
     except HFValidationError:
         raise ModelNotFoundError(f"{model!r} is not a folder, and no Hugging Face repository has such a name") from None

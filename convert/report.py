@@ -112,7 +112,8 @@ def plot_errors(rows: Sequence[Stage], path: Path) -> None:
             if row.kind in kinds:
                 panel.semilogy(np.maximum(row.errors, _SMALLEST), marker=".", label=row.name)
         panel.set_ylabel(f"largest {label}")
-        panel.legend()
+        if panel.lines:
+            panel.legend()
     panels[-1].set_xlabel("frame")
     with completed(path) as temporary:
         figure.savefig(temporary, format="png")

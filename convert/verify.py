@@ -53,10 +53,9 @@ def run_parity(
     x_vector_only: bool = False,
     text_mode: TextMode = "all_at_once",
     layers: bool = False,
-    report: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Compares both implementations on one batch of texts.
+    """Compares both implementations on one batch of texts; `Report.write` makes a file of what it returns.
 
     Args:
         folder: a checkpoint in the published layout.
@@ -72,13 +71,12 @@ def run_parity(
         x_vector_only: clone its x-vector alone; its text is not used.
         text_mode: see `Request`; where the model reads phonemes, they come one per frame.
         layers: also compare the output of every layer of the talker over the prompt.
-        report: a Markdown file to write, with a plot beside it; its folder must exist.
         progress: called with a line before each long step.
 
     Raises:
         qwen3_tts_jax.convert.reference.OracleMissingError: the official package is not installed.
         ValueError: a bad argument, or (as `check.CheckpointError`) weights that do not fit the config.
-        FileNotFoundError: the folder of `report`, or the file of `reference`, does not exist.
+        FileNotFoundError: the file of `reference` does not exist.
         OSError, TypeError: as `audio.read`.
     """
     folder, say = Path(folder), progress or (lambda line: None)
@@ -88,8 +86,6 @@ def run_parity(
         raise ValueError(f"frames must be 1 to {MAX_FRAMES}, got {frames}")
     if not texts:
         raise ValueError("no texts to compare; give at least one")
-    if report is not None and not Path(report).parent.is_dir():
-        raise FileNotFoundError(f"the folder {Path(report).parent} for the report does not exist")
     config = hf_config.read_folder(folder).with_dtypes(dtype)
     recording = _recording(config, reference, reference_text, x_vector_only, frames)
     if speaker is None and config.prompt.speakers:
@@ -122,11 +118,7 @@ def run_parity(
         "JAX backend": default_device().platform,
         "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS),
     }
-    result = Report(settings, list(_stages(official, ours, dtype, layers)))
-    if report is not None:
-        result.write(Path(report))
-        say(f"wrote {report}")
-    return result
+    return Report(settings, list(_stages(official, ours, dtype, layers)))
 
 
 def _recording(

@@ -151,6 +151,25 @@ def flat_weights(params: dict[str, Any]) -> list[Any]:
     return jax.tree.leaves(_needed(params))
 
 
+def check_sizes(sizes: Sequence[Size], config: ModelConfig) -> None:
+    """Refuses sizes that no programs can have.
+
+    Raises:
+        ValueError: no sizes, sizes twice, a cache without room for a frame, or one beyond the model's context.
+    """
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise ValueError(f"sizes must be at least one, and none twice, got {list(sizes)}")
+    for size in sizes:
+        if size.capacity <= size.prompt_slots:
+            raise ValueError(f"capacity={size.capacity} leaves no room for frames after {size.prompt_slots} slots")
+        if size.capacity > config.talker.max_positions:
+            frames = size.capacity - size.prompt_slots
+            raise ValueError(
+                f"{size.prompt_slots} positions of the prompt and {frames} frames exceed the model's context of "
+                f"{config.talker.max_positions}"
+            )
+
+
 def export_programs(
     file: str | Path,
     params: dict[str, Any],
@@ -171,7 +190,7 @@ def export_programs(
         platforms: to run on ("cpu", "cuda", "rocm", "tpu"); by default JAX's own here.
 
     Raises:
-        ValueError: no sizes, sizes twice, or a cache without room for a frame.
+        ValueError: as `check_sizes`.
     """
     from qwen3_tts_jax import generate
     from qwen3_tts_jax.codec import hopper
@@ -179,11 +198,7 @@ def export_programs(
     from qwen3_tts_jax.files import completed
 
     file, sizes = Path(file), list(sizes)
-    if not sizes or len(set(sizes)) < len(sizes):
-        raise ValueError(f"sizes must be at least one, and none twice, got {sizes}")
-    for size in sizes:
-        if size.capacity <= size.prompt_slots:
-            raise ValueError(f"capacity={size.capacity} leaves no room for frames after {size.prompt_slots} slots")
+    check_sizes(sizes, config)
     weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _needed(params))
     generation = generation or config.generation
     # A kernel would tie the programs to one kind of device.

@@ -8,6 +8,7 @@ learnt from, before any of them is encoded.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +40,10 @@ app.add_typer(train_app)
 
 def main() -> None:
     """The entry point of the installed command."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # A shell can close them (`<&-`), and then Python has none.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     try:
         app(prog_name="qwen3-tts-jax")
     except OSError as error:

@@ -70,7 +70,9 @@ def batch(
     ] = None,
     max_seconds: Annotated[
         float | None,
-        typer.Option(help="For items without it; by default 2 s and 0.64 s per token of the text, in mini 0.2 s."),
+        typer.Option(
+            help="For items without it; by default 2 s and 0.64 s per token of the text, in mini its length and 1 s."
+        ),
     ] = None,
     split: option.Split = None,
     seed: option.Seed = 0,

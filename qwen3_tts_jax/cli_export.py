@@ -24,7 +24,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist.")],
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="Of the talker and the code predictor; auto is that of the source."),
+        typer.Option(help="Of the talker and the code predictor; auto is that of the source, float32 of a run."),
     ] = "auto",
     checkpoint: Annotated[
         Literal["best", "last"], typer.Option(help="Of a run: the best by validation if there is one, or the last.")
@@ -44,7 +44,7 @@ def export(
     from qwen3_tts_jax.console import ProgressLine, plain_messages, quiet_orbax, refusing
     from qwen3_tts_jax.files import require_absent
 
-    with refusing(FileExistsError):
+    with refusing(OSError):
         require_absent(output)
     quiet_orbax()
     with plain_messages(), refusing(ValueError, OSError):

@@ -17,7 +17,7 @@ import typer
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig, TransformerConfig
 from qwen3_tts_jax.console import CheckLine, ProgressLine, quiet_orbax, refuse, refusing
-from qwen3_tts_jax.files import require_absent
+from qwen3_tts_jax.files import check_place, require_absent
 from qwen3_tts_jax.packaged import MINI, MINI_VOICES, local_folder
 from qwen3_tts_jax.presets import PRESETS, preset
 
@@ -280,7 +280,7 @@ def _layers(stack: TransformerConfig) -> str:
 
 def convert_model(source: Source, destination: Path, dtype: str, quiet: bool) -> None:
     """All parts of a published checkpoint → an Orbax checkpoint in `destination`."""
-    with refusing(FileExistsError):
+    with refusing(OSError):
         require_absent(destination)
     from qwen3_tts_jax.convert import CheckpointError, load_params
     from qwen3_tts_jax.convert.check import check_folder, is_converted
@@ -311,6 +311,9 @@ def compare_with_official(
     source: Source, texts: list[str] | None, report: Path | None, quiet: bool, **options: Any
 ) -> None:
     """The numbers of `verify.run_parity` as a table; exit status 1 where a stage is beyond its tolerance."""
+    if report is not None:
+        with refusing(OSError):
+            check_place(report)
     from rich.console import Console
 
     from qwen3_tts_jax.convert.reference import OracleMissingError
@@ -320,11 +323,12 @@ def compare_with_official(
     languages = read_config(folder).prompt.languages
     texts = texts or [text for language, text in _PARITY_TEXTS.items() if language in languages]
     with refusing(OracleMissingError, ValueError, OSError):
-        result = run_parity(
-            folder, texts, report=report, progress=None if quiet else partial(typer.echo, err=True), **options
-        )
+        result = run_parity(folder, texts, progress=None if quiet else partial(typer.echo, err=True), **options)
     # A pipe has no width, and in 80 columns the table would be squeezed.
     Console(width=None if sys.stdout.isatty() else 140).print(result.to_table())
     typer.echo(result.verdict)
+    if report is not None:
+        with refusing(OSError):
+            result.write(report)
     if not result.passed:
         raise typer.Exit(1)

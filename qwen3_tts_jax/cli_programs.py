@@ -36,7 +36,7 @@ EXPORT_EXAMPLES = examples(
 _LONGEST_REFERENCE = 30
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
-Tokens = Annotated[int, typer.Option(min=1, help="Of the longest text.")]
+Tokens = Annotated[int, typer.Option(min=1, max=4096, help="Of the longest text.")]
 Voice = Annotated[
     Path | None, typer.Option("--voice", "-v", help="File of `voice save` (Base models); else an x-vector alone.")
 ]
@@ -148,19 +148,22 @@ def export_programs(
 
     The file holds no weights. `qwen3_tts_jax.ahead_of_time` says what is in it and how it is used.
     """
-    from qwen3_tts_jax.cli_model import Source
+    from qwen3_tts_jax.cli_model import Source, read_config
 
     check_output(output, ".zip")
     for name in platform or ():
         if name not in _PLATFORMS:
             refuse(f"there is no platform {name!r}; choose from {', '.join(_PLATFORMS)}")
     with plain_messages():
-        from qwen3_tts_jax.ahead_of_time import Size, export_programs
+        from qwen3_tts_jax.ahead_of_time import Size, check_sizes, export_programs
 
         folder = Source(model, revision, cache_dir, offline).folder()
-        tts = _load(folder, quiet, dtype=dtype, weights=weights)
-        frames = tts.config.codec.frames_in(seconds)
+        config = read_config(folder)
+        frames = config.codec.frames_in(seconds)
         sizes = [Size(count, tokens, tokens + frames) for count in rows or [1]]
+        with refusing(ValueError):
+            check_sizes(sizes, config)
+        tts = _load(folder, quiet, dtype=dtype, weights=weights)
         with refusing(ValueError, OSError):
             export_programs(output, tts.params, tts.config, sizes, platforms=platform)
     typer.echo(f"{output}: {output.stat().st_size / 1e6:.2f} MB, {len(sizes)} sizes")

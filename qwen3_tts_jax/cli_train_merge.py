@@ -36,7 +36,7 @@ def merge(
     from qwen3_tts_jax.console import ProgressLine, plain_messages, quiet_orbax, refuse, refusing
     from qwen3_tts_jax.files import require_absent
 
-    with refusing(FileExistsError):
+    with refusing(OSError):
         require_absent(output)
     if not lora.is_file():
         refuse(f"{lora} is not there")

@@ -6,13 +6,16 @@ import codecs
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn, Self
 
 import typer
@@ -186,7 +189,10 @@ def check_output(path: Path, *endings: str) -> None:
 
 
 class StatusLine:
-    """One line on standard error that says what is going on; where that is no terminal, nothing or few lines."""
+    """One line on standard error that says what is going on; where that is no terminal, nothing or few lines.
+
+    What it shows next raises the KeyboardInterrupt of a Ctrl-C that was lost meanwhile.
+    """
 
     def __init__(
         self,
@@ -209,13 +215,28 @@ class StatusLine:
         self._clock = clock
         self._next_log = clock() + _FIRST_LOG if logged and not quiet and not terminal else math.inf
         self._task = self._progress.add_task("starting", total=None)
+        self._interrupted = self._notes_interrupts = False
 
     def __enter__(self) -> Self:
+        self._note_interrupts()
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        if self._notes_interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _note_interrupts(self) -> None:
+        # JAX runs Python while garbage is collected, and what is raised there, a Ctrl-C too, is lost.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
+            self._notes_interrupts = True
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        signal.default_int_handler(number, frame)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -224,7 +245,13 @@ class StatusLine:
         self._progress.start()
 
     def _show(self, text: str, done: int = 0, total: int | None = None) -> None:
-        self._progress.update(self._task, description=text, completed=done, total=total)
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
+        # `update` neither forgets a total nor, once that was reached, goes on with the time.
+        (task,) = self._progress.tasks
+        task.total, task.finished_time = total, None
+        self._progress.update(self._task, description=text, completed=done)
         if self._clock() >= self._next_log:
             typer.echo(text, err=True)
             self._next_log = self._clock() + _LOG_EVERY
@@ -242,6 +269,7 @@ class CheckLine(StatusLine):
         super().__init__(quiet, logged=True, clock=clock)
 
     def __enter__(self) -> Self:
+        self._note_interrupts()
         # A download comes first, and shows how far it is itself.
         return self
 

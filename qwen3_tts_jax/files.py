@@ -146,12 +146,14 @@ def require_absent(path: Path) -> None:
 
     Raises:
         FileExistsError: something is at `path`, or a file where it needs a folder.
+        PermissionError: nothing can be created there.
     """
     if path.exists():
         raise FileExistsError(f"{path} is there already: choose another folder or move it away")
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise FileExistsError(f"{nearest} is a file, not a folder")
+    check_folder(nearest)
 
 
 def is_partial(path: Path) -> bool:

@@ -152,6 +152,10 @@ def drawn_shapes(rules):
         ([], "sizes must be at least one"),
         ([SIZE, SIZE], "none twice"),
         ([Size(1, 12, 12)], "capacity=12 leaves no room for frames after 12 slots"),
+        (
+            [Size(1, 32_000, 33_000)],
+            "32000 positions of the prompt and 1000 frames exceed the model's context of 32768",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(params, tmp_path, sizes, message):
@@ -207,7 +211,7 @@ def test_damaged_files_are_refused(exported, tmp_path, damage):
         load_programs(tmp_path / "p.zip")
 
 
-def test_the_command(tokenizer_folder, tmp_path):
+def test_the_command(tokenizer_folder, tmp_path, monkeypatch):
     model = write_model(tmp_path, "1.7B-VoiceDesign", tokenizer_folder)
     file = tmp_path / "programs.zip"
     result = run("export-programs", model, "-o", file, "--rows", 2, "--rows", 1, "--tokens", 20, "--seconds", 0.1)
@@ -217,3 +221,5 @@ def test_the_command(tokenizer_folder, tmp_path):
     assert load_programs(file).sizes == [Size(2, 20, 20 + frames), Size(1, 20, 20 + frames)]
     assert_refused(run("export-programs", model, "-o", file, "--platform", "gpu"), "there is no platform 'gpu'", "cuda")
     assert_refused(run("export-programs", model, "-o", tmp_path / "p.bin"), "'p.bin'", ".zip")
+    monkeypatch.setattr("qwen3_tts_jax.cli_programs._load", None)  # Before any weight is read.
+    assert_refused(run("export-programs", model, "-o", file, "--seconds", "inf"), "exceed the model's context of 32768")

@@ -450,6 +450,55 @@ def test_progress_is_shown_on_terminals_only(monkeypatch, stderr, quiet):
         assert part in shown
 
 
+def test_the_time_goes_on_when_a_stage_is_complete(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", _Terminal())
+    with ProgressLine(0.08, quiet=False) as progress:
+        (task,) = progress._progress.tasks
+        progress("load", 2, 2)
+        assert task.finished
+        progress("prefill", 0, 1)
+        assert not task.finished
+        assert task.total is None
+
+
+def test_an_interrupt_that_was_lost_is_noticed():
+    """As where a library catches all that is raised in its callback."""
+    with ProgressLine(0.08, quiet=True) as progress:
+        progress("speak", 8, 90)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            progress("speak", 16, 90)
+        progress("speak", 24, 90)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+def test_how_others_handle_an_interrupt_is_left_alone(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with ProgressLine(0.08, quiet=True):
+            assert signal.getsignal(signal.SIGINT) is handler
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status", "message"),
+    [
+        ("2>&-", "say Hi. -o hi.wav", 0, ""),
+        (">&-", "voices", 0, ""),
+        ("<&-", "say -o hi.wav", 2, "error: standard input is empty: there is nothing to speak\n"),
+    ],
+)
+def test_standard_streams_that_are_closed(tmp_path, closed, arguments, status, message):
+    line = f"exec {sys.executable} -c 'from qwen3_tts_jax.cli import main; main()' {arguments} {closed}"
+    result = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (status, message)
+    assert (tmp_path / "hi.wav").exists() is (closed == "2>&-")
+
+
 def test_what_is_no_terminal_gets_a_line_now_and_then(capsys):
     """After 10 s, then every minute."""
     now = 100.0
@@ -540,6 +589,8 @@ def test_convert_keeps_the_dtype_and_refuses(run, model, monkeypatch):
     assert "bfloat16/float32" not in info
     monkeypatch.setattr("qwen3_tts_jax.convert.load_params", None)  # refused before any weight is read
     assert_refused(run("convert", model, "converted"), "converted is there already")
+    for command in (("convert", model, "/proc/x"), ("export", model, "-o", "/proc/x")):
+        assert_refused(run(*command), "cannot write into the folder /proc: ")
     assert_refused(run("convert", "converted", "again"), "is converted already")
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["converted"]
 
@@ -552,18 +603,23 @@ def test_parity_shows_the_numbers_and_exits_by_them(run, model, monkeypatch, pas
         asked.update(options, folder=folder, texts=texts)
         stage = Stage(
             name="talker logits", kind="logits", shape="1 × 3", max_abs=1e-3, max_rel=1e-4, cosine=1.0, agreement=1.0,
-            first_difference=None, tolerance=Tolerance("relative", 1e-4), passed=passed,
+            first_difference=None, tolerance=Tolerance("relative", 1e-4), passed=passed, errors=(1e-4,),
         )  # fmt: skip
         return Report({"model": "m", "dtype": "float32"}, [stage])
 
     monkeypatch.setattr("qwen3_tts_jax.convert.verify.run_parity", run_parity)
-    result = run("parity", model, "--text", "One.", "--text", "Two.", "--frames", "3", "--report", "r.md", "--layers")
+    given = ("--text", "One.", "--text", "Two.", "--frames", "3", "--layers")
+    for report, why in (("nowhere/r.md", "the folder nowhere does not exist"), (".", ". is a folder, not a file")):
+        assert_refused(run("parity", model, *given, "--report", report), why)
+    assert asked == {}
+    result = run("parity", model, *given, "--report", "r.md")
     assert result.exit_code == (0 if passed else 1), result.stderr
     assert any("talker logits" in line and "1.00e-04" in line for line in result.stdout.splitlines())
     assert result.stdout.splitlines()[-1].startswith("passed" if passed else "FAILED")
     assert asked["texts"] == ["One.", "Two."]
-    assert (asked["frames"], asked["dtype"], asked["report"], asked["layers"]) == (3, "float32", Path("r.md"), True)
+    assert (asked["frames"], asked["dtype"], asked["layers"]) == (3, "float32", True)
     assert asked["text_mode"] == "all_at_once"
+    assert ("FAILED" in Path("r.md").read_text(encoding="utf-8")) is not passed
 
 
 # From end to end.
