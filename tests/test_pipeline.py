@@ -290,7 +290,7 @@ def test_dtypes_of_weights_and_of_tables(folder):
         ({"seed": 1.0}, r"seed must be a whole number, got 1\.0"),
         ({"seed": None}, "seed must be a whole number, got None"),
         ({"seed": -1}, "seed must be 0 … 2147483647, got -1"),
-        ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
+        ({"top_p": 1.5}, r"top_p must be in \[0, 1\], got 1.5"),
         ({"text": "word " * 40_000}, "exceeds the model's context of 32768"),
     ],
 )

@@ -360,8 +360,9 @@ def test_rows_of_the_decoder_that_pause(load, monkeypatch):
     monkeypatch.setattr(decoding, "codec_step", lambda *given: steps.append(given[3].shape[1]) or step(*given))
     codes = [rng.integers(0, 37, (12, 5)).astype(np.int32) for _ in range(4)]
     reference = rng.integers(0, 37, (7, 5)).astype(np.int32)
-    expected = [np.asarray(decoder.decode(params, config.decoder, row[None]))[0] for row in codes]
-    after = np.asarray(decoder.decode(params, config.decoder, np.concatenate([reference, codes[1]])[None]))[0]
+    decode = jax.jit(decoder.decode, static_argnums=1)
+    expected = [np.asarray(decode(params, config.decoder, row[None]))[0] for row in codes]
+    after = np.asarray(decode(params, config.decoder, np.concatenate([reference, codes[1]])[None]))[0]
     expected[1] = after[7 * config.frame_samples :]
     streamed = StreamDecoder(params, config, 4)
     streamed.hear(1, reference)
