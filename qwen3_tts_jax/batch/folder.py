@@ -1,15 +1,15 @@
-"""The folder of a batch job: what is finished in it, and that it stays so.
+"""The folder of a batch job: which items in it are finished, and what keeps them so.
 
-    index.jsonl                 a line per finished item, and per line or item that is bad or failed; at first empty
+    index.jsonl                 a line per finished item, per bad line and per failed item; empty at first
     job.json                    the settings and items that the sound depends on, written before any sound
     ID.wav                      or .flac
     codes/ID.npy                int16 [T, Q], if wanted
     data/train-00000.parquet    in place of both in a job of shards, and
-    spool/                      the sound and codes of items that are finished and not yet in a shard
+    spool/                      the sound and codes of finished items that are not in a shard yet
 
-An item is finished if the index has a whole line of it and its files are there: files come before the line, and both
-are on the disk before the next items'. A shard comes before its line, and only then are its items' own files removed.
-So a job that was killed leaves few files without a line; where there are many, it is the lines that were lost. No JAX.
+An item is finished if the index has its whole line and its files exist: files are written before the line, and both
+are on the disk before the next items'. A shard is written before its line, and only then are its items' own files
+removed. So a killed job leaves few files without a line; if there are many, lines were lost. No JAX.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ _INDEX, _JOB = "index.jsonl", "job.json"
 # Disks take several files in little more time than one.
 _WRITERS = 8
 _MOST_WAITING = 64
-"""How many results wait for the disk; also how many are written at once, whose lines come after all their files."""
+"""How many results may wait for the disk; also how many are written at once, all their files before their lines."""
 _CODES, _SPOOL, _SHARDS = "codes", "spool", "data"
 _OF_ITEMS = (".wav", ".flac", ".npy", ".parquet")
 
 
 @dataclass
 class JobFolder:
-    """An open folder; a context manager that keeps other jobs out.
+    """The folder of a job; a context manager that keeps other jobs out.
 
     Attributes:
         path: the folder, created if its parent is there.
         audio_format: "wav", "flac" or "parquet".
         save_codes: whether codes are written too.
         shard_items: how many items a shard has; the last may have fewer.
-        finished: records of finished items by id; of `begin`.
-        removed: how many items that were not finished had files, which `begin` removed.
+        finished: records of finished items by id, from `begin` on.
+        removed: how many unfinished items had files, which `begin` removed.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class JobFolder:
         self._folders = [self.path / name for name, used in own.items() if used]
 
     def __enter__(self) -> Self:
-        """Raises: FolderError, where no file can be written or another process is at work."""
+        """Creates and locks it; raises a FolderError if it cannot be used, or another process is at work in it."""
         self.check()
         with self._writing():
             self.path.mkdir(exist_ok=True)
@@ -96,11 +96,11 @@ class JobFolder:
         self._lock.__exit__(None, None, None)
 
     def check(self) -> None:
-        """Refuses what cannot be the folder of a job, or has other things that it might overwrite; writes nothing.
+        """Refuses a path that cannot be a job's folder or holds other things that might be overwritten; writes nothing.
 
         Raises:
-            FolderError: a file, a folder in one that does not exist, one that holds no job but other files, or a
-                job without its index.
+            FolderError: it is a file, its parent does not exist, it holds other files and no job, or its job has
+                lost the index.
         """
         if not self.path.parent.is_dir():
             raise FolderError(f"the folder {self.path.parent} does not exist; create it first")
@@ -119,16 +119,16 @@ class JobFolder:
             raise FolderError(f"{self.path} holds no job but other files, such as {min(others)}: choose a new folder")
 
     def begin(self, settings: Mapping[str, Any], tasks: Sequence[Task], bad: Iterable[BadLine] = ()) -> None:
-        """Finds out what is finished, and writes down what the job is.
+        """Finds out what is finished, and records what the job is.
 
         Args:
             settings: all that the sound of every item depends on, for JSON.
-            tasks: of the manifest; it may have more than when the job began.
+            tasks: of the manifest, which may have grown since the job began.
             bad: lines that are skipped.
 
         Raises:
-            FolderError: the folder holds other files, or a job of other settings or whose finished items are
-                not those of the manifest, or whose index has lost lines; or it cannot be written. A job that
+            FolderError: the folder holds other files, or a job that has other settings, finished items that
+                differ from the manifest's, or an index that lost lines; or it cannot be written. A job that
                 finished nothing may become another.
         """
         settings = {**settings, "format": self.audio_format, "codes saved": self.save_codes}
@@ -157,22 +157,22 @@ class JobFolder:
             self._pack(self.shard_items)
 
     def _leftovers(self, records: Mapping[str, Record], job: Mapping[str, Any] | None) -> Iterator[Path]:
-        """What a job that was killed had not finished, be it this one or, where nothing was, another before it."""
+        """What a killed job left unfinished: this job or, if nothing is finished, another before it."""
         known = {self.path / record[key] for record in records.values() for key in ("file", "codes") if key in record}
         before, was = (job["items"], job["settings"].get("format")) if job else ({}, None)
-        # What lies elsewhere than in the folders of shards may be the user's, unless it is named as an item was.
+        # Files outside the folders of shards may be the user's, unless they are named after an item.
         owned = {self.path: False, self.path / _CODES: False}
         if self._sharded or was == "parquet":
             owned |= {self.path / _SPOOL: True, self.path / _SHARDS: True}
         for folder, wholly in owned.items():
             for found in folder.iterdir() if folder.is_dir() else ():
-                # That of a finished item, in another format, is not the job's either.
+                # A file of a finished item's name, in another format, is not the job's either.
                 own = wholly or (found.stem in before and found.stem not in records)
                 if is_partial(found) or (own and found.suffix in _OF_ITEMS and found not in known):
                     yield found
 
     def _unfinished(self, leftovers: Sequence[Path], records: Mapping[str, Record]) -> int:
-        """How many items without a record have files; raises a FolderError where no kill explains them."""
+        """How many items have files but no record; raises a FolderError if that is more than an interruption leaves."""
         files = [found for found in leftovers if not is_partial(found)]
         shards = [found for found in files if found.parent == self.path / _SHARDS]
         items = {found.stem for found in files if found not in shards} - records.keys()
@@ -187,16 +187,16 @@ class JobFolder:
         return len(items)
 
     def read_index(self) -> dict[str, Record]:
-        """The records of finished items as they are on the disk; raises a FolderError where it cannot be read."""
+        """The records of finished items as they are on the disk; raises a FolderError if the index cannot be read."""
         try:
             return batch_index.read(self._index)
         except OSError as error:
             raise FolderError(f"{self._index} cannot be read: {error.strerror}") from None
 
     def add(self, results: Sequence[Result]) -> None:
-        """Writes the files of finished items at the same time, then their index lines; of those that failed a line.
+        """Writes the files of finished items in parallel, then a line in the index for each item, finished or failed.
 
-        An item that failed is tried again by the next job.
+        The next job tries failed items again.
 
         Raises:
             FolderError: some cannot be written; the others, and the items before them, stay finished.
@@ -244,14 +244,14 @@ class JobFolder:
         return record
 
     def finish(self) -> None:
-        """Puts what is left into a last shard; raises a FolderError where it cannot be written."""
+        """Puts what is left into a last shard; raises a FolderError if it cannot be written."""
         if self._sharded:
             self._pack(1)
             with self._writing(self._index):
                 batch_index.rewrite(self._index, [*self.finished.values(), *self._others])
 
     def _pack(self, fewest: int) -> None:
-        """Moves finished items into shards as long as there are `fewest`."""
+        """Moves finished items into shards as long as at least `fewest` are in the spool."""
         while len(self._spooled) >= fewest:
             names = self._spooled[: self.shard_items]
             file = f"{_SHARDS}/train-{self._shards:05}.parquet"
@@ -291,7 +291,7 @@ class JobFolder:
 
     @contextmanager
     def _writing(self, path: Path | None = None) -> Iterator[None]:
-        """Turns what goes wrong into a FolderError."""
+        """Turns an error of writing into a FolderError."""
         try:
             yield
         except (OSError, soundfile.SoundFileError) as error:
@@ -301,14 +301,14 @@ class JobFolder:
 
 
 def _of_no_job(found: Path) -> bool:
-    """Whether it may be there without job.json: what a job leaves that was ended before it wrote that."""
+    """Whether a folder without job.json may hold this: what a job leaves if it ends before it writes job.json."""
     if found.name in (_CODES, _SPOOL, _SHARDS):
         return found.is_dir() and not any(found.iterdir())
     return found.name == LOCK or is_partial(found) or (found.name == _INDEX and not found.stat().st_size)
 
 
 class Writer:
-    """Writes results into a folder while others are made; a context manager that has written all when it ends.
+    """Writes results into a folder while others are made; a context manager that has written all of them at its end.
 
     Its methods raise what `JobFolder.add` raised, a FolderError, as soon as it is known.
     """
@@ -330,7 +330,7 @@ class Writer:
             raise self._error
 
     def put(self, result: Result) -> None:
-        """Takes a result to write; waits where the disk is slower than the model."""
+        """Takes a result to write; waits if the disk is slower than the model."""
         if self._error is not None:
             raise self._error
         self._waiting.put(result)

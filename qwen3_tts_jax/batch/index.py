@@ -1,11 +1,11 @@
-"""The index of a batch job: a line per finished item, and per line or item that is bad or failed. No JAX.
+"""The index of a batch job: a line per finished item, per bad line and per failed item. No JAX.
 
     {"id": …, "status": "done", "file": …, …}
     {"status": "shard", "file": …, "ids": […]}      these items were moved into this file
     {"id": …, "line": …, "status": "bad", "reason": …}
     {"id": …, "status": "failed", "reason": …}
 
-Lines are appended, and are on the disk when `append` returns. A line that was torn off counts for nothing.
+Lines are appended, and are on the disk when `append` returns. A line that was cut short counts for nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def read(path: Path) -> dict[str, Record]:
     """The records of finished items whose files are there, by id.
 
     Args:
-        path: of the index, in the folder that its files are named relative to.
+        path: of the index; the files that it names are relative to its folder.
 
     Raises:
-        OSError: it is there and cannot be read.
+        OSError: the index exists and cannot be read.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -53,12 +53,12 @@ def read(path: Path) -> dict[str, Record]:
 
 
 def moved(record: Record, shard: str) -> Record:
-    """The record of an item whose sound, and codes, are now in a shard."""
+    """The record of an item whose sound (and codes) are now in a shard."""
     return {key: value for key, value in record.items() if key != "codes"} | {"file": shard}
 
 
 def append(path: Path, *records: Mapping[str, Any]) -> None:
-    """Adds a line for each; raises an OSError where that is not possible."""
+    """Adds a line for each record; raises an OSError where that is not possible."""
     with path.open("ab") as file:
         file.write(b"".join(map(_line, records)))
         file.flush()

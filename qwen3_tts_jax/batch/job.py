@@ -1,4 +1,4 @@
-"""What the command `batch` does: it checks everything, loads, speaks, and writes each item once it is there."""
+"""What the command `batch` does: it checks everything, loads, speaks, and writes each item as soon as it is made."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def run_batch(options: BatchOptions) -> None:
         with refusing(manifest.ManifestError, OSError):
             items, bad = manifest.read(options.manifest)
         with refusing(FolderError):
-            # Once more with the lock, but here before a download.
+            # Checked again under the lock; here, before a download.
             job.check()
         if bad and not options.skip_bad and local_folder(options.model) is None:
-            # Before a download. A model that is there finds out what else is wrong.
+            # Before a download. A model that is there can first tell what else is wrong.
             _refuse_bad(bad)
         source = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify)
         folder = source.folder(options.quiet)
@@ -84,7 +84,7 @@ def run_batch(options: BatchOptions) -> None:
 
 @contextmanager
 def _downloads() -> Iterator[Path]:
-    """Where a folder for downloads may be created; it is removed in the end."""
+    """A path where a folder for downloads may be created; it is removed at the end."""
     folder = Path(tempfile.gettempdir()) / f"qwen3-tts-jax-{uuid.uuid4().hex}"
     try:
         yield folder
@@ -93,7 +93,7 @@ def _downloads() -> Iterator[Path]:
 
 
 def _check_options(options: BatchOptions) -> None:
-    """Refuses what needs a package that is not there, and options without what they are for."""
+    """Refuses options that need a missing package, and options for a format or engine that was not chosen."""
     for needed, package, extra in (
         (options.audio_format == "parquet", "pyarrow", "parquet"),
         (options.engine == "ray", "ray", "ray"),
@@ -143,11 +143,11 @@ def _settings(
 
 
 def _platform(options: BatchOptions) -> str:
-    """What computes, by JAX's name: each rounds in its own way."""
+    """The platform that computes, by JAX's name: each rounds in its own way."""
     if options.engine == "ray":
         from qwen3_tts_jax.batch import ray_engine
 
-        # JAX is not asked: it would take the memory of a GPU that a worker needs.
+        # JAX is not asked: it would take GPU memory that a worker needs.
         ray_engine.connect(options.quiet)
         return "gpu" if ray_engine.gpus() else "cpu"
     return default_device().platform
@@ -236,9 +236,9 @@ def _load(folder: Path, computing: dict[str, str], *, devices: int = 1, progress
 
 
 def _load_elsewhere(source: Source, computing: dict[str, str], digest: str) -> Qwen3TTS:
-    """Loads the model in a worker, which may be on another machine and have another by that name.
+    """Loads the model in a worker, whose machine may hold another model by that name.
 
-    What goes wrong is for the job's process to tell: a worker's refusals would not be read.
+    Errors are left for the job's process to report: nobody would read a worker's refusals.
     """
     from qwen3_tts_jax.convert import resolve
 

@@ -1,20 +1,20 @@
 """Manifests: the list of what a batch job speaks, as JSON lines, CSV or plain text. No JAX.
 
-A manifest is UTF-8. As JSON lines (any other name, or "-" for standard input) each line is an object; as CSV (a name
-that ends in .csv) the first line names the columns, and an empty cell is a field that is not given; as plain text
-(.txt) each line is a text. The fields:
+A manifest is UTF-8. In CSV (.csv) the first line names the columns, and an empty cell is a field that is not given; in
+plain text (.txt) each line is a text; in JSON lines (any other name, or "-" for standard input) each line is an object.
+The fields:
 
     id              name of the files that are written; the number of the line by default
     text            what is said; the only field that must be given
     language, speaker, instruct
     text_mode       "all-at-once" or "as-it-comes"
     max_seconds     the longest speech to make
-    split           approximate maximum length of one utterance, in text tokens; by default the text is one
+    split           approximate maximum length of an utterance, in text tokens; by default the text is one utterance
     seed            in place of the job's
     reference       recording to clone: a file or a URL; with reference_text (what it says) or x_vector_only
     voice           file of a voice to clone, in place of a recording
 
-Files are named relative to the manifest's folder; of standard input, to the current one.
+File names are relative to the manifest's folder or, from standard input, to the current one.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ TEXT_MODES = ("all-at-once", "as-it-comes")
 # Bytes: file systems allow 255, of which the ending takes some.
 _LONGEST_ID = 200
 _UNSAFE = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f]')
-# Names of devices on Windows, whatever their ending.
+# Device names on Windows, whatever their ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 URLS = ("http://", "https://")
-"""How references start that are downloaded."""
+"""How references that are downloaded start."""
 NO_PATHS = (*URLS, "data:")
-"""How references start that are not files'."""
+"""How references that are not file names start."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One line of a manifest; the module describes the fields, and None is one that is not given."""
+    """One line of a manifest. The module describes the fields; one that is not given is None."""
 
     line: int
     id: str
@@ -97,12 +97,12 @@ def read(path: Path) -> tuple[list[Item], list[BadLine]]:
         The good lines and the bad ones, each in the order of the file.
 
     Raises:
-        ManifestError: the file is empty, no text, or a CSV file without usable columns.
+        ManifestError: the file is empty, not text, or a CSV file without usable columns.
         OSError: it cannot be read.
     """
     given = str(path) == "-"
     name, content = ("standard input", sys.stdin.buffer.read()) if given else (path, path.read_bytes())
-    # In sound, pictures and archives, and in UTF-16: line by line all of it would be wrong.
+    # It is sound, a picture, an archive or UTF-16, in which every single line would be wrong.
     if b"\0" in content:
         raise ManifestError(f"{name} is no manifest: it is not UTF-8 text")
     forms = {".csv": _csv_rows, ".txt": _text_rows}
@@ -113,7 +113,7 @@ def read(path: Path) -> tuple[list[Item], list[BadLine]]:
     for line, row in rows:
         item = row if isinstance(row, BadLine) else _item(line, row, path.parent)
         if isinstance(item, Item):
-            # File systems may take names for one that differ in case, or in how letters are composed.
+            # File systems may take two names for one if they differ only in case or in how letters are composed.
             file = unicodedata.normalize("NFC", item.id).casefold()
             first = lines.setdefault(file, line)
             if first != line:
@@ -125,7 +125,7 @@ def read(path: Path) -> tuple[list[Item], list[BadLine]]:
 
 
 def _text_rows(_: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
-    """The lines that are not empty, by their numbers."""
+    """The lines that are not empty, with their numbers."""
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         try:
             row = {"text": line.decode("utf-8").strip()}
@@ -167,7 +167,7 @@ def _csv_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] 
         raise ManifestError(
             f"{path} is not UTF-8 text: line {line} has the byte 0x{content[error.start]:02x}"
         ) from None
-    # A reader counts the lines of the file, which are more than rows where a text has line ends.
+    # Numbers are of lines in the file, which the reader counts: a row whose text has line ends takes several.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     start = 1
     names: list[str] | None = None
@@ -246,7 +246,7 @@ def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
         yield "x_vector_only is for a reference or a voice"
 
 
-# What a field's value must be: each gives the value, or a ValueError that says what is wrong.
+# What a field's value must be: each function returns the value or raises a ValueError that says what is wrong.
 
 
 def _kind(value: Any) -> str:

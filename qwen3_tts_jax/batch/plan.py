@@ -32,8 +32,8 @@ class Reference:
     Attributes:
         source: a path or URL.
         text: what it says; None for the x-vector alone.
-        digest: of its samples as they were when it was checked.
-        kept: file of what was downloaded, which is read in place of the URL where it is there.
+        digest: of its samples when it was checked.
+        kept: the file of a download, which is read in place of the URL if it exists.
     """
 
     source: str
@@ -42,7 +42,7 @@ class Reference:
     kept: Path | None = None
 
     def read(self) -> tuple[np.ndarray, int]:
-        """Its samples and their rate; raises a ValueError or OSError where they are no longer what they were."""
+        """Its samples and their rate; raises a ValueError or OSError if they changed or cannot be read."""
         kept = self.kept is not None and self.kept.is_file()
         samples, rate = audio.read(self.kept if kept else self.source)
         if _recording_digest(samples, rate) != self.digest:
@@ -52,17 +52,17 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """An item that was checked.
+    """A checked item.
 
     Attributes:
         id: name of its files.
         seed: its own or the job's.
-        request: with a voice of the same size in place of that of `reference`.
-        reference: the recording to clone, if it is one.
-        text_tokens: of its text.
-        size: what the shapes of its batch follow from: buckets of the most frames, of the prompt and of the
-            trailing text of its utterances, and whether there is a voice.
-        identity: all that decides its sound besides the settings of the job, for JSON.
+        request: what to speak; a stand-in of the same size takes the place of the voice of `reference`.
+        reference: the recording to clone, if there is one.
+        text_tokens: how many its text has.
+        size: what decides the shapes of its batch: buckets of the most frames, the longest prompt and the longest
+            trailing text among its utterances, and whether there is a voice.
+        identity: all that decides its sound besides the job's settings, for JSON.
     """
 
     id: str
@@ -84,19 +84,19 @@ def plan(
     downloads: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Task], list[BadLine]]:
-    """Checks items against a model, reading their recordings and voices, and finds out their sizes.
+    """Checks items against a model, reads their recordings and voices, and works out their sizes.
 
     Args:
         items: of a manifest.
         config: of the model; only the config is needed, not the weights.
         tokenizer: the model's.
         seed: of items without one.
-        max_seconds: the longest speech of items without one; by default 2 s, and 0.64 s per token of the text;
+        max_seconds: the longest speech of items without one; by default 2 s plus 0.64 s per token of the text;
             less where the model reads phonemes (see `utterances.spoken_as`).
-        split: of items without it; see `Request.split`.
-        downloads: folder where recordings of URLs are kept, created if there are any; by default they are downloaded
-            again when their turn comes.
-        progress: told the number of each item, from 1, and how many there are, before it is checked.
+        split: of items without one; see `Request.split`.
+        downloads: folder where downloaded recordings are kept, created if there are any; by default they are
+            downloaded again when their turn comes.
+        progress: called before each item is checked, with its number, from 1, and how many there are.
 
     Returns:
         Tasks and bad lines, each in the order of the items.
@@ -173,7 +173,7 @@ def _task(
             "instruct": item.instruct,
             "text_mode": mode,
             "max_frames": request.max_frames,
-            # Of a text that is short enough, another split is no other sound.
+            # If the text is short enough to stay whole, another split does not change the sound.
             "split": request.split if len(parts) > 1 and tokenizer.phonemes is None else None,
             "seed": own_seed,
             "voice": digest,
@@ -195,7 +195,7 @@ def _size(
 
 
 _Found = tuple[VoicePrompt | None, Reference | None, str | None]
-"""A voice (of a recording one of the same size), the recording, and a digest of either."""
+"""A voice (for a recording, a stand-in of the same size), the recording, and a digest of either."""
 
 
 _Recording = tuple[int, int, str, Path | None]
@@ -203,7 +203,7 @@ _Recording = tuple[int, int, str, Path | None]
 
 
 class _Voices:
-    """Finds the voices of items, and reads each file once."""
+    """Finds the voices of items and reads each file once."""
 
     def __init__(self, config: ModelConfig, downloads: Path | None):
         self._config, self._downloads = config, downloads
@@ -211,7 +211,7 @@ class _Voices:
         self._recordings: dict[str, _Recording] = {}
 
     def __call__(self, item: Item) -> _Found:
-        """Raises a ValueError that says what is wrong with the voice of an item."""
+        """Finds an item's voice; raises a ValueError that says what is wrong with it."""
         kind = self._config.model_type
         if kind != "base":
             if item.reference is not None or item.voice is not None:
@@ -267,9 +267,9 @@ def _digest(content: bytes) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """Tells apart models without reading all of them: the names, sizes and ends of a folder's files, and of tensors.
+    """Tells models apart without reading all of them: by the names, sizes and ends of a folder's files and tensors.
 
-    Training that changes a tensor changes its ends, but for embeddings, where it may be rows in the middle alone.
+    Training that changes a tensor changes its ends too, except in embeddings, where it may change only middle rows.
 
     Args:
         folder: a checkpoint in any layout that `Qwen3TTS.from_pretrained` reads.
@@ -289,12 +289,12 @@ def weights_digest(folder: Path) -> str:
 
 
 def _ends(path: Path, size: int) -> Iterator[tuple[int, int]]:
-    """From where to where a file is read: 1 MiB at its ends, and 4 KiB at those of its tensors."""
+    """From where to where a file is read: 1 MiB at each of its ends, and 4 KiB at each end of its tensors."""
     of_file, of_tensor = 1 << 20, 1 << 12
     yield 0, min(of_file, size)
     yield max(min(of_file, size), size - of_file), size
     if path.suffix == ".safetensors":
-        # One that is broken is refused when it is loaded, which tells more.
+        # A broken file is refused when it is loaded, which tells more.
         with suppress(BrokenFileError):
             for tensor in read_header(path).values():
                 stop = tensor.offset + tensor.nbytes

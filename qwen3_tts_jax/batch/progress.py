@@ -10,10 +10,10 @@ from qwen3_tts_jax.console import StatusLine
 
 
 class PlanLine(StatusLine):
-    """How much of a manifest is checked. An instance is the `progress` of `plan.plan`."""
+    """How much of a manifest has been checked. An instance is the `progress` of `plan.plan`."""
 
     def __call__(self, number: int, total: int) -> None:
-        """Shows which item is being checked, its recording being read or downloaded."""
+        """Shows which item is being checked, which includes reading or downloading its recording."""
         self._show(f"checking item {number} of {total}", number - 1, total)
 
 
@@ -45,14 +45,14 @@ class BatchLine(StatusLine):
         self._show(f"{self.text()} ({batch})", self._items, self._all)
 
     def done(self, task: Task, seconds: float) -> None:
-        """Counts an item that is finished with so much audio, or has failed."""
+        """Counts an item that finished with this many seconds of audio, or failed."""
         self._items += 1
         self._tokens_done += task.text_tokens
         self._seconds += seconds
         self._show(self.text(), self._items, self._all)
 
     def text(self) -> str:
-        """Items done, audio made, its speed, and the time left, which is judged by the tokens of the texts."""
+        """Items done, audio made, its speed, and the time left, estimated from the tokens of the texts."""
         text = f"{self._items} of {self._all} items, {self._seconds:.1f} s of audio"
         if self._start is None or not self._tokens_done:
             return text
@@ -61,7 +61,7 @@ class BatchLine(StatusLine):
         return f"{text}, {self._seconds / taken:.2f} x real time, {_hours(left)} left"
 
     def pace(self) -> str | None:
-        """What was made in what time, without that of loading; None where nothing was begun."""
+        """How much was made in how much time, loading excluded; None if nothing was begun."""
         if self._start is None:
             return None
         taken = self._taken()

@@ -1,7 +1,7 @@
 """The batch job on a Ray cluster: Ray Data hands parts of the job to workers that hold the model. Needs ray[data].
 
-A worker that is lost is replaced by Ray, which gives its part to another; the results come to the process that
-called `run`, which alone writes them.
+Ray replaces a worker that is lost and gives its part to another. Results come to the process that called `run`, which
+alone writes them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qwen3_tts_jax.batch.speak import JobError, Model, Result
 from qwen3_tts_jax.config import GenerationConfig
 
 _ROUNDS = 4
-"""How many tasks a part has: the batch size times this. All of a part that is lost are made again."""
+"""A part has this many times the batch size of tasks. If it is lost, all of them are made again."""
 
 
 def connect(quiet: bool) -> None:
@@ -34,7 +34,7 @@ def connect(quiet: bool) -> None:
 
 
 def gpus() -> int:
-    """How many the cluster has."""
+    """How many GPUs the cluster has."""
     return int(ray.cluster_resources().get("GPU", 0))
 
 
@@ -54,7 +54,7 @@ def run(
         tasks: see `speak.run`, like `generation`, `batch_size` and `retries`.
         generation: how codes are drawn.
         batch_size: the rows of every batch.
-        retries: of speech that was cut.
+        retries: how often speech that was cut is made again.
         workers: how many; by default one per GPU, or one where there is none.
 
     Raises:
@@ -80,7 +80,7 @@ def run(
     left = {task.id: task for task in tasks}
     try:
         for row in results.iter_rows():
-            # What a lost worker had sent before comes again with its part.
+            # Results that a lost worker had already sent come again with its part.
             task = left.pop(row["id"], None)
             if task is not None:
                 yield Result(task, *pickle.loads(row["result"]))
@@ -92,7 +92,7 @@ def run(
 
 
 class _Worker:
-    """Holds the model in a process of Ray's."""
+    """Holds the model in one of Ray's processes."""
 
     def __init__(self, load: Callable[[], Model], *options: object):
         self._model, self._options = load(), options

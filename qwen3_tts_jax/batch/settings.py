@@ -1,4 +1,4 @@
-"""job.json, which tells what the job of a folder is: what may not change while it is made. No JAX."""
+"""job.json, which says what a folder's job is: the settings and items that may not change until it is done. No JAX."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ VERSION = 3
 
 
 class FolderError(Exception):
-    """A folder that the job cannot work in, in one line."""
+    """Why a job cannot work in a folder, in one line."""
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What was written; None where there is no file.
+    """What `write` wrote; None if there is no file.
 
     Raises:
-        FolderError: it cannot be read, or is of another version.
+        FolderError: it is damaged, cannot be read, or has another version.
     """
     try:
         job = json.loads(path.read_bytes())
@@ -62,14 +62,14 @@ def require_unchanged(
     finished: Iterable[str],
     skipped: Mapping[str, str],
 ) -> None:
-    """Refuses finished items that were others, with a FolderError that names what differs.
+    """Refuses a manifest in which finished items changed, with a FolderError that names what differs.
 
     Args:
         folder: of the job.
         before: identities of its items by id.
         now: those of the manifest.
         finished: ids.
-        skipped: what is wrong with lines of the manifest that have no identity, by id.
+        skipped: what is wrong with the manifest's bad lines, by id.
     """
     changed = []
     for name in finished:

@@ -25,7 +25,7 @@ _WHOLE = ("frames", "seed", "tries")
 
 
 def schema(sample_rate: int, with_codes: bool) -> pyarrow.Schema:
-    """Of a shard, with the features that `datasets` looks for, so that it needs no cast to Audio."""
+    """A shard's schema, with the features that `datasets` looks for, so that no cast to Audio is needed."""
     columns: dict[str, tuple[pyarrow.DataType, dict[str, Any]]] = {
         name: (pyarrow.string(), _value("string")) for name in _TEXTS
     }
@@ -36,7 +36,7 @@ def schema(sample_rate: int, with_codes: bool) -> pyarrow.Schema:
     columns["seconds"] = pyarrow.float64(), _value("float64")
     columns |= {name: (pyarrow.int64(), _value("int64")) for name in _WHOLE}
     if with_codes:
-        # "Sequence" is what all releases of `datasets` read.
+        # All releases of `datasets` read "Sequence".
         columns["codes"] = (
             pyarrow.list_(pyarrow.list_(pyarrow.int16())),
             {"feature": {"feature": _value("int16"), "_type": "Sequence"}, "_type": "Sequence"},
@@ -53,9 +53,9 @@ def write(path: Path, rows: Iterable[dict[str, Any]], sample_rate: int, with_cod
 
     Args:
         path: of the file.
-        rows: a value per column.
+        rows: each with a value per column.
         sample_rate: of the sound, in Hz.
-        with_codes: whether there is the column of codes.
+        with_codes: whether there is a column of codes.
     """
     shard_schema = schema(sample_rate, with_codes)
     with parquet.ParquetWriter(path, shard_schema) as writer:

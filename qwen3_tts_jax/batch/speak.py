@@ -1,8 +1,8 @@
-"""The batch job: tasks → speech, in batches whose companions cannot be heard.
+"""The batch job: tasks → speech, in batches in which no row affects another.
 
-An item draws from a key of its own, made of its seed and its id, and is computed in shapes that depend on itself and
-on the batch size alone: tasks of one size are spoken together, in a batch whose idle rows are filled up. So the same
-manifest gives the same codes whatever the order of its lines, and wherever the job was interrupted.
+An item draws from its own key, made from its seed and id, and is computed in shapes that depend only on itself and the
+batch size: tasks of one size are spoken together, in a batch whose idle rows are filled up. So the same manifest gives
+the same codes whatever the order of its lines, and wherever the job was interrupted.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from qwen3_tts_jax.synthesis import Progress, Speech
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 _ROUNDS, _FEWEST = 16, 1024
-"""How many tasks are handed to the model at once: the batch size times the first, at least the second. Their voices are
-in memory together, and the last of them leave rows of the batch idle."""
+"""How many tasks are handed to the model at once: the batch size times the first, but at least the second. All their
+voices are in memory together, and while the last of them are spoken, rows of the batch are idle."""
 
 
 class Model(Protocol):
-    """What a job needs of `Qwen3TTS`."""
+    """What a job needs from `Qwen3TTS`."""
 
     config: ModelConfig
     params: dict[str, Any]
@@ -60,8 +60,8 @@ class Result:
         task: as it was planned.
         speech: None where there is none.
         reason: why there is none.
-        seed: that the speech was drawn with; the task's own at the first try.
-        tries: how often it was made.
+        seed: with which the speech was drawn; the task's own on the first try.
+        tries: how often the speech was made.
     """
 
     task: Task
@@ -85,7 +85,7 @@ class _Try:
 
 
 def utterance_number(seed: int, name: str) -> int:
-    """The number that `Qwen3TTS.synthesize(…, seed=0, utterances=[number])` draws the item with this id from.
+    """The number with which `Qwen3TTS.synthesize(…, seed=0, utterances=[number])` draws the item with this id.
 
     31 bits of sha256("seed:id"): stable, and independent of all other items.
     """
@@ -95,7 +95,7 @@ def utterance_number(seed: int, name: str) -> int:
 def retry_seed(seed: int, retry: int) -> int:
     """The seed of an item's try after `retry` others: its own at first, then 31 bits of sha256("seed:retry N").
 
-    An item with this seed in its manifest line gives the same speech at its first try.
+    An item with this seed in its manifest line gives the same speech on its first try.
     """
     return _number(f"{seed}:retry {retry}") if retry else seed
 
@@ -105,7 +105,7 @@ def _number(text: str) -> int:
 
 
 def schedule(tasks: Iterable[Task]) -> list[list[Task]]:
-    """Tasks by size, and in each by length, the longest first: if memory is short, it shows at once."""
+    """Tasks grouped by size, the largest first and in each group the longest first: a lack of memory shows at once."""
 
     def order(task: Task) -> Any:
         return task.size, task.text_tokens, task.id
@@ -122,9 +122,9 @@ def run(
     retries: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Result]:
-    """Speaks tasks and yields each result once it is there.
+    """Speaks tasks and yields each result as soon as it is made.
 
-    A task that fails, such as one whose recording can no longer be read, takes no other with it.
+    A task that fails, such as one whose recording can no longer be read, does not affect the others.
 
     Args:
         model: of the config that the tasks were planned with.
@@ -150,7 +150,7 @@ def run(
                     again.append(_Try(tried.task, tried.number + 1))
                 else:
                     yield result
-            # Next, while their voices are still in `made`; what was cut is dropped.
+            # Tried again next, while their voices are still in `made`; the cut speech is dropped.
             waiting.extendleft(again)
             while len(made) > most:
                 del made[next(iter(made))]
@@ -184,7 +184,7 @@ def _speak(
             if len(ready) == 1:
                 yield tried, tried.result(None, one_line(error))
             else:
-                # Which of them it was shows when each is alone.
+                # Speaking each alone shows which of them it was.
                 yield from _speak(model, [tried], made, generation, batch_size, progress)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -1,8 +1,8 @@
 """Causal convolutions over [B, T, C] that carry their own past.
 
-Every convolution takes the inputs that came before and returns those that the next call needs, so a
-whole signal and a stream run through one implementation: a context of zeros is the left padding of
-the reference. Convolutions with channels last are XLA's fastest on CPUs.
+Every convolution takes the inputs before its own and returns those that the next call needs, so a
+whole signal and a stream share one implementation; a context of zeros is the reference's left padding.
+Channels come last because XLA's convolutions on CPUs are fastest that way.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _convolve(
         )
 
     def on_tpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        # XLA's convolutions of several rows have these next to the channels, and each would else be copied to and fro.
+        # XLA convolves several rows with the rows next to the channels, and would copy any other layout there and back.
         if x.shape[0] == 1:
             return default(x, kernel)
         layout = Layout((1, 0, 2))
@@ -73,9 +73,9 @@ def _convolve(
 
 
 def _convolve_windows(x: jax.Array, kernel: jax.Array, dilation: int, stride: int, three_pass: bool) -> jax.Array:
-    """`_convolve` as one product of the kernel with windows of x, side by side in memory.
+    """`_convolve` as one product of the kernel with windows of x, laid side by side in memory.
 
-    For such convolutions XLA tries out algorithms of cuDNN for minutes, some of which ask for a terabyte.
+    For convolutions like these XLA spends minutes trying cuDNN algorithms, some of which ask for a terabyte.
     """
     taps, inputs, outputs = kernel.shape
     last = x.shape[1] - (taps - 1) * dilation
@@ -88,9 +88,9 @@ def _convolve_windows(x: jax.Array, kernel: jax.Array, dilation: int, stride: in
 
 
 def _multiply(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, *, three_pass: bool) -> jax.Array:
-    """A product that is linear in both, in float32 or in three passes of bfloat16.
+    """Applies `product`, which is linear in x and in the kernel, in float32 or in three passes of bfloat16.
 
-    XLA for TPUs makes such passes within one product, as its precision "high".
+    On TPUs XLA makes these passes within one product, as its precision "high".
     """
     if not three_pass:
         return product(x, kernel, precision=PRECISION)
@@ -99,7 +99,7 @@ def _multiply(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array
 
 
 def _in_three_passes(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The products of what bfloat16 holds of the operands and of what is left of them, but for that of both rests.
+    """Splits each operand into its bfloat16 value and the rest, and adds up all products but rest times rest.
 
     bfloat16 values are exact in TF32, so GPUs multiply them on tensor cores and accumulate in float32.
     """
@@ -146,7 +146,7 @@ class CausalConv(nn.Module):
 
 
 class DepthwiseCausalConv(nn.Module):
-    """A causal convolution of every channel by itself, [B, T, C] → [B, T, C].
+    """A causal convolution of each channel on its own, [B, T, C] → [B, T, C].
 
     Written as a sum over taps, which XLA fuses; its grouped convolutions are slow on CPUs.
     """
@@ -198,13 +198,13 @@ class CausalTransposedConv(nn.Module):
         return upsample(x, kernel).reshape(batch, steps * self.stride, self.features) + bias, context
 
     def _by_phases(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """One convolution to the `stride` outputs of each input; copies the kernel to another layout."""
+        """One convolution that makes all `stride` outputs of each input; copies the kernel to another layout."""
         return _convolve(x, phases(kernel, self.stride), three_pass=self.three_pass)
 
     def _by_taps(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """One product per tap, then the overlapping outputs are added; copies the activations instead.
 
-        For a few frames of a wide stage the kernel is far larger than they are.
+        For a few frames of a wide stage the activations are far smaller than the kernel.
         """
         overlap = self.kernel_size // self.stride
         batch, rows, inputs = x.shape
@@ -219,21 +219,21 @@ class CausalTransposedConv(nn.Module):
 
 @jax.custom_vjp
 def sin_squared(x: jax.Array) -> jax.Array:
-    """sin²(x) of float32, within 3e-7 for |x| ≤ 25,000, and beyond in [0, 1] up to rounding.
+    """sin²(x) of float32, within 3e-7 for |x| ≤ 25,000; beyond that still in [0, 1] up to rounding.
 
-    Several times as fast as XLA's sine on CPUs, where that is most of the codec's time. The gradient is
-    2 sin(x) cos(x) by two such series, where that of the series itself would keep all of its terms in memory.
+    On CPUs several times as fast as XLA's sine, which is most of the codec's time there. The gradient is
+    2 sin(x) cos(x) by two such series: differentiating the series itself would keep all its terms in memory.
     """
     sine = _sine(within_half_turn(x))
     return sine * sine
 
 
 def within_half_turn(x: jax.Array) -> jax.Array:
-    """What is left of x beside the nearest multiple of π."""
+    """Subtracts the nearest multiple of π from x."""
     half_turns = jnp.round(x * np.float32(1 / np.pi))
     for term in _PI_TERMS:
         x = x - half_turns * term
-    # Rounding x/π may leave a little more than π/2, where the series still holds, and, for huge x, anything.
+    # Rounding x/π may leave a little more than π/2, where the series still holds, or, for huge x, anything at all.
     return jnp.clip(x, -1.6, 1.6)
 
 
@@ -255,7 +255,7 @@ def _series(x: jax.Array, terms: tuple[float, ...]) -> jax.Array:
 
 
 def _sin_squared_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    # Half turns change the signs of both.
+    # A half turn flips the signs of sine and cosine alike, so their product stays.
     x = within_half_turn(x)
     return (gradient * (2 * _sine(x) * _cosine(x)),)
 
@@ -266,7 +266,7 @@ sin_squared.defvjp(lambda x: (sin_squared(x), x), _sin_squared_backward)
 class SnakeBeta(nn.Module):
     """x + sin²(α x) / β per channel, in float32; the parameters are log α and log β.
 
-    Ziyin et al. 2020 (arXiv:2006.08195), with a magnitude of its own as in BigVGAN (arXiv:2206.04658).
+    Ziyin et al. 2020 (arXiv:2006.08195), with a separate magnitude as in BigVGAN (arXiv:2206.04658).
     """
 
     @nn.compact

@@ -38,12 +38,12 @@ _DILATIONS = (1, 3, 9)
 _OVERLAP = 2
 
 OFFICIAL_CHUNK_FRAMES, OFFICIAL_CONTEXT_FRAMES = 300, 25
-"""Of the official package, which decodes this many frames at once, after this many before them."""
+"""The official package decodes this many frames at a time, after this many frames of context."""
 
 
 @flax.struct.dataclass
 class DecoderState:
-    """What the decoder remembers of the frames before.
+    """What the decoder remembers of earlier frames.
 
     Attributes:
         cache: keys and values of the transformer's window.
@@ -207,9 +207,9 @@ def decode_chunked(
 ) -> jax.Array:
     """Decodes as the official package does, codes [B, T, Q] → samples [B, T·frame_samples].
 
-    Each chunk is decoded from nothing with some frames before it, whose samples are dropped. Beyond
-    `chunk_frames` that is not what the whole decode gives, since the transformer's layers together
-    look further back and positions start again; use it to compare with the official package.
+    Each chunk is decoded from an empty state after some frames of context, whose samples are dropped.
+    Beyond `chunk_frames` the result differs from that of `decode`: the transformer's layers together look
+    further back, and positions start again in each chunk. Use it to compare with the official package.
     """
     samples = []
     for context, start, end in official_chunks(codes.shape[1], chunk_frames, context_frames):
@@ -221,7 +221,7 @@ def decode_chunked(
 def official_chunks(
     frames: int, chunk_frames: int = OFFICIAL_CHUNK_FRAMES, context_frames: int = OFFICIAL_CONTEXT_FRAMES
 ) -> list[tuple[int, int, int]]:
-    """The chunks of `decode_chunked`: how many frames each sees before it, its first, and the one after its last."""
+    """The chunks of `decode_chunked`: each one's number of context frames, its first frame, and that after its last."""
     return [
         (context_frames if start > context_frames else start, start, min(start + chunk_frames, frames))
         for start in range(0, frames, chunk_frames)

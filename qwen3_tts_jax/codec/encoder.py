@@ -27,7 +27,7 @@ _OVERLAP = 2
 
 @flax.struct.dataclass
 class EncoderState:
-    """What the encoder remembers of the samples before.
+    """What the encoder remembers of earlier samples.
 
     Attributes:
         cache: keys and values of the transformer, whose kind decides how far back it looks.
@@ -44,9 +44,9 @@ def initial_state(config: CodecEncoderConfig, batch: int, capacity: int | None =
     Args:
         config: shapes.
         batch: B.
-        capacity: None for attention through the config's sliding window, over recordings of any length.
+        capacity: None for attention within the config's sliding window, over recordings of any length.
             A number for attention to everything before, with room for that many transformer positions
-            (`downsample_stride` per frame); also where the config has no window, which needs it.
+            (`downsample_stride` per frame); a config without a window needs one.
 
     Raises:
         ValueError: no capacity, though the config has no sliding window.
@@ -80,7 +80,7 @@ def _fill_stride(x: jax.Array, stride: int, lengths: jax.Array | None, mode: str
     """Pads x [B, T, C] on the right to a multiple of the stride, each row from its own length on.
 
     The reference pads the input of each strided convolution. Padding the samples instead would give
-    other codes in the last frame, since the layers before make more than zeros of silence. Mode
+    other codes in the last frame, since the layers before do not turn silence into zeros. Mode
     "constant" pads with zeros, "edge" with copies of a row's last input.
     """
     if lengths is not None:
@@ -92,7 +92,7 @@ def _fill_stride(x: jax.Array, stride: int, lengths: jax.Array | None, mode: str
 
 
 def _strided(lengths: jax.Array | None, stride: int) -> jax.Array | None:
-    """How many outputs a convolution of that stride makes of as many inputs."""
+    """How many outputs a convolution of this stride makes from `lengths` inputs."""
     return None if lengths is None else -(-lengths // stride)
 
 
@@ -124,7 +124,7 @@ class Stage(nn.Module):
     def __call__(
         self, x: jax.Array, contexts: Contexts, lengths: jax.Array | None = None
     ) -> tuple[jax.Array, Contexts]:
-        """`lengths` int32 [B] is how many of the T inputs of each row are there; None for all."""
+        """`lengths` int32 [B] is how many of each row's T inputs are not padding; None for all."""
         config, channels, dtype = self.config, x.shape[-1], self.config.transformer.dtype
         new: Contexts = {}
         for j in range(config.num_residual_layers):
@@ -148,8 +148,8 @@ class CodecEncoder(nn.Module):
     ) -> tuple[jax.Array, jax.Array, EncoderState]:
         """Samples [B, N] → codes [B, T, Q], latents [B, T, D] and the state N samples on.
 
-        With `lengths` int32 [B] row b ends after its first `lengths[b]` samples: its codes beyond are −1,
-        its latents and state beyond mean nothing.
+        With `lengths` int32 [B], row b ends after its first `lengths[b]` samples: beyond them its codes
+        are −1, and its latents and state mean nothing.
         """
         config, contexts = self.config, state.contexts
         width, dtype = config.transformer.width, config.transformer.dtype
@@ -205,9 +205,9 @@ def encode_step(
     """Encodes the next samples of a stream.
 
     Any split of a recording into steps of whole frames gives the codes of the whole, up to float
-    rounding. Only the last step may end within a frame; nothing can follow it. With `lengths` rows end in
-    different steps, each as if it were alone: the step in which row b ends has `lengths[b]` of its samples,
-    those before have all N, those after have 0.
+    rounding. Only the last step may end within a frame; nothing can follow it. With `lengths`, rows may end
+    in different steps, each as if it were alone: `lengths[b]` is N before the step in which row b ends, the
+    number of its samples in that step, and 0 afterwards.
 
     Args:
         params: the subtree codec/encoder.
@@ -244,21 +244,21 @@ def encode(
 ) -> jax.Array:
     """Encodes whole recordings, samples [B, N] → codes int32 [B, ceil(N / frame_samples), Q].
 
-    Rows are padded on the right. With `lengths` each gives the codes that it gives alone, whatever
-    finite numbers the padding holds. Without, the padding is taken for samples: a row of n of them, then zeros, has
-    ceil(n / frame_samples) frames, the last of which, if n ends within it, differs from that of the row
-    alone, as it does in the reference.
+    Rows are padded on the right. With `lengths`, each row gives the same codes as alone, whatever finite
+    numbers the padding holds. Without, padding counts as samples: a row of n samples, then zeros, has
+    ceil(n / frame_samples) frames of its own, and if n ends within the last, that frame differs from the
+    last of the row alone, as it does in the reference.
 
     Args:
         params: the subtree codec/encoder.
         config: its shapes.
         samples: [B, N] in [−1, 1] at the codec's sample rate.
         lengths: int32 [B] in 0 … N, the samples of each row; its codes after them are −1. None for N each.
-        num_codebooks: Q, at most those of the file; None for the `config.num_codebooks` that the talker knows.
-        sliding_window: whether attention is limited to the window of the config (250 positions, 10 s, as
-            published), which the model was trained with. The reference does so only with flash
-            attention: with its other kernels, so on every CPU, transformers 4.57 attends to everything
-            before, and from the window's length on it gives other codes. False is for parity with that.
+        num_codebooks: Q, at most as many as the file has; None for the `config.num_codebooks` that the talker knows.
+        sliding_window: whether attention is limited to the config's window (250 positions, 10 s, as
+            published), with which the model was trained. The reference limits it only with flash
+            attention: with its other kernels, hence on every CPU, transformers 4.57 attends to everything
+            before, and gives other codes from the window's length on. False is for parity with that.
 
     Raises:
         ValueError: no samples, other shapes, or a number of codebooks that the file does not hold.
@@ -271,7 +271,7 @@ def encode(
 def encode_latents(
     params: Mapping[str, Any], config: CodecEncoderConfig, samples: jax.Array, sliding_window: bool = True
 ) -> jax.Array:
-    """What the quantizer of `encode` is given, samples [B, N] → latents [B, ceil(N / frame_samples), D].
+    """What `encode` hands to its quantizer, samples [B, N] → latents [B, ceil(N / frame_samples), D].
 
     Differentiable, unlike codes.
     """

@@ -1,9 +1,9 @@
-"""The end of the codec's decoder as kernels for Hopper GPUs (H100, H200), in three passes of bfloat16.
+"""The codec's decoder from conv_in on, as kernels for Hopper GPUs (H100, H200), in three passes of bfloat16.
 
-A convolution is a product per tap, of rows that are shifted. One kernel makes all of them, in all three passes (see
-`conv`), from operands that are in two halves already, and what follows the convolution happens before its sums leave
-the chip. Time is the slowest axis here, [T·B, C]: a tap is then a shift by whole groups of 8 rows, as tiles in shared
-memory want it, where the batch is a multiple of 8, and the past is simply rows in front.
+A convolution is one product per tap, on shifted rows. One kernel makes all of them in all three passes (see `conv`)
+from operands that are already split into halves, and applies what follows the convolution before its sums leave the
+chip. Time is the slowest axis here, [T·B, C], so the past is simply rows in front, and, in a batch that is a multiple
+of 8, a tap is a shift by whole groups of 8 rows, as tiles in shared memory need it.
 
 The kernel is written in Pallas for its Mosaic GPU backend: one warpgroup loads tiles, two multiply and finish them.
 """
@@ -25,17 +25,17 @@ from qwen3_tts_jax.devices import default_device, nvidia_capability
 
 _GROUPS = 2  # Warpgroups that multiply.
 _MEMORY = 196_000  # Bytes of shared memory for operands, of 227 KiB.
-_DEPTH = 32  # Channels of a tile of operands: 64 bytes, the width of its swizzle.
+_DEPTH = 32  # Channels of an operand's tile: 64 bytes, the width of its swizzle.
 _ALIGNED = 8  # Rows that stay together in shared memory.
-_PIECE = (64, 32)  # What leaves the chip at a time.
+_PIECE = (64, 32)  # Rows and columns that leave the chip at a time.
 
 
 def configure(config: CodecConfig, devices: int = 1, *, kernels: bool = True) -> CodecConfig:
-    """The same codec, with these kernels where it decodes in three passes and JAX's default device is such a GPU.
+    """The same codec, with these kernels if it decodes in three passes and JAX's default device is a Hopper GPU.
 
     Args:
-        config: with the dtype that it computes in.
-        devices: that share the work. The kernels are for one.
+        config: the codec's, already set to the dtype that it computes in.
+        devices: how many share the work. The kernels are for one.
         kernels: False leaves them out.
 
     Raises:
@@ -52,7 +52,7 @@ def configure(config: CodecConfig, devices: int = 1, *, kernels: bool = True) ->
 
 
 def fits(config: CodecDecoderConfig, batch: int, steps: int) -> bool:
-    """Whether `upsample` takes [batch, steps, C] with such a decoder."""
+    """Whether `upsample` takes [batch, steps, C] with this decoder."""
     widths = [config.decoder_channels // 2**i for i in range(len(config.upsample_rates) + 1)]
     outputs = [*widths, *(rate * width for rate, width in zip(config.upsample_rates, widths[1:], strict=True))]
     whole = all(width % _DEPTH == 0 for width in (config.latent_width, *widths))
@@ -60,7 +60,7 @@ def fits(config: CodecDecoderConfig, batch: int, steps: int) -> bool:
 
 
 def _rows(count: int) -> int:
-    """Of a tile, where `count` are divided into whole ones; else 0."""
+    """The rows of a tile, such that whole tiles make up `count` rows; 0 if none do."""
     return next((rows for rows in (256, 128) if count % rows == 0), 0)
 
 
@@ -71,10 +71,10 @@ def _columns(count: int) -> int:
 def upsample(
     params: Mapping[str, Any], config: CodecDecoderConfig, x: jax.Array, contexts: Contexts
 ) -> tuple[jax.Array, Contexts]:
-    """From conv_in to the samples, as the modules of `decoder` do it.
+    """Runs the decoder from conv_in to the samples, as the modules of `decoder` do.
 
     Args:
-        params: of the decoder.
+        params: the decoder's.
         config: its shapes, which must fit.
         x: float32 [B, T, C].
         contexts: of the convolutions, as `decoder.DecoderState` has them.
@@ -90,7 +90,7 @@ def upsample(
         name = f"upsample_{i}"
         rows, new[name] = _stage(params[name], rows, contexts[name], rate)
 
-    # The last convolution has one output: it is sums, in float32.
+    # The last convolution has a single output channel: plain sums in float32 do.
     rows, new["conv_out"] = _behind(snake(params["snake_out"], rows), contexts["conv_out"])
     kernel, bias = params["conv_out"]["kernel"][..., 0], params["conv_out"]["bias"]
     count = len(rows) - (len(kernel) - 1) * batch
@@ -99,7 +99,7 @@ def upsample(
 
 
 def _stage(params: Mapping[str, Any], rows: jax.Array, contexts: Contexts, rate: int) -> tuple[jax.Array, Contexts]:
-    """As `decoder.Upsample`, float32 [T·B, C] → [T·rate·B, C / 2]."""
+    """What `decoder.Upsample` does, float32 [T·B, C] → [T·rate·B, C / 2]."""
     new: Contexts = {}
     transposed, batch = params["transposed_conv"], contexts["transposed_conv"].shape[0]
     weights = {"kernel": phases(transposed["kernel"], rate), "bias": jnp.tile(transposed["bias"], rate)}
@@ -116,11 +116,11 @@ def _stage(params: Mapping[str, Any], rows: jax.Array, contexts: Contexts, rate:
 
 
 def _behind(rows: jax.Array, context: jax.Array, room: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Rows [T·B, C] behind the past [B, P, C], at the end of `room` steps if those are more; and their last P steps."""
+    """Rows [T·B, C] after their past [B, P, C], which zeros precede up to `room` steps; and the last P steps."""
     batch, past, _ = context.shape
     before = context.swapaxes(0, 1).reshape(batch * past, -1)
     front = batch * max(room - past, 0)
-    # A sum of both, padded, fuses with what makes the rows; to concatenate them would be a copy.
+    # The sum of both, padded, fuses with what makes the rows; concatenating them would be a copy.
     rows = jnp.pad(before, ((front, len(rows)), (0, 0))) + jnp.pad(rows, ((front + len(before), 0), (0, 0)))
     return rows, rows[len(rows) - batch * past :].reshape(past, batch, -1).swapaxes(0, 1)
 
@@ -140,8 +140,8 @@ def _convolve(
 
 
 def halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What bfloat16 holds of float32 x, and what it holds of the rest."""
-    # Two conversions in a row are nothing to XLA.
+    """Float32 x rounded to bfloat16, and the rest, rounded likewise."""
+    # XLA would drop a conversion to bfloat16 and back.
     high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     return high.astype(jnp.bfloat16), (x - high).astype(jnp.bfloat16)
 
@@ -165,10 +165,10 @@ def product(
         low: the second.
         kernel: float32 [taps, C, N].
         bias: float32 [N].
-        first: rows, a multiple of 8.
-        shift: likewise. Calls that differ in these two alone share a kernel, which takes a second or two to make.
-        rates: α and 1/β of a SnakeBeta that follows, float32 [N]; of its result there are two halves.
-        residual: float32 [R, N] that is added, where no SnakeBeta follows.
+        first: in rows, a multiple of 8.
+        shift: likewise. Calls that differ only in these two share a kernel, which takes a second or two to make.
+        rates: α and 1/β of a SnakeBeta that follows, float32 [N]; its result is returned as two halves.
+        residual: float32 [R, N] to add, if no SnakeBeta follows.
         interpret: what Pallas needs to run it without a GPU.
 
     Returns:
@@ -199,7 +199,7 @@ def _product(
     rows, columns = _rows(count), _columns(outputs)
     rows_each, per_tap = rows // _GROUPS, inputs // _DEPTH
     steps = taps * per_tap
-    # Tiles that are loaded or used at a time, of two halves of both operands.
+    # How many tiles, of two halves of both operands, are being loaded or used at a time.
     stages = min(4, _MEMORY // (4 * _DEPTH * (rows + columns)))
     # Products of a step may still run while the next begins.
     delay = int(steps > 1)
@@ -211,7 +211,7 @@ def _product(
     def load(ref):
         if interpret is not None:
             return ref[...]
-        # Before JAX 0.11 an index must be given, since then none may.
+        # Before JAX 0.11 an index must be given; from 0.11 on, none may be.
         return plgpu.load(ref, **({"idx": ()} if jax.__version_info__ < (0, 11) else {}), optimized=False)
 
     def body(high, low, weights_high, weights_low, places, *refs):
@@ -229,7 +229,7 @@ def _product(
             return sums
 
         def finish(sums, at):
-            """What becomes of a piece of the sums."""
+            """Adds the bias to a piece of the sums, then applies SnakeBeta or adds the residual."""
             along = [jax.lax.broadcast_in_dim(load(ref.at[at[1]]), _PIECE, [1]) for ref in refs[: len(vectors)]]
             y = sums + along[0]
             if rates is not None:
@@ -247,7 +247,7 @@ def _product(
                 for place, (i, j) in enumerate(pieces):
                     at = pl.ds(m * rows + group * rows_each + i, _PIECE[0]), pl.ds(n * columns + j, _PIECE[1])
                     parts = finish(sums[i : i + _PIECE[0], j : j + _PIECE[1]], at)
-                    # The piece before may still be leaving, the one before that has left its place.
+                    # The last piece may still be leaving, but the one before it has left its place in the buffer.
                     plgpu.wait_smem_to_gmem(len(results), wait_read_only=True)
                     for part, value in enumerate(parts):
                         buffer[group, place % 2, part] = value

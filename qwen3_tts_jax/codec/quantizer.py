@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from qwen3_tts_jax.config import CodecDecoderConfig, CodecEncoderConfig
 from qwen3_tts_jax.layers import PRECISION, Linear
 
-# Rows that hardly any training frame fell on are divided by this, as in the reference.
+# The sum of an entry that hardly any training frame fell on is divided by this, as in the reference.
 _MIN_USAGE = 1e-5
 
 
 def entries_of(embedding_sum: jax.Array, cluster_usage: jax.Array) -> jax.Array:
-    """Sums [..., C] of the vectors that fell on entries, and how many [...] → the entries float32 [..., C]."""
+    """Sums [..., C] and counts [...] of the vectors that fell on each entry → the entries float32 [..., C]."""
     usage = cluster_usage.astype(jnp.float32)
     return embedding_sum.astype(jnp.float32) / jnp.maximum(usage, _MIN_USAGE)[..., None]
 
@@ -28,8 +28,8 @@ def entries_of(embedding_sum: jax.Array, cluster_usage: jax.Array) -> jax.Array:
 class ResidualQuantizer(nn.Module):
     """`num_codebooks` codebooks whose entries are added up, between two projections.
 
-    An entry is the sum of the vectors that fell on it in training over their number; both are kept.
-    The encoder's files hold a flag per codebook too, `initialized`, which only its training used.
+    An entry is the sum of the vectors that fell on it in training, divided by their number; both are kept.
+    The encoder's files also hold a flag per codebook, `initialized`, which only its training used.
     """
 
     num_codebooks: int
@@ -53,8 +53,8 @@ class ResidualQuantizer(nn.Module):
     def encode(self, x: jax.Array, num_codebooks: int) -> jax.Array:
         """Latents [B, T, width] → codes int32 [B, T, Q] of the first Q = `num_codebooks` codebooks.
 
-        Each codebook gives its entry nearest to what the ones before it left over; of equally near
-        entries the first.
+        Each codebook picks its entry nearest to what the ones before it left over; of equally near
+        entries, the first.
         """
         if self.is_initializing():  # encoding needs no output projection, but the files hold one
             self.output_projection(jnp.zeros((self.codebook_dim,), self.dtype))
@@ -140,16 +140,16 @@ def quantize(
 ) -> tuple[jax.Array, jax.Array]:
     """Latents [B, T, D] → codes int32 [B, T, Q] and the latents [B, T, D] that they stand for.
 
-    Codes have no gradient. That of the quantized latents goes to the codebooks and the output projections,
-    never to the latents; with `straight_through` it goes to the latents alone, unchanged (van den Oord
-    et al. 2017, arXiv:1711.00937), and the values are the same.
+    Codes have no gradient. The gradient of the quantized latents goes to the codebooks and the output
+    projections, never to the latents; with `straight_through` it goes to the latents alone, unchanged
+    (van den Oord et al. 2017, arXiv:1711.00937), and the values are the same.
 
     Args:
         params: the subtree codec/encoder/quantizer or codec/decoder/quantizer.
-        config: of that half of the codec. D is the encoder's transformer width or the decoder's
+        config: of the same half of the codec. D is the encoder's transformer width or the decoder's
             `quantizer_width`.
-        latents: what `encoder.encode_latents` gives, for the encoder's.
-        num_codebooks: Q; None for all those of the file. The talker knows `CodecConfig.num_codebooks`.
+        latents: for the encoder, what `encoder.encode_latents` gives.
+        num_codebooks: Q; None for all that the file has. The talker knows `CodecConfig.num_codebooks`.
         straight_through: see above.
 
     Raises:
