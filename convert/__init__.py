@@ -1,6 +1,6 @@
 """Checkpoints ↔ Flax parameter trees: `resolve`, `load_checkpoint`, `export_safetensors`.
 
-`orbax_checkpoint` is not imported here, for the import of Orbax takes a second.
+`orbax_checkpoint` is not imported here, since importing Orbax takes a second.
 """
 
 from qwen3_tts_jax.convert.check import CheckpointError

@@ -19,7 +19,7 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
 CODEC_FOLDER = "speech_tokenizer"
 MARKER = "qwen3_tts_jax.json"
-"""Its presence says that a folder holds a converted checkpoint."""
+"""A folder that has this file holds a converted checkpoint."""
 
 _SHOWN = 40
 _SMALL = (".json", ".txt", ".jinja")
@@ -47,9 +47,9 @@ def is_converted(folder: str | Path) -> bool:
 
 
 def copy_small_files(source: Path, destination: Path) -> None:
-    """Copies what a folder holds besides weights: configs and tokenizer files, but for what describes its weights.
+    """Copies a folder's configs and tokenizer files, but neither its weights nor what describes them.
 
-    `destination` is created if need be.
+    `destination` is created if needed.
     """
     destination.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
@@ -64,8 +64,8 @@ def check_folder(folder: Path, config: ModelConfig) -> dict[str, StoredTensor]:
         Where each tensor of both files lies, by its PyTorch name.
 
     Raises:
-        CheckpointError: with every problem of both files: absent, unfinished or truncated files, and
-            missing, surplus or misshapen tensors or dtypes other than F32, BF16 and F16.
+        CheckpointError: with every problem of both files: absent, unfinished or truncated files, missing,
+            surplus or misshapen tensors, and dtypes other than F32, BF16 and F16.
     """
     return _check(folder, {folder: model_rules(config), folder / CODEC_FOLDER: codec_rules(config.codec)})
 
@@ -99,8 +99,8 @@ def check_tree(where: str | Path, tree: Mapping[str, Any], rules: Iterable[Rule]
         The leaves by path, in the order of the rules.
 
     Raises:
-        CheckpointError: with every leaf that is missing, surplus, misshapen or of another dtype than
-            float32, bfloat16 and float16.
+        CheckpointError: with every leaf that is missing, surplus or misshapen, or whose dtype is not
+            float32, bfloat16 or float16.
     """
     leaves = flatten_dict(tree, sep="/")
     expected = {rule.flax: rule.flax_shape for rule in rules}
@@ -175,7 +175,7 @@ def _index(folder: Path, top: Path, problems: list[str]) -> dict[str, StoredTens
 
 def _absent(folder: Path, top: Path) -> str:
     label = (folder / WEIGHTS).relative_to(top)
-    # A snapshot of the Hugging Face cache keeps its downloads beside the snapshots.
+    # The Hugging Face cache keeps the downloads of a snapshot in a folder beside the snapshots.
     places = [folder, top.parent.parent / "blobs"] if top.parent.name == "snapshots" else [folder]
     unfinished = [path for place in places for path in place.rglob("*.incomplete")]
     if unfinished:

@@ -15,7 +15,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a stage must keep in every frame.
+    """What a stage must satisfy in every frame.
 
     "absolute" and "relative" bound the largest error from above, the latter in units of the largest
     magnitude of the reference; "cosine" bounds the lowest cosine from below; "equal" allows no other token.
@@ -31,7 +31,7 @@ class Tolerance:
 
 
 _EQUAL = Tolerance("equal")
-# The mel spectrogram and the codec are computed in float32 whatever the model's dtype.
+# The mel spectrogram and the codec are computed in float32, whatever the model's dtype.
 _IN_FLOAT32: Mapping[Kind, Tolerance] = {
     "mel": Tolerance("relative", 1e-5),
     "codec": Tolerance("relative", 1e-4),
@@ -50,7 +50,7 @@ TOLERANCES: Mapping[str, Mapping[Kind, Tolerance]] = {
         "codes": _EQUAL,
         "speech": Tolerance("absolute", 1e-4),
     },
-    # In bfloat16 two codes may be equally likely, and the first one that differs changes all that follow.
+    # In bfloat16 two codes may be equally likely, and the first that differs changes all that follow.
     "bfloat16": {
         **_IN_FLOAT32,
         "x-vector": Tolerance("cosine", 0.999),
@@ -58,8 +58,8 @@ TOLERANCES: Mapping[str, Mapping[Kind, Tolerance]] = {
         "logits": Tolerance("cosine", 0.9995),
     },
 }
-"""By dtype and kind of stage; a kind that is not named must only be finite. "samples" are those of the
-same codes, "speech" those of each side's own; "encoded" are codes of a recording, see `compare_encoded`."""
+"""By dtype and kind of stage; a kind that is not listed must only be finite. "samples" are decoded from the
+same codes, "speech" from each side's own; "encoded" are codes of a recording, see `compare_encoded`."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class Stage:
         max_abs: largest absolute error.
         max_rel: the same over the largest magnitude of the reference.
         cosine: lowest cosine of a frame (or prompt position), all its values taken as one vector.
-        agreement: part of equal tokens in [0, 1]; for logits, of the most likely ones.
-        first_difference: first frame (or prompt position) beyond the tolerance or, where there is none,
+        agreement: fraction of equal tokens in [0, 1]; for logits, of equal most likely tokens.
+        first_difference: first frame (or prompt position) beyond the tolerance or, if there is none,
             with another token.
-        tolerance: None where the values must only be finite.
+        tolerance: None if the values must only be finite.
         passed: whether the tolerance is kept.
         kind: what its values are.
-        errors: largest relative error of each frame, absolute for samples.
+        errors: largest error of each frame, absolute for samples, else relative.
     """
 
     name: str
@@ -99,11 +99,10 @@ def compare(name: str, kind: Kind, dtype: str, reference: Sequence[np.ndarray], 
 
     Args:
         name: of the stage.
-        kind: what its values are: decides the tolerance, and whether they are tokens.
+        kind: what its values are, which decides the tolerance and whether they are tokens.
         dtype: a key of `TOLERANCES`.
         reference: [T, …] of each utterance; T counts frames or prompt positions.
-        ours: the same. Where T differs, the part that both have is compared and a stage that has a
-            tolerance fails.
+        ours: the same. Where T differs, what both have is compared, and a stage with a tolerance fails.
     """
     tolerance = TOLERANCES[dtype].get(kind)
     longest = max(len(row) for row in reference)
@@ -112,7 +111,7 @@ def compare(name: str, kind: Kind, dtype: str, reference: Sequence[np.ndarray], 
     same_length = all(len(a) == len(b) for a, b in zip(reference, ours, strict=True))
     if not same_length:
         shape += f" (ours {max(len(row) for row in ours)})"
-    # Where one side ends first, the first frame that only the other has differs.
+    # If one side ends first, the first difference is the first frame that only the other has.
     ends = [len(a) for (a, _), r, o in zip(pairs, reference, ours, strict=True) if len(r) != len(o)]
     if kind in ("ids", "codes"):
         equal = [_over_frames(np.all, a == b) for a, b in pairs]
@@ -161,21 +160,21 @@ def compare(name: str, kind: Kind, dtype: str, reference: Sequence[np.ndarray], 
 
 @dataclass(frozen=True, eq=False)
 class Quantization:
-    """How a residual quantizer came to its codes.
+    """How a residual quantizer chose its codes.
 
     Attributes:
         residuals: [T, Q, C], what each codebook was given.
-        entries: [Q, V, C], of which each gave the nearest.
+        entries: [Q, V, C], from which each codebook chose the nearest.
     """
 
     residuals: np.ndarray
     entries: np.ndarray
 
     def distances(self, codes: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """How far each residual is from where its codebook would have given the other code, [T, Q].
+        """How far each residual is from where its codebook would have chosen the other code, [T, Q].
 
-        That is the distance to the plane between the two entries. It is 0 where the codes [T, Q] are equal, and
-        after the first that differs in a frame: with another code before it, the residual is another.
+        That is the distance to the plane midway between the two entries. It is 0 where the codes [T, Q] are equal,
+        and after the first difference in a frame, since a different code leaves a different residual.
         """
         codebooks = np.arange(len(self.entries))
         own, other = (self.entries[codebooks, rows].astype(np.float64) for rows in (codes, others))
@@ -191,16 +190,16 @@ def compare_encoded(
 ) -> Stage:
     """Compares the codes int [T, Q] of one recording.
 
-    Where a latent lies between two entries, rounding decides which is nearer, and the codes may differ. So a
-    code's error is how far the latent would have to move (`Quantization.distances`), and the magnitude that
-    it is measured by is the largest length of a latent.
+    If a latent lies midway between two entries, rounding decides which is nearer, and the codes may differ. So a
+    code's error is how far the latent would have to move (`Quantization.distances`), relative to the greatest
+    length of a latent.
 
     Args:
         name: of the stage.
         dtype: a key of `TOLERANCES`.
         reference: codes.
-        ours: the same; see `compare` for another T.
-        quantizations: of the reference, by quantizer; together they have Q codebooks.
+        ours: the same; see `compare` where T differs.
+        quantizations: of the reference, one per quantizer; together they have Q codebooks.
     """
     shared = min(len(reference), len(ours))
     splits = np.cumsum([len(part.entries) for part in quantizations])[:-1]
@@ -235,12 +234,12 @@ def _over_frames(reduce, values: np.ndarray) -> np.ndarray:
 
 
 def _first(rows: Sequence[np.ndarray]) -> list[int]:
-    """The first frame of each row [T] that is True, of rows that have one."""
+    """The first True frame of each row [T] that has one."""
     return [int(np.argmax(row)) for row in rows if row.any()]
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of each frame, [T, …] → [T]; 1 where both are zero."""
+    """The cosine of each frame, [T, …] → [T]; 1 where both are zero."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)

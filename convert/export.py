@@ -24,9 +24,9 @@ _log = logging.getLogger(__name__)
 def export_safetensors(
     folder: str | Path, params: Mapping[str, Any], config: ModelConfig, dtype: str | None = None
 ) -> list[Path]:
-    """Writes `model.safetensors` and `speech_tokenizer/model.safetensors`, as far as `params` has their parts.
+    """Writes `model.safetensors` and `speech_tokenizer/model.safetensors`, or the one whose parts `params` has.
 
-    The first takes the talker, the code predictor and, of a base model, the speaker encoder; the second the
+    The first holds the talker, the code predictor and, in base models, the speaker encoder; the second the
     codec's encoder and decoder. Names, shapes and layouts are the official package's. The JSON files are not
     written.
 
@@ -34,7 +34,7 @@ def export_safetensors(
         folder: created if needed.
         params: nested dicts of arrays; all parts of a file or none.
         config: what the tree is checked against.
-        dtype: of `model.safetensors`, "bfloat16" as published; None keeps the dtype of each leaf. The codec
+        dtype: of `model.safetensors`, published in "bfloat16"; None keeps the dtype of each leaf. The codec
             is written as it is.
 
     Returns:
@@ -42,7 +42,7 @@ def export_safetensors(
 
     Raises:
         CheckpointError: missing, surplus or misshapen leaves, or leaves of another dtype; nothing is written.
-        FileExistsError: one of the files is there already.
+        FileExistsError: one of the files exists already.
     """
     folder = Path(folder)
     given = {part for part in PARTS if any(path.startswith(f"{part}/") for path in flatten_dict(params, sep="/"))}
@@ -97,7 +97,7 @@ def _tensors(leaves: Mapping[str, Any], rules: Iterable[Rule], dtype: str | None
 def _write(file: Path, tensors: dict[str, np.ndarray]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with completed(file) as temporary:
-        # Fixes the file's mode by the user's mask; the library would leave it readable by its owner alone.
+        # Gives the file the mode of the user's mask; the library would leave it readable by its owner alone.
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""A recording, and what each implementation hears in it: mel spectrogram, x-vector, latents and codes."""
+"""A recording, and what each implementation computes from it: mel spectrogram, x-vector, latents and codes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _SYNTHETIC_SECONDS = 3.0
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What both hear.
+    """What both implementations hear.
 
     Attributes:
         samples: float32 [N] in ±1.
-        rate: of them, in Hz.
+        rate: in Hz.
         text: what it says; None clones its x-vector alone.
         name: for the report.
     """
@@ -54,9 +54,9 @@ class Hearing:
     Attributes:
         latents: [T, D], what the codec's quantizer is given.
         codes: int [T, Q].
-        mel: magnitudes [Tm, mel_bins], not their logarithms; None where the model has no speaker encoder.
+        mel: magnitudes [Tm, mel_bins], not their logarithms; None if the model has no speaker encoder.
         x_vector: float32 [D]; None likewise.
-        quantizations: how the codes came about, by quantizer: of the reference only.
+        quantizations: how each quantizer chose its codes; of the reference only.
     """
 
     latents: np.ndarray
@@ -69,7 +69,7 @@ class Hearing:
 def synthetic_recording(config: ModelConfig) -> tuple[np.ndarray, int]:
     """Three seconds of a voice-like sound, always the same: samples [N] and their rate.
 
-    Harmonics of a pitch with vibrato under a rhythm of syllables, and some noise. A codec of shorter
+    Harmonics of a pitch with vibrato, in the rhythm of syllables, and some noise. A codec with shorter
     frames than the published one's hears less of it, so that speech can follow within `MAX_FRAMES`.
     """
     rate = config.codec.sample_rate
@@ -106,7 +106,7 @@ def hear_official(model: Any, recording: Recording) -> tuple[Hearing, list[Any]]
 
 @contextmanager
 def _noting_latents(encoder: Any, latents: list[Any]) -> Iterator[None]:
-    # The quantizer's own `forward` is not what encoding calls: its input is noted where it is made.
+    # Encoding does not call the quantizer's `forward`, so its input is noted where it is made.
     hook = encoder.downsample.register_forward_hook(lambda module, args, output: latents.append(output))
     try:
         yield
@@ -131,7 +131,7 @@ def _noting_mels(model: Any, mels: list[Any]) -> Iterator[None]:
 
 
 def _quantizations(quantizer: Any, latents: Any, codes: np.ndarray) -> Iterator[Quantization]:
-    """`codes` [T, Q] of `latents` [1, D, T], first those of the semantic quantizer."""
+    """How `codes` [T, Q] were chosen for `latents` [1, D, T], by the semantic quantizer, then the acoustic one."""
     first = 0
     for part in (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer):
         layers = part.layers[: codes.shape[1] - first]

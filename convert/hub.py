@@ -1,4 +1,4 @@
-"""Where a model lies: in this package, in a folder, or in a repository of the Hugging Face Hub."""
+"""Finds a model: in this package, in a folder, or in a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 
 class ModelNotFoundError(FileNotFoundError):
-    """A model that is neither a folder nor to be had from the Hub; the message says what was tried."""
+    """A model that is neither a folder nor available from the Hub; the message says what was tried."""
 
 
 def resolve(
@@ -62,17 +62,17 @@ def resolve(
     """The folder of a model, downloaded where necessary.
 
     Args:
-        model: `mini`, which is in this package; a folder, in the published layout or converted; a repository id, as
-            `Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice`; or the short name of a published one, `0.6B-CustomVoice`.
+        model: `mini`, which is in this package; a folder, in the published layout or converted; a repository id such
+            as `Qwen/Qwen3-TTS-12Hz-0.6B-CustomVoice`; or the short name of a published model, `0.6B-CustomVoice`.
         revision: branch, tag or commit of the repository; its main branch by default.
         cache_dir: where downloads are kept; Hugging Face's own cache by default.
-        local_files_only: take what was downloaded before. None leaves it to `HF_HUB_OFFLINE`.
+        local_files_only: use only what was downloaded before. None leaves it to `HF_HUB_OFFLINE`.
         verify: compare the weights with the published SHA-256 digests.
         progress: for `verify`, called with the bytes done and the bytes to do.
 
     Raises:
-        ModelNotFoundError: neither a folder nor to be had from the Hub, with what was tried and why.
-        CheckpointError: `verify` found another digest than the published one.
+        ModelNotFoundError: neither a folder nor available from the Hub, with what was tried and why.
+        CheckpointError: `verify` found a digest that differs from the published one.
     """
     folder = local_folder(model) or _download(str(model), revision, cache_dir, bool(local_files_only), _FILES)
     if verify:
@@ -89,7 +89,7 @@ def resolve_codec(
     """The codec's own folder, with its config.json and weights; nothing else is downloaded.
 
     Args:
-        model: as in `resolve`, or a folder or repository that holds the codec alone, as
+        model: as in `resolve`, or a folder or repository that holds the codec alone, such as
             `Qwen/Qwen3-TTS-Tokenizer-12Hz`.
         revision: as in `resolve`.
         cache_dir: as in `resolve`.
@@ -104,7 +104,7 @@ def resolve_codec(
     folder = local or _download(str(model), revision, cache_dir, bool(local_files_only), _CODEC_FILES)
     if (folder / CODEC_FOLDER).is_dir():
         return folder / CODEC_FOLDER
-    # Before its weights are downloaded: a checkpoint without a codec is gigabytes of something else.
+    # Checked before the weights are downloaded: without a codec they would be gigabytes of something else.
     read_codec(folder)
     if local is None:
         folder = _download(str(model), revision, cache_dir, bool(local_files_only), _FILES)

@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes to do."""
 
 Finish = Callable[[str, jax.Array], Mapping[str, jax.Array]]
-"""What becomes of the leaf with this path once it is placed, by path; see `quantize.quantize_leaf`."""
+"""Takes a placed leaf's path and the leaf; returns what replaces it, by path. See `quantize.quantize_leaf`."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ def load_checkpoint(
     placement: Placement | None = None,
     finish: Finish | None = None,
 ) -> dict[str, Any]:
-    """`load_params`, or `orbax_checkpoint.load` where the folder was converted."""
+    """`load_params`, or `orbax_checkpoint.load` if the folder was converted."""
     if not is_converted(folder):
         return load_params(folder, config, parts, progress, placement, finish)
-    # Only here, for the import of Orbax takes a second.
+    # Only here, since importing Orbax takes a second.
     from qwen3_tts_jax.convert import orbax_checkpoint
 
     return orbax_checkpoint.load(folder, config, parts, progress, placement, finish)
@@ -61,8 +61,8 @@ def load_params(
     The folder is in the published layout: `model.safetensors` and `speech_tokenizer/model.safetensors`,
     each a single file or sharded, in float32, bfloat16 or float16. Every name, shape and dtype of both is
     checked before any weight is read. Weights come in the config's compute dtypes, gathered tables in the
-    file's dtype. One tensor is in flight at a time, so the peak of memory is little above the size of the tree, as
-    `finish` makes it of the leaves.
+    file's dtype. Only one tensor is in flight at a time, so memory peaks little above the size of the tree that
+    `finish` leaves.
 
     Returns:
         Nested dicts of arrays, {"talker": {"codec_head": {"weight": …}, …}, …}.
@@ -82,7 +82,7 @@ def load_codec(folder: str | Path, config: CodecConfig, progress: Progress | Non
     That is the `speech_tokenizer` folder of a checkpoint, converted or not, or a download of the codec alone.
 
     Returns:
-        {"encoder": …, "decoder": …}, in the config's dtype as `load_params`.
+        {"encoder": …, "decoder": …}, in the config's dtype as with `load_params`.
 
     Raises:
         CheckpointError: the file does not fit the config; see `check.check_codec`.
@@ -127,7 +127,7 @@ def _load(
             array = _aligned_empty(rule.flax_shape, dtype)
             for name, out in zip(rule.torch, rule.split(array), strict=True):
                 read_into(streams[stored[name].file], stored[name], rule.transform, out, advance)
-            # Waiting keeps host copies from piling up in front of an accelerator.
+            # Waiting for each leaf keeps host copies from piling up in front of an accelerator.
             where = None if placement is None else placement(rule.flax, rule.flax_shape)
             leaf = jax.device_put(array, where)
             leaves |= jax.block_until_ready({rule.flax: leaf} if finish is None else finish(rule.flax, leaf))
@@ -136,7 +136,7 @@ def _load(
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype, alignment: int = 64) -> np.ndarray:
-    """JAX's CPU backend takes over a buffer of this alignment; it would copy any other."""
+    """An array that JAX's CPU backend takes over as it is; it would copy one of another alignment."""
     size = int(np.prod(shape)) * dtype.itemsize
     buffer = np.empty(size + alignment, np.uint8)
     start = -buffer.ctypes.data % alignment

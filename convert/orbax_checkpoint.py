@@ -1,8 +1,8 @@
-"""Parameter tree ↔ an Orbax checkpoint in a folder that needs no other.
+"""Parameter tree ↔ an Orbax checkpoint in a self-contained folder.
 
-`params/<part>` holds one Orbax checkpoint per part, so that reading one leaves the others alone; the JSON
+`params/<part>` holds one Orbax checkpoint per part, so that each can be read without the others; the JSON
 and tokenizer files lie where the published layout has them; `qwen3_tts_jax.json` marks the folder.
-It is for trained trees and for other tools that read Orbax: the safetensors files load faster.
+The layout is for trained trees and other tools that read Orbax: the safetensors files load faster.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def save(folder: str | Path, params: Mapping[str, Any], config: ModelConfig, sou
         folder: must not exist.
         params: nested dicts of arrays, each of its parts (`rule.PARTS`) complete.
         config: what the tree is checked against.
-        source_folder: of the same model, from where the JSON and tokenizer files are copied.
+        source_folder: of the same model; the JSON and tokenizer files are copied from it.
 
     Returns:
         `folder`.
 
     Raises:
         FileExistsError: `folder` exists.
-        CheckpointError: the tree does not fit the config, or the source folder is of another model.
+        CheckpointError: the tree does not fit the config, or the source folder holds another model.
     """
     folder, source_folder = Path(folder), Path(source_folder)
     require_absent(folder)
@@ -83,7 +83,7 @@ def load(
 ) -> dict[str, Any]:
     """Loads `parts` of a folder that `save` wrote, to `placement` or else onto JAX's default device.
 
-    Dtypes are those of `load.load_params`: compute dtypes, and gathered tables as they were saved.
+    Dtypes are as in `load.load_params`: compute dtypes, and gathered tables as they were saved.
     `progress` is called after every part with the bytes done and the bytes to do, `finish` for each leaf of a part.
 
     Raises:
@@ -101,8 +101,8 @@ def load(
         for part in parts:
             stored |= _stored(checkpointer, folder, part)
         stored = check_tree(folder, unflatten_dict(stored, sep="/"), rules)
-        # Without a place Orbax reads arrays of NumPy. Those that it places itself are committed to their device, for
-        # which JAX would compile other programs than for the arrays of `load_params`.
+        # Without a sharding Orbax reads NumPy arrays. Arrays that it places itself are committed to their device, and
+        # JAX would compile other programs for them than for the arrays of `load_params`.
         wanted = {
             rule.flax: jax.ShapeDtypeStruct(
                 rule.flax_shape,
@@ -120,7 +120,7 @@ def load(
                 reason = _first_line(error.__cause__ or error)
                 raise CheckpointError(folder, [f"{part} cannot be read: {reason}"]) from error
             done += _nbytes(leaves.values())
-            # Taken out one by one: what `finish` replaces is freed then.
+            # Popped one by one, so that what `finish` replaces is freed.
             for name in tuple(leaves):
                 path, leaf = f"{part}/{name}", jax.device_put(leaves.pop(name))
                 params |= jax.block_until_ready({path: leaf} if finish is None else finish(path, leaf))
@@ -156,8 +156,8 @@ def _stored(checkpointer: ocp.Checkpointer, folder: Path, part: str) -> dict[str
 
 
 def _checkpointer(rules: Iterable[Rule]) -> ocp.Checkpointer:
-    # The fastest to load: a file per array, not compressed, and few of them in flight at a time. Orbax
-    # refuses an array that is larger than its limit on those.
+    # The fastest to load: a file per array, uncompressed, with few of them in flight at a time. Orbax
+    # refuses an array that is larger than its limit on what is in flight.
     largest = max(4 * math.prod(rule.flax_shape) for rule in rules)
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=False, use_zarr3=True, use_compression=False, restore_concurrent_gb=1 + largest // 10**9

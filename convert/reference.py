@@ -16,7 +16,7 @@ import numpy as np
 
 REQUIREMENTS = 'in the clone of this package, pip install -e ".[parity]" && pip install --no-deps qwen-tts==0.1.1'
 
-# The official codec decodes longer utterances in chunks that do not see each other's whole past.
+# The official codec decodes longer utterances in chunks that do not see their whole past.
 MAX_FRAMES = 300
 
 
@@ -26,7 +26,7 @@ class OracleMissingError(ImportError):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Warnings of the official package and its requirements are not ours: run their code in here."""
+    """Silences warnings of the official package and its requirements, which are not ours, while their code runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -35,7 +35,7 @@ def quiet() -> Iterator[None]:
 def import_official() -> types.ModuleType:
     """Imports and returns `qwen_tts`.
 
-    Its 25 Hz tokenizer imports torchaudio, which nothing here calls: where that is not installed, empty
+    Its 25 Hz tokenizer imports torchaudio, which nothing here calls: if that is not installed, empty
     modules take its place.
 
     Raises:
@@ -44,7 +44,7 @@ def import_official() -> types.ModuleType:
     with quiet():
         try:
             import torch  # noqa: F401
-            import transformers  # noqa: F401  (it looks for torchaudio itself: before the empty modules)
+            import transformers  # noqa: F401  (before the empty modules, since it looks for torchaudio itself)
 
             if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
                 for name in ("torchaudio", "torchaudio.compliance", "torchaudio.compliance.kaldi"):
@@ -63,9 +63,9 @@ def import_official() -> types.ModuleType:
 def load_official(folder: str | Path, dtype: Any = None) -> Any:
     """The official `Qwen3TTSModel` of a checkpoint folder, in eval mode, on the CPU.
 
-    `dtype` is a torch dtype, float32 by default, of talker and code predictor. The codec is float32,
+    `dtype` is the torch dtype of talker and code predictor, float32 by default. The codec is float32,
     though the official loader would give it `dtype` too: it was published in float32, and in bfloat16
-    there would be nothing exact to compare it with. The attention implementation is the package's default.
+    there would be nothing exact to compare with. The attention implementation is the package's default.
     """
     official = import_official()
     import torch

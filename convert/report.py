@@ -33,7 +33,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line: passed, or the stages that did not."""
+        """One line: passed, or how many stages failed and which was the first."""
         failed = [row for row in self.rows if not row.passed]
         if not failed:
             return f"passed: all {len(self.rows)} stages keep their tolerances"
@@ -59,9 +59,9 @@ class Report:
         return "\n".join([*lines, "", *notes, ""])
 
     def write(self, path: Path) -> None:
-        """Writes the Markdown and, where matplotlib is installed, the plot beside it, `path` with .png.
+        """Writes the Markdown and, if matplotlib is installed, the plot beside it, `path` with .png.
 
-        Without matplotlib the document says in a line that there is no plot.
+        Without matplotlib a line of the document says that there is no plot.
         """
         text = self.to_markdown()
         if importlib.util.find_spec("matplotlib") is None:

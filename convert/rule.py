@@ -1,4 +1,4 @@
-"""A rule of the conversion table, and the rules of the layers that the model is built of.
+"""A rule of the conversion table, and the rules for the layers that the model is built from.
 
 Every function here takes the PyTorch prefix of a layer, then its path in the parameter tree.
 """
@@ -14,21 +14,21 @@ from qwen3_tts_jax.config import TransformerConfig
 from qwen3_tts_jax.convert.transforms import CONV, CONV_TRANSPOSE, IDENTITY, Transform
 
 PARTS = ("talker", "code_predictor", "speaker_encoder", "codec/encoder", "codec/decoder")
-"""The subtrees that can be read one without the other."""
+"""The subtrees that can be read independently."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One leaf of the parameter tree and the PyTorch tensors that it is made of.
+    """One leaf of the parameter tree and the PyTorch tensors that it is made from.
 
     Attributes:
-        torch: names and shapes of the tensors; one, or several where `stacked` or `groups`.
-        flax: path in the tree, "talker/codec_head/weight".
+        torch: names and shapes of the tensors; one, or several if `stacked` or `groups`.
+        flax: path in the tree, such as "talker/codec_head/weight".
         transform: layout change of each tensor.
-        stacked: tensors of one shape lie along a new leading axis.
+        stacked: whether the tensors, of one shape, are stacked along a new leading axis.
         groups: linear layers are joined by groups of outputs: each weight [groups · rows, in] gives the next
             `rows` of every group, so the leaf is [groups, sum of rows, in].
-        gathered: rows of it are looked up, never multiplied, so it keeps the file's dtype.
+        gathered: whether its rows are only looked up, never multiplied, so that it keeps the file's dtype.
     """
 
     torch: Mapping[str, tuple[int, ...]]
@@ -53,7 +53,7 @@ class Rule:
         return next(part for part in PARTS if self.flax.startswith(f"{part}/"))
 
     def split(self, leaf: np.ndarray) -> list[np.ndarray]:
-        """Views of the leaf, one for each tensor; of joined ones as [groups, rows, in]."""
+        """Views of the leaf, one for each tensor; joined ones as [groups, rows, in]."""
         if self.stacked:
             return list(leaf)
         if self.groups is None:
@@ -99,7 +99,7 @@ def snake(torch: str, flax: str, channels: int) -> Iterator[Rule]:
 
 
 def transformer(torch: str, flax: str, config: TransformerConfig) -> Iterator[Rule]:
-    """`torch`.layers.* and `torch`.norm."""
+    """The rules for `torch`.layers.* and `torch`.norm."""
     for i in range(config.num_layers):
         yield from _layer(f"{torch}.layers.{i}", f"{flax}/layers_{i}", config)
     if config.final_norm:

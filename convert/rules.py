@@ -1,6 +1,6 @@
-"""THE table: every tensor of the published files, where it goes in the parameter tree, and how.
+"""The conversion table: every tensor of the published files, where it goes in the parameter tree, and how.
 
-Loading, exporting and checking all read it; nothing else knows a PyTorch name. The rules stand in the
+Loading, exporting and checking all read it; nothing else knows a PyTorch name. The rules follow the
 order of the model.
 """
 
@@ -105,7 +105,7 @@ def select(rules: Iterable[Rule], config: ModelConfig, parts: Iterable[str]) -> 
 
 
 def compute_dtype(config: ModelConfig, rule: Rule) -> jnp.dtype | None:
-    """The dtype that a leaf is loaded in; None where it stays as it is in the file.
+    """The dtype that a leaf is loaded in; None if it keeps the file's.
 
     The speaker encoder runs once per voice and always in float32.
     """
@@ -150,7 +150,7 @@ def _speaker_encoder(torch: str, flax: str, config: SpeakerEncoderConfig) -> Ite
 
 
 def _codec_encoder(config: CodecEncoderConfig) -> Iterator[Rule]:
-    """Mimi's encoder. In the list `encoder.layers` activations count, though they have no weights."""
+    """Mimi's encoder. Activations count in the indices of `encoder.layers`, though they have no weights."""
     torch, flax, channels, index = "encoder.encoder.layers", "codec/encoder", config.filters, 1
     yield from conv(f"{torch}.0.conv", f"{flax}/conv_in", 1, channels, config.kernel_size)
     for i, stride in enumerate(config.strides):
@@ -237,7 +237,7 @@ def _quantizer(
     tables: dict[str, tuple[str, tuple[int, ...]]],
     count: int,
 ) -> Iterator[Rule]:
-    """`count` residual codebooks; `tables` maps a leaf to its PyTorch name, by codebook, and shape."""
+    """`count` residual codebooks; `tables` maps a leaf to its PyTorch name, which takes the codebook, and its shape."""
     for name, inputs, outputs in (("input", width, codebook_dim), ("output", codebook_dim, width)):
         weight, path = f"{torch}.{name}_proj.weight", f"{flax}/{name}_projection/weight"
         yield tensor(weight, path, outputs, inputs, 1, transform=SQUEEZE)

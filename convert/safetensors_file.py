@@ -1,4 +1,4 @@
-"""Reads tensors of a safetensors file straight into arrays that are already allocated.
+"""Reads tensors of a safetensors file straight into preallocated arrays.
 
 The format: eight bytes of header length (little endian), a JSON header, then the tensors. With the
 safetensors package, whose memory map and extra copy of each tensor count too, loading a 0.6B checkpoint
@@ -24,12 +24,12 @@ _PIECE = 4 << 20
 
 
 class BrokenFileError(ValueError):
-    """A file that is shorter or longer than its header says, or that has no such header."""
+    """A file that is shorter or longer than its header says, or has no valid header."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `offset` bytes into `file`. `dtype` is the format's name of it."""
+    """Where a tensor lies: `offset` bytes into `file`. `dtype` is the format's name for it."""
 
     file: Path
     dtype: str
@@ -42,7 +42,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a file by name, in the file's order.
 
     Raises:
-        BrokenFileError: the size of the file, or of a tensor, is not what the header says.
+        BrokenFileError: the header cannot be read, or does not fit the size of the file or of a tensor.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -77,9 +77,9 @@ def read_into(
     out: np.ndarray,
     advance: Callable[[int], None],
 ) -> None:
-    """Reads one tensor from its open file into `out`, in its transform's layout and in out's dtype.
+    """Reads one tensor from its open file into `out`, in the layout of `transform` and the dtype of `out`.
 
-    `advance` is told the number of bytes after every piece.
+    `advance` is called with the number of bytes of every piece, after it is read.
     """
     dtype = DTYPES[tensor.dtype]
     stream.seek(tensor.offset)

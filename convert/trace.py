@@ -1,4 +1,4 @@
-"""What an implementation computes on its way from a recording and texts to samples."""
+"""What an implementation computes between a recording and texts, and samples."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Rows = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Trace:
-    """What an implementation computed on its way from texts to samples, B utterances.
+    """What an implementation computed between texts and samples, for B utterances.
 
-    Codes are forced: logits of frame k were computed after the same codes 0 … k − 1 on both sides.
+    Codes are forced: on both sides, the logits of frame k were computed after the same codes 0 … k − 1.
 
     Attributes:
-        hearing: of the recording; the speech of a base model goes on from the official one's.
-        text_ids: int [T] each, instruction, the recording's transcript and text in their frames.
+        hearing: of the recording; a base model's speech goes on from the official one.
+        text_ids: int [T] each: instruction, the recording's transcript and the text, in their chat templates.
         embeddings: [T, D] each, the talker's prompt.
-        text_track: [U, D] each, what is added to the embeddings of frame 0, 1, …; the last one for ever.
+        text_track: [U, D] each, what is added to the embeddings of frames 0, 1, …; the last one to all that follow.
         layers: for each talker layer its outputs [T, D] over the prompt.
         hidden: [T, D] each, after the talker's last norm.
         talker_logits: [F + 1, V] each: those after the prompt, then those after each frame.
         predictor_logits: [F, Q − 1, V] each.
-        codec: activations [F, …] each after every stage of the codec's decoder, all those of a frame in
-            one row, by the stage's name; "samples" [F, frame_samples] are its result.
-        codes: int [F, Q] each, made freely by the most likely code.
-        samples: [N] each, of those codes, without the recording's.
+        codec: activations [F, …] each after every stage of the codec's decoder, by the stage's name, with all
+            those of a frame in one row; "samples" [F, frame_samples] are the result.
+        codes: int [F, Q] each, chosen freely: always the most likely code.
+        samples: [N] each, decoded from those codes, without the recording's.
     """
 
     hearing: Hearing

@@ -23,14 +23,14 @@ def trace_official(
     frames: int,
     progress: Callable[[str], None],
 ) -> Trace:
-    """Loads the official model, lets it hear `recording` and speak `requests` in one batch, and drops it again.
+    """Loads the official model, lets it hear `recording` and speak `requests` in one batch, then drops it.
 
     Args:
         folder: a checkpoint in the published layout.
         requests: all with one text mode, and without voices: a base model clones the recording's.
         recording: see `Trace.hearing`.
         dtype: "float32" or "bfloat16", of all but the codec.
-        frames: how many to make at most; up to `reference.MAX_FRAMES`, with those of the recording.
+        frames: the most to make; with those of the recording, up to `reference.MAX_FRAMES`.
         progress: called with a line before each long step.
 
     Raises:
@@ -66,7 +66,7 @@ def _speak(model: Any, requests: Sequence[Request], voice: list[Any], frames: in
     speak(
         **columns,
         non_streaming_mode=requests[0].text_mode == "all_at_once",
-        max_new_tokens=frames + 1,  # the last code 0 is never made a frame
+        max_new_tokens=frames + 1,  # the last code 0 never becomes a frame
         do_sample=False,
         subtalker_dosample=False,
     )
@@ -88,7 +88,7 @@ class _Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Hooks on the model while it is open."""
+        """Hooks the model while the context is open."""
         generate, tokenizer = self.model.generate, self.model.speech_tokenizer
         decode = tokenizer.decode
 
@@ -153,7 +153,7 @@ class _Recorder:
         def used(batch: np.ndarray) -> Rows:
             return [row[keep] for row, keep in zip(batch, mask, strict=True)]
 
-        # The recording that was decoded in front is cut off where it ends: the package's own cut may be one sample off.
+        # The recording decoded in front is cut off exactly where it ends: the package's own cut may be one sample off.
         frame_samples = self.model.speech_tokenizer.get_decode_upsample_rate()
         counts = [length * frame_samples for length in lengths]
         return Trace(
@@ -188,7 +188,7 @@ def _codec_stages(decoder: Any, codes: Rows) -> dict[str, Rows]:
     def note_quantizer(module: Any, args: tuple) -> None:
         stages["quantizer"] = to_numpy(args[0].transpose(1, 2))
 
-    # The quantizer's own `forward` is not what decoding calls.
+    # Decoding does not call the quantizer's `forward`, so its output is noted where it goes in next.
     hooks = [
         decoder.pre_conv.register_forward_pre_hook(note_quantizer),
         decoder.pre_conv.register_forward_hook(note("pre_conv")),

@@ -1,4 +1,4 @@
-"""Our own model, watched while it hears a recording and speaks after the official package's codes."""
+"""Our own model, watched while it hears a recording and speaks, fed with the official package's codes."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def trace_ours(
     official: Trace,
     progress: Callable[[str], None],
 ) -> Trace:
-    """Loads the checkpoint and computes all that `official` holds; its arguments are those of `trace_official`.
+    """Loads the checkpoint and computes all that `official` holds; the arguments are those of `trace_official`.
 
-    What follows from codes is computed from the official ones. A base model clones the official x-vector and codes.
+    What depends on codes is computed from the official ones. A base model clones the official x-vector and codes.
     """
     progress(f"ours: loading {folder.name}")
     parts = [part for part in PARTS if part != "speaker_encoder" or config.speaker_encoder is not None]
@@ -103,7 +103,7 @@ def _text_ids(request: Request, tokenizer: TextTokenizer) -> np.ndarray:
 def _read_prompt(
     params: Params, config: ModelConfig, prompt: PromptBatch
 ) -> tuple[jax.Array, jax.Array, list[jax.Array], jax.Array]:
-    """The talker's inputs [B, T, D], text track [B, U, D], layers' outputs and normed last one [B, T, D]."""
+    """The talker's inputs [B, T, D], text track [B, U, D], the layers' outputs, and the last one normed [B, T, D]."""
     embeddings, track = embed_prompt(params, config, prompt)
     stack = config.talker.transformer
     cache = KVCache.zeros(stack, *embeddings.shape[:2])
@@ -126,7 +126,7 @@ def _forced_logits(
     """Feeds frames [B, F, Q]; returns logits of code 0 [B, F + 1, V] and of the others [B, F, Q − 1, V]."""
 
     def step(state: DecodeState, codes: jax.Array):
-        # All in one pass: `generate.predict_codes`, which goes step by step, is compared by the free codes.
+        # All in one pass; `generate.predict_codes`, which goes step by step, is covered by the free codes.
         others = code_logits_of(params, config, state.hidden[:, None], codes[:, None])[:, 0]
         return advance(params, config, state, codes), (state.logits, others)
 

@@ -1,6 +1,6 @@
 """Named layout changes between PyTorch's tensors and ours, each with its inverse.
 
-Axis letters: O output channels, I input channels, K kernel taps. A linear weight keeps PyTorch's own
+Axis letters: O output channels, I input channels, K kernel taps. A linear weight keeps PyTorch's
 orientation [out, in], so most tensors are taken as they are.
 """
 
@@ -13,11 +13,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Transform:
-    """A permutation of axes, without those that only PyTorch has (all of length 1).
+    """A permutation of axes that drops those that only PyTorch has (all of length 1).
 
     Attributes:
-        torch_axes, flax_axes: one letter per axis before and after, e.g. "OIK" and "KIO"; both empty
-            stand for any shape, unchanged.
+        torch_axes, flax_axes: one letter per axis before and after, e.g. "OIK" and "KIO"; if both are
+            empty, any shape, unchanged.
     """
 
     name: str
@@ -54,7 +54,7 @@ IDENTITY = Transform("identity", "", "")
 """Any shape, unchanged."""
 
 SQUEEZE = Transform("squeeze", "OI1", "OI")
-"""A convolution of one tap used as a linear layer: [out, in, 1] → [out, in]."""
+"""A one-tap convolution used as a linear layer: [out, in, 1] → [out, in]."""
 
 CONV = Transform("conv", "OIK", "KIO")
 """[out, in, kernel] → [kernel, in, out]; a depthwise kernel [C, 1, kernel] becomes [kernel, 1, C]."""

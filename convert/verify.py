@@ -1,12 +1,12 @@
 """Runs the official PyTorch package and this one on the same inputs and compares them stage by stage.
 
-The official model is loaded first, watched and dropped again, so that only one is in memory at a time.
-Both hear one recording. A base model then clones it, and both go on from what the official one heard. Both
-are greedy, with the checkpoint's own repetition penalty. Logits are compared under the official
-package's codes; only the last two stages, codes and speech, are each side's own.
+The official model is loaded first, watched and dropped, so that only one is in memory at a time. Both hear
+the same recording. A base model then clones it, and both go on from what the official one heard. Both are
+greedy, with the checkpoint's own repetition penalty. Logits are compared under the official package's
+codes; only the last two stages, codes and speech, are each side's own.
 
-In bfloat16 only talker, code predictor and the official speaker encoder are: the codec is float32 on both
-sides, see `reference.load_official`.
+With dtype bfloat16, only talker, code predictor and the official speaker encoder are in bfloat16: the codec
+is float32 on both sides, see `reference.load_official`.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ def run_parity(
     layers: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Compares both implementations on one batch of texts; `Report.write` makes a file of what it returns.
+    """Compares both implementations on one batch of texts; `Report.write` writes the result to a file.
 
     Args:
         folder: a checkpoint in the published layout.
-        texts: what both say, in one batch; where the model reads phonemes, those of each sentence.
+        texts: what both say, in one batch; if the model reads phonemes, those of each sentence.
         dtype: "float32" or "bfloat16", of talker and code predictor.
-        frames: how many each makes at most; 1 to 300, with those of a recording that is cloned in context.
+        frames: the most that each makes; 1 to 300, including those of a recording that is cloned in context.
         speaker: of all texts; by default the first of a custom-voice model.
         language: of all texts.
         instruct: for all texts.
-        reference: a recording for both to hear, see `audio.read`: a base model clones it. By default one that
-            is synthesized, three seconds long.
+        reference: a recording for both to hear, see `audio.read`; a base model clones it. By default a
+            synthetic one, three seconds long.
         reference_text: what it says.
         x_vector_only: clone its x-vector alone; its text is not used.
-        text_mode: see `Request`; where the model reads phonemes, they come one per frame.
+        text_mode: see `Request`; if the model reads phonemes, they come one per frame.
         layers: also compare the output of every layer of the talker over the prompt.
         progress: called with a line before each long step.
 
@@ -77,7 +77,7 @@ def run_parity(
         qwen3_tts_jax.convert.reference.OracleMissingError: the official package is not installed.
         ValueError: a bad argument, or (as `check.CheckpointError`) weights that do not fit the config.
         FileNotFoundError: the file of `reference` does not exist.
-        OSError, TypeError: as `audio.read`.
+        OSError, TypeError: as in `audio.read`.
     """
     folder, say = Path(folder), progress or (lambda line: None)
     if dtype not in TOLERANCES:
