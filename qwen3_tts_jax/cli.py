@@ -1,8 +1,8 @@
 """The command `qwen3-tts-jax`.
 
 JAX, and all that needs it, is imported inside the commands: `--help`, `voices` and most refusals come at once.
-Bad input ends with one line on standard error and exit status 2, before any weight is read; recordings that cannot be
-learnt from, before any of them is encoded.
+Bad input ends with one line on standard error and exit status 2, before any weight is read; a recording that training
+cannot use, before any is encoded.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ app.add_typer(train_app)
 def main() -> None:
     """The entry point of the installed command."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        # A shell can close them (`<&-`), and then Python has none.
+        # A shell can close them (`<&-`), and Python then sets them to None.
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     try:
         app(prog_name="qwen3-tts-jax")
     except OSError as error:
-        # Of a file it would have the name.
+        # An error about a file would have its name.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
             raise
         sys.exit(cannot_write_standard_output(error))

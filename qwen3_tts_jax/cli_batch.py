@@ -92,11 +92,11 @@ def batch(
 ) -> None:
     """Speak a list of texts into a folder, with any model; run again, the command resumes where it was interrupted.
 
-    out/ID.wav are written as they are finished, or out/data/*.parquet, and a line for each item in out/index.jsonl.
-    If standard error is not a terminal, it gets a line of progress every minute. The same manifest and seed give the
-    same codes, whatever the order of the lines and wherever the job was interrupted. Exit status: 0 when all items are
-    finished, 1 when some failed or the job was stopped, for example by a full disk or a lack of memory, 2 when it was
-    refused, 130 when it was interrupted.
+    Finished items are written to out/ID.wav or out/data/*.parquet, each with a line in out/index.jsonl. If standard
+    error is not a terminal, it gets a line of progress every minute. The same manifest and seed give the same codes,
+    whatever the order of the lines and wherever the job was interrupted. Exit status: 0 when all items are finished, 1
+    when some failed or the job was stopped, for example by a full disk or a lack of memory, 2 when it was refused, 130
+    when it was interrupted.
     """
     options = BatchOptions(**locals())
     from qwen3_tts_jax.batch.job import run_batch

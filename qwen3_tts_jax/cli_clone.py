@@ -26,7 +26,7 @@ class Reference:
     Attributes:
         recording: a path or URL.
         text: what it says.
-        text_file: where that is written instead.
+        text_file: a file to read that from instead.
         x_vector_only: whether to leave the text and the codes out.
     """
 
@@ -36,7 +36,7 @@ class Reference:
     x_vector_only: bool
 
     def read(self) -> Recording:
-        """Reads both; refuses what no voice can be made from."""
+        """Reads both; refuses a recording or text that no voice can be made from."""
         from qwen3_tts_jax import audio, voices
 
         option, text = "--reference-text", self.text
@@ -64,7 +64,7 @@ class Recording:
     Attributes:
         samples: float32 [N].
         rate: in Hz.
-        text: what it says; None for a voice of the x-vector alone.
+        text: what it says; None for a voice that is an x-vector alone.
     """
 
     samples: np.ndarray
@@ -92,7 +92,7 @@ class Recording:
 
 
 def load_voice(path: Path) -> VoicePrompt:
-    """The voice of a file; refuses a file that holds none, or several."""
+    """The voice in a file; refuses a file that holds none or several."""
     from qwen3_tts_jax import voice_file
 
     with refusing(ValueError, OSError):
@@ -103,7 +103,7 @@ def load_voice(path: Path) -> VoicePrompt:
 
 
 def save_voice(reference: Reference, source: Source, output: Path, name: str | None, quiet: bool) -> None:
-    """A recording → a voice file, with the two parts of a base model that this takes."""
+    """A recording → a voice file, made with the two parts of a base model that this takes."""
     check_output(output, ".safetensors")
     with plain_messages():
         at_hand = source.config_at_hand()
@@ -144,7 +144,7 @@ def show_voices(path: Path) -> None:
 
     with refusing(ValueError, OSError):
         voices = voice_file.load_all(path)
-        # Only files of one voice tell more of it.
+        # Only a file with a single voice says more about it.
         known = voice_file.describe(path) if len(voices) == 1 else {}
     for number, voice in enumerate(voices, start=1):
         frames = "none: x-vector only" if voice.codes is None else "{} frames of {} codes".format(*voice.codes.shape)
@@ -161,7 +161,7 @@ def show_voices(path: Path) -> None:
         }
         for fact, value in facts.items():
             if value is not None:
-                # What strangers wrote into a file could steer the terminal.
+                # A stranger's file could hold control characters that steer the terminal.
                 plain = "".join(letter if letter.isprintable() else " " for letter in value)
                 typer.echo(f"{fact:13}{plain}")
 

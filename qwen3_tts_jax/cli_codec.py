@@ -39,7 +39,7 @@ def encode(
 ) -> None:
     """Encode recordings.
 
-    The file has an int32 array [frames, codebooks] per recording, named as the sound file without its
+    The file has an int32 array [frames, codebooks] per recording, named like the sound file without its
     ending, and the codec's sample_rate and frame_rate: two more arrays in .npz, metadata in .safetensors.
     """
     from qwen3_tts_jax.cli_codes import encode_files
@@ -68,7 +68,7 @@ def decode(
 ) -> None:
     """Decode codes.
 
-    Several recordings go into a folder, which is created if it does not exist; no file in it is replaced.
+    Several recordings go into a folder, which is created if it does not exist; existing files are never replaced.
     """
     from qwen3_tts_jax.cli_codes import decode_file
     from qwen3_tts_jax.cli_model import Source

@@ -27,7 +27,7 @@ _OTHER_SOUND_ENDINGS = (".mp3", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".au",
 _RATES = ("sample_rate", "frame_rate")
 # A safetensors file keeps its metadata under this name.
 _RESERVED = (*_RATES, "__metadata__")
-# What the libraries raise on files of another kind and on damaged ones.
+# What the libraries raise for damaged files and for files of another kind.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -120,7 +120,7 @@ def _names(recordings: Sequence[str]) -> list[str]:
 
 
 def _sound_files(path: Path, names: Sequence[str], output: Path) -> list[Path]:
-    """The files to write; refuses an output that leaves open which, or would replace what it does not name."""
+    """The files to write; refuses an output that leaves them open, or would replace files that it does not name."""
     if output.suffix.lower() in _SOUND_ENDINGS and not output.is_dir():
         if len(names) > 1:
             refuse(f"{path} holds {len(names)} recordings and {output} is one file: give a folder with -o")
@@ -151,7 +151,7 @@ def _write(path: Path, codes: Mapping[str, np.ndarray], config: CodecConfig) -> 
         if path.suffix.lower() == ".safetensors":
             temporary.write_bytes(serialize(dict(codes), {name: str(rate) for name, rate in rates.items()}))
         else:
-            # np.savez has no room for recordings that are called as its own arguments.
+            # np.savez cannot take recordings that are named like its own arguments.
             with zipfile.ZipFile(temporary, "w") as archive:
                 for name, array in {**codes, **rates}.items():
                     with archive.open(f"{name}.npy", "w") as entry:
@@ -159,7 +159,7 @@ def _write(path: Path, codes: Mapping[str, np.ndarray], config: CodecConfig) -> 
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Codes by name, and the rates that the file tells, if any."""
+    """Codes by name, and the rates that the file gives, if any."""
     ending = path.suffix.lower()
     if ending not in _CODES_ENDINGS:
         refuse(f"{path} is no file of codes: its name must end in {' or '.join(_CODES_ENDINGS)}")

@@ -37,8 +37,8 @@ def export(
 ) -> None:
     """Write a model in the published layout, which the official package loads too.
 
-    The source is a model in the published layout, one that `convert` wrote (Orbax), or the folder of a run of `train
-    sft` or `train talker`, finished or not. `convert` goes the other way, from the published layout to Orbax.
+    The source is a model in the published layout, one that `convert` wrote (Orbax), or the folder of a `train sft` or
+    `train talker` run, finished or not. `convert` goes the other way, from the published layout to Orbax.
     """
     from qwen3_tts_jax.cli_model import Source, folder_bytes, parts_of, read_config, stored_sizes
     from qwen3_tts_jax.console import ProgressLine, plain_messages, quiet_orbax, refusing

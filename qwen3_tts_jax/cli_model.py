@@ -1,4 +1,4 @@
-"""The commands about a model itself: where it lies, its voices, languages, sizes, and its conversion."""
+"""The commands about a model itself: its place, voices, languages, sizes, conversion and parity."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OF_TYPE = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is to be had from: the options that the commands share."""
+    """Where a model comes from: the options that the commands share."""
 
     model: str
     revision: str | None = None
@@ -46,9 +46,9 @@ class Source:
     verify: bool = False
 
     def folder(self, quiet: bool = False) -> Path:
-        """Its folder, downloaded where necessary; refuses a model that is not to be had.
+        """Its folder, downloaded if necessary; refuses a model that cannot be found.
 
-        Unless it is to be `quiet`, --verify shows how far it is.
+        Unless `quiet`, --verify shows its progress.
         """
         from qwen3_tts_jax.convert import resolve
 
@@ -58,7 +58,7 @@ class Source:
             return self._resolved(partial(resolve, verify=True, progress=line))
 
     def codec_folder(self) -> Path:
-        """The folder of its codec, alone downloaded where necessary; refuses what holds none."""
+        """The folder of its codec, which alone is downloaded if necessary; refuses a model without one."""
         from qwen3_tts_jax.convert import resolve_codec
 
         return self._resolved(resolve_codec)
@@ -73,7 +73,7 @@ class Source:
                 # None lets the environment variable HF_HUB_OFFLINE decide.
                 return resolve(self.model, self.revision, self.cache_dir, self.offline or None)
         except CheckpointError as error:
-            # Files that are not the published ones, which `info` does not look for.
+            # Files that differ from the published ones, for which `info` does not look.
             refuse(f"{self.model}: {'; '.join(error.problems)}")
         except ModelNotFoundError as error:
             hint, name = "", self.published()
@@ -84,7 +84,7 @@ class Source:
             refuse(f"{self.model} is no model: {Path(error.filename).name} is missing")
 
     def published(self) -> str | None:
-        """Its short name where it is one of the published models, also by its repository."""
+        """Its short name if it is a published model, named by that or by its repository."""
         if "/" in self.model:
             from qwen3_tts_jax.convert.hub import PREFIX
 
@@ -94,7 +94,7 @@ class Source:
         return name if name in PRESETS and local_folder(self.model) is None else None
 
     def config_at_hand(self) -> ModelConfig | None:
-        """Its config where no download is needed: of `mini`, of a folder, or of a published model."""
+        """Its config if that needs no download: for `mini`, a folder, or a published model."""
         folder = local_folder(self.model)
         if folder is not None:
             return read_config(folder)
@@ -102,12 +102,12 @@ class Source:
         return None if name is None else preset(name)
 
     def config(self) -> ModelConfig:
-        """Its config, downloaded where necessary."""
+        """Its config, downloaded if necessary."""
         return self.config_at_hand() or read_config(self.folder())
 
 
 def speaking_with_mini(voice: str | None, quiet: bool) -> None:
-    """Says which model speaks where none was chosen, and whose voice where that was not either."""
+    """Says that `mini` speaks, since no model was chosen, and with which voice if none was chosen either."""
     if not quiet:
         voice = "" if voice is None else f" ({voice}; `voices` lists others)"
         typer.echo(
@@ -215,12 +215,12 @@ def stored_sizes(folder: Path, config: ModelConfig) -> dict[str, tuple[str, int]
 
 
 def folder_bytes(folder: Path) -> int:
-    """How large the files of a folder are together."""
+    """The total size of the files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def parts_of(config: ModelConfig) -> list[str]:
-    """Those of `convert.PARTS` that a model has: base models alone have a speaker encoder."""
+    """The members of `convert.PARTS` that a model has: only base models have a speaker encoder."""
     from qwen3_tts_jax.convert import PARTS
 
     return [part for part in PARTS if part != "speaker_encoder" or config.speaker_encoder is not None]
@@ -249,7 +249,7 @@ def _abilities(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def _parts(config: ModelConfig, sizes: Mapping[str, tuple[str, int]]) -> Iterator[str]:
-    """A table of the parts, with dtypes and bytes of those that are stored."""
+    """A table of the parts, with the dtypes and sizes of those that are stored."""
     from qwen3_tts_jax.convert.rules import all_rules
 
     stacks = {
@@ -310,7 +310,7 @@ def convert_model(source: Source, destination: Path, dtype: str, quiet: bool) ->
 def compare_with_official(
     source: Source, texts: list[str] | None, report: Path | None, quiet: bool, **options: Any
 ) -> None:
-    """The numbers of `verify.run_parity` as a table; exit status 1 where a stage is beyond its tolerance."""
+    """The numbers of `verify.run_parity` as a table; exit status 1 if a stage is beyond its tolerance."""
     if report is not None:
         with refusing(OSError):
             check_place(report)

@@ -14,7 +14,7 @@ DEFAULT_CODEC = "0.6B-CustomVoice"
 DEFAULT_DESIGNER = "1.7B-VoiceDesign"
 DEFAULT_CLONER = "0.6B-Base"
 
-# Of a group of commands and of all of them.
+# The settings of each group of commands, and of the whole.
 APP: dict[str, Any] = {
     "no_args_is_help": True,
     "context_settings": {"max_content_width": 100},
@@ -104,7 +104,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stand
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechOptions:
-    """The options of all commands that speak, as they were given; `model` is None where it is to be `mini`."""
+    """The options of all commands that speak, as they were given; a `model` of None means `mini`."""
 
     model: str | None
     max_seconds: float | None
@@ -125,5 +125,5 @@ class SpeechOptions:
 
     @property
     def computing(self) -> dict[str, str]:
-        """The options of `Qwen3TTS.from_pretrained` that say in what numbers, and how, it computes."""
+        """The options of `Qwen3TTS.from_pretrained` that decide how it computes, and in what numbers."""
         return {"dtype": self.dtype, "attention": self.attention, "weights": self.weights}

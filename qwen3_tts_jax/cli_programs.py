@@ -77,9 +77,9 @@ def warmup(
 ) -> None:
     """Compile what speaking needs, and keep it for later commands.
 
-    Programs depend on the lengths of text, speech and recordings in steps, on the batch size, on the options of
-    computing, and on which ways of sampling are on, not on their numbers. A command of the same kind then compiles
-    nothing that takes long, unless its speech becomes unusually long.
+    Programs depend on the lengths of text, speech and recordings, rounded up to steps, on the batch size, on the
+    computing options, and on which ways of sampling are on, but not on their numbers. A later command of the same kind
+    compiles nothing that takes long, unless its speech becomes unusually long.
     """
     from qwen3_tts_jax.arguments import part_dtypes
     from qwen3_tts_jax.cli_model import Source, folder_bytes, read_config
@@ -146,7 +146,7 @@ def export_programs(
 ) -> None:
     """Write a model's programs into a file that runs without this package (`jax.export`).
 
-    The file holds no weights. `qwen3_tts_jax.ahead_of_time` says what is in it and how it is used.
+    The file holds no weights. `qwen3_tts_jax.ahead_of_time` says what it holds and how to use it.
     """
     from qwen3_tts_jax.cli_model import Source, read_config
 
@@ -202,7 +202,7 @@ def _request(
 def _heard(
     config: ModelConfig, voice: Path | None, reference: Path | None, text: str | None
 ) -> Recording | VoicePrompt | None:
-    """The voice that base models are given; that of an x-vector alone where there is none."""
+    """The voice that a base model is given; an x-vector alone if none was given."""
     given = {"--voice": voice, "--reference": reference, "--reference-text": text}
     names = [name for name, value in given.items() if value is not None]
     if config.model_type != "base":
@@ -224,7 +224,7 @@ def _heard(
 
 
 def _recordings(heard: Recording | VoicePrompt | None, config: ModelConfig, voice: Path | None) -> Sequence[float]:
-    """Seconds of those that voices will be made of: like the one that is given, or of any good length."""
+    """Seconds of the recordings that voices will be made from: those of the given one, or any up to 30."""
     from qwen3_tts_jax.cli_clone import Recording
 
     if isinstance(heard, Recording):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_OUTPUT = Path("speech.wav")
 
-# In place of a text that is yet to come, in what is checked before.
+# Stands in for a text that has not arrived yet, when the request is checked.
 _TO_COME = "To come."
 
 
@@ -67,8 +67,8 @@ class SpeakOptions(SpeechOptions):
 def speak(model_type: str, options: SpeakOptions) -> None:
     """Speaks one utterance into a file, or to standard output, with a model of `model_type`.
 
-    What can be refused is refused first: the options, then what the config tells, then the prompt, and only
-    then are the weights loaded. Text that arrives while it is spoken is the one thing that is read later.
+    What can be refused is refused first: the options, then what the config shows, then the prompt; only then
+    are the weights loaded. Only text that arrives while it is spoken is read later.
     """
     from qwen3_tts_jax import audio
 
@@ -78,7 +78,7 @@ def speak(model_type: str, options: SpeakOptions) -> None:
     sampling = sampling_arguments(options)
     with plain_messages():
         source = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify)
-        # Before a download, too.
+        # Checked before a download, too.
         at_hand = source.config_at_hand()
         if at_hand is not None:
             check_type(options.model, at_hand, model_type, COMMANDS[model_type])
@@ -132,7 +132,7 @@ def speak(model_type: str, options: SpeakOptions) -> None:
 
 @contextmanager
 def _interrupts_explained(output: Path) -> Iterator[None]:
-    """Tells who interrupts the speaking of a whole text how to have the first of it sooner."""
+    """If a whole text is interrupted, says how to get its first sound sooner."""
     try:
         yield
     except KeyboardInterrupt:
@@ -176,7 +176,7 @@ def _arrives(options: SpeakOptions) -> bool:
 
 
 def _voice(options: SpeakOptions) -> Recording | VoicePrompt:
-    """The voice to clone; refuses one that is not given, given twice or not usable."""
+    """The voice to clone; refuses one that is missing, given twice or unusable."""
     if (options.reference is None) == (options.voice is None):
         given = "no voice" if options.voice is None else "two voices"
         refuse(f"{given} to clone: give a recording with --reference or a file of `voice save` with --voice")
@@ -194,8 +194,8 @@ def _voice(options: SpeakOptions) -> Recording | VoicePrompt:
 
 
 def sampling_arguments(options: SpeechOptions) -> dict[str, Any]:
-    """The sampling arguments of `arguments.merge_sampling`; refuses impossible ones, and other limits and
-    seeds, and dtypes.
+    """The sampling arguments of `arguments.merge_sampling`; refuses impossible ones, and impossible limits, seeds and
+    dtypes.
     """
     if options.max_seconds is not None and not 0 < options.max_seconds < math.inf:
         refuse(f"--max-seconds must be a number above 0, got {options.max_seconds:g}")
@@ -215,9 +215,9 @@ def sampling_arguments(options: SpeechOptions) -> dict[str, Any]:
 
 
 def _request(text: str, voice: Recording | VoicePrompt | None, options: SpeakOptions, config: ModelConfig) -> Request:
-    """The request, with the first voice that the config lists if none is chosen; refuses what it cannot speak.
+    """The request, with the first voice that the config lists if none is chosen; refuses what the model cannot speak.
 
-    A recording's voice is represented by one of the same size.
+    A stand-in of the same size takes the place of a recording's voice.
     """
     speaker = options.speaker
     if speaker is None and config.prompt.speakers:
@@ -234,7 +234,7 @@ def _request(text: str, voice: Recording | VoicePrompt | None, options: SpeakOpt
 
 
 def _read(request: Request, folder: Path, config: ModelConfig) -> tuple[TextTokenizer, PromptPlan]:
-    """The model's tokenizer, and the longest prompt of what the request is spoken as; refuses what cannot be spoken."""
+    """The model's tokenizer, and the longest prompt of the request's utterances; refuses what cannot be spoken."""
     from qwen3_tts_jax.text import TextTokenizer
     from qwen3_tts_jax.utterances import spoken_as
 
@@ -265,7 +265,7 @@ def _cut(
     plan: PromptPlan,
     config: ModelConfig,
 ) -> str:
-    """What to say of a speech that did not end by itself."""
+    """What to say about a speech that did not end by itself."""
     if reason == "stop":
         return ""
     if (tokenizer.phonemes or request.split) and (request.max_frames is None or frames < request.max_frames):

@@ -16,7 +16,7 @@ from qwen3_tts_jax.console import ProgressLine, cannot_write_standard_output, dr
 if TYPE_CHECKING:
     from qwen3_tts_jax.synthesis import FinishReason, Speech
 
-# What programs write into a WAV header where the length is not known yet, and players take for "to the end".
+# What programs write into a WAV header while the length is unknown, and players take for "to the end".
 _UNKNOWN = 0xFFFFFFFF
 
 
@@ -38,7 +38,7 @@ def write_stream(
         progress: told of the frames written.
 
     Returns:
-        How many frames were written, and why they ended; None where nobody listens any more.
+        How many frames were written, and why they ended, or None if nobody listens any more.
     """
     frames, reason = 0, None
     with closing(chunks):
@@ -55,7 +55,7 @@ def write_stream(
 
 
 def wav_header(sample_rate: int) -> bytes:
-    """The 44 bytes before 16-bit mono samples of a length that is not known yet."""
+    """The 44 bytes before 16-bit mono samples whose number is not known yet."""
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
         *(b"RIFF", _UNKNOWN, b"WAVE", b"fmt ", 16),
@@ -79,7 +79,7 @@ def pcm16(samples: np.ndarray) -> bytes:
 
 
 def _write(content: bytes) -> bool:
-    """Writes at once; False where the reader has gone."""
+    """Writes at once; False if the reader has gone."""
     try:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()

@@ -42,7 +42,7 @@ def save(
 ) -> None:
     """Make a voice file from a recording.
 
-    It only fits models of the size that made it: voices of 0.6B and of 1.7B models differ.
+    It only fits models of the size that made it: voices of 0.6B and 1.7B models differ.
     """
     from qwen3_tts_jax.cli_clone import Reference, save_voice
     from qwen3_tts_jax.cli_model import Source

@@ -24,7 +24,7 @@ from qwen3_tts_jax.files import check_place
 
 _FAILED, _BAD_INPUT = 1, 2
 _STANDARD_INPUT = "standard input"
-# Seconds. A command that ends at once leaves no line in a log.
+# Seconds; the first is late so that a quick command leaves no line in a log.
 _FIRST_LOG, _LOG_EVERY = 10.0, 60.0
 
 
@@ -35,14 +35,14 @@ def refuse(message: object) -> NoReturn:
 
 
 def cannot_write_standard_output(error: OSError) -> int:
-    """Says so in one line; returns the exit status."""
+    """Reports the error in one line; returns the exit status."""
     drop_standard_output()
     typer.echo(f"error: cannot write to standard output: {error.strerror}", err=True)
     return _BAD_INPUT
 
 
 def drop_standard_output() -> None:
-    """Lets what is left for standard output go nowhere: else it would fail again when the interpreter ends."""
+    """Discards what is left for standard output, which would otherwise fail again when the interpreter exits."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
@@ -55,9 +55,7 @@ def fail(message: object) -> NoReturn:
 
 @contextmanager
 def refusing(*errors: type[Exception], end: Callable[[object], NoReturn] = refuse) -> Iterator[None]:
-    """Turns these exceptions into refusals, or into what `end` does; all others are errors of the program and keep
-    their traceback.
-    """
+    """Turns these exceptions into refusals, or passes them to `end`; all others are bugs and keep their traceback."""
     try:
         yield
     except errors as error:
@@ -72,7 +70,7 @@ def refusing(*errors: type[Exception], end: Callable[[object], NoReturn] = refus
 
 
 def refuse_idle(context: typer.Context, idle: object, why: str, *options: str) -> None:
-    """Refuses options of the command line, by their names in Python, that do nothing if `idle`, which is `why`."""
+    """If `idle`, refuses those of `options` (names in Python) that the command line gives: they do nothing, and `why`."""
     for name in options:
         source = context.get_parameter_source(name)
         if idle and source is not None and source.name == "COMMANDLINE":
@@ -85,7 +83,7 @@ def _one_line(message: object) -> str:
 
 @contextmanager
 def plain_messages() -> Iterator[None]:
-    """Warnings and log records of the libraries as one line each on standard error, and each once."""
+    """Shows each warning and log record of the libraries once, as one line on standard error."""
     shown: set[str] = set()
 
     def show(kind: str, message: object) -> None:
@@ -116,12 +114,12 @@ class _LineHandler(logging.Handler):
 
 
 def quiet_orbax() -> None:
-    """Keeps Orbax from warning that a checkpoint of one process has no parts of others to merge."""
+    """Keeps Orbax from warning that a checkpoint of one process has no parts from others to merge."""
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def reads_standard_input(text: str | None, file: Path | None) -> bool:
-    """Whether the text is that of standard input: `text` is "-", or neither is given."""
+    """Whether the text comes from standard input: `text` is "-", or neither is given."""
     if text is not None and file is not None:
         refuse("give the text as an argument or with --file, not both")
     if file is not None or text not in (None, "-"):
@@ -147,7 +145,7 @@ def read_text_file(file: Path) -> str:
 
 
 def arriving_text() -> Iterator[str]:
-    """The text of standard input, piece by piece as it is written there; together what `read_text` gives."""
+    """The text of standard input, in pieces as they are written there; together they are what `read_text` gives."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     begun, space = False, ""
     # read1 returns what has arrived, where read and readline wait for more.
@@ -189,9 +187,9 @@ def check_output(path: Path, *endings: str) -> None:
 
 
 class StatusLine:
-    """One line on standard error that says what is going on; where that is no terminal, nothing or few lines.
+    """One line on standard error that says what is going on; where that is not a terminal, nothing or a few lines.
 
-    What it shows next raises the KeyboardInterrupt of a Ctrl-C that was lost meanwhile.
+    If a Ctrl-C was lost, the next thing shown raises its KeyboardInterrupt.
     """
 
     def __init__(
@@ -202,7 +200,7 @@ class StatusLine:
         logged: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`elapsed` shows the time since the start, too; `logged` prints a line where there is no terminal, after 10 s
+        """`elapsed` also shows the time since the start; `logged` prints a line where there is no terminal, after 10 s
         and then every minute.
         """
         # rich takes a tenth of a second to import, and --help has no use for it.
@@ -228,7 +226,7 @@ class StatusLine:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _note_interrupts(self) -> None:
-        # JAX runs Python while garbage is collected, and what is raised there, a Ctrl-C too, is lost.
+        # JAX runs Python code during garbage collection, and what is raised there, even by a Ctrl-C, is lost.
         in_main_thread = threading.current_thread() is threading.main_thread()
         if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._interrupt)
@@ -239,7 +237,7 @@ class StatusLine:
         signal.default_int_handler(number, frame)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         self._progress.stop()
         typer.echo(_one_line(text), err=True)
         self._progress.start()
@@ -248,7 +246,7 @@ class StatusLine:
         if self._interrupted:
             self._interrupted = False
             raise KeyboardInterrupt
-        # `update` neither forgets a total nor, once that was reached, goes on with the time.
+        # `update` neither clears a total nor, once it was reached, keeps the clock running.
         (task,) = self._progress.tasks
         task.total, task.finished_time = total, None
         self._progress.update(self._task, description=text, completed=done)
@@ -261,16 +259,14 @@ class StatusLine:
 
 
 class CheckLine(StatusLine):
-    """How much of a model's files is compared with those that were published; an instance is a `progress` of
-    `convert.resolve`.
-    """
+    """How much of a model's files has been compared with the published ones; a `progress` of `convert.resolve`."""
 
     def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic):
         super().__init__(quiet, logged=True, clock=clock)
 
     def __enter__(self) -> Self:
         self._note_interrupts()
-        # A download comes first, and shows how far it is itself.
+        # A download comes first, and shows its own progress.
         return self
 
     def __call__(self, done: int, total: int) -> None:
@@ -279,9 +275,9 @@ class CheckLine(StatusLine):
 
 
 class ProgressLine(StatusLine):
-    """What becomes of one speech.
+    """The progress of one speech.
 
-    An instance is a `synthesis.Progress`, and knows more stages: a recording is heard ("listen"), recordings
+    An instance is a `synthesis.Progress` that knows more stages: a recording is heard ("listen"), recordings
     are encoded ("encode"), a file is saved ("save").
 
     Attributes:
