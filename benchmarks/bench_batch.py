@@ -3,11 +3,11 @@
     python -m tests.parity.random_checkpoint /tmp/random --preset 0.6B-CustomVoice
     python benchmarks/bench_batch.py /tmp/random --frames 16 --repeats 1 --output batch.jsonl [--plot batch.png]
 
-These commands made the README's figures (`results/batch_cpu.jsonl`); two cores take about 9 minutes, and the official
-package 7 GB. Each kind runs in a fresh process, ours and theirs in turn, so that load, compile and peak memory are
-those of a first use; then five more calls are timed. Ours computes in float32; the official package in float32 and,
-since that is faster on CPUs with AMX, in bfloat16. Any checkpoint of the published speakers or for voice design will
-do. Needs the extra `parity` and qwen-tts; `--kinds ours` needs neither.
+These commands made the README's figures (`results/batch_cpu.jsonl`); they take about 9 minutes on two cores, and the
+official package 7 GB. Each kind runs in a fresh process, ours and theirs in turn, so that load, compile and peak
+memory are those of a first use; then five more calls are timed. Ours computes in float32; the official package in
+float32 and, since that is faster on CPUs with AMX, in bfloat16. Any checkpoint with the published speakers or for
+voice design will do. Needs the extra `parity` and qwen-tts; `--kinds ours` needs neither.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _CALLS = 5
 
 
 def measure_ours(checkpoint: str, frames: int, batch: int) -> list[side_by_side.Figures]:
-    """Seconds of each stage of the calls after the first, and what the first took beyond the second."""
+    """Seconds of each stage in the calls after the first, and what the first took beyond the second."""
     import jax
 
     from qwen3_tts_jax import Qwen3TTS, Request, synthesis
 
-    # Waits for prompts, which calls do not, so that their time can be told from that of frames.
+    # Waits for prompts, as calls do not, to tell their time from that of the frames.
     insert = synthesis.insert_compiled
     synthesis.insert_compiled = lambda *arguments: jax.block_until_ready(insert(*arguments))
     began = time.perf_counter()

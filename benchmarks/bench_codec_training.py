@@ -1,17 +1,17 @@
-"""How good a codec becomes on a CPU in less than an hour, from nothing, on recordings that it has not heard.
+"""How good a codec trained from scratch becomes in less than an hour on a CPU, on recordings that it has not heard.
 
     pip install pystoi pesq
     apt-get download festvox-ru && dpkg -x festvox-ru*.deb russian
     python benchmarks/bench_codec_training.py russian RUN --steps 1600 [--output codec.jsonl]
 
-These commands made the README's figures (`results/codec_training_cpu.jsonl`) in 32 minutes of one core, of a man who
-reads 620 Russian sentences, 99.5 minutes at 16 kHz; any other folder of speech will do. Every twentieth clip is held
-out. RUN is the folder of the run, which is gone on with where it was interrupted.
+These commands made the README's figures (`results/codec_training_cpu.jsonl`) in 32 minutes on one core, from a man
+reading 620 Russian sentences, 99.5 minutes at 16 kHz; any other folder of speech will do. Every twentieth clip is held
+out. RUN is the folder of the run; an interrupted run resumes.
 
-Prints the mel distance (lower is better), STOI and wide-band PESQ (higher is better) of the held-out clips: of the
-codec at its start, whose random weights have seen one batch that fills the codebooks; of the trained one with the first
-half of its codebooks; of the trained one; and in how many clips all codebooks are better than half of them. With
---spectral-steps 0 all of the codec learns from samples.
+Prints the mel distance (lower is better), STOI and wide-band PESQ (higher is better) of the held-out clips: for the
+codec at its start, with random weights and codebooks that one batch has filled; for the trained codec with the first
+half of its codebooks; with all of them; and in how many clips all codebooks are better than half of them. With
+--spectral-steps 0 the whole codec learns from samples.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from qwen3_tts_jax.train.progress import Schedule
 
 HELD_OUT_EVERY = 20
 PESQ_RATE = 16_000
-FRAMES = 100  # of each clip that are judged, 8 s
+FRAMES = 100  # that are judged of each clip, 8 s
 
 
 def judge(params: dict, config: CodecConfig, clips: list[np.ndarray], num_codebooks: int) -> np.ndarray:
-    """Mel distance, STOI and PESQ, [clips, 3], of what comes out of the first so many codebooks."""
+    """Mel distance, STOI and PESQ, [clips, 3], of what the first `num_codebooks` codebooks give."""
     codes = SpeechTokenizer(config, params).encode(clips, config.sample_rate)
     decode = jax.jit(partial(decoder.decode, config=config.decoder))
     mel = jax.jit(partial(mel_loss, sample_rate=config.sample_rate))
@@ -62,7 +62,7 @@ def judge(params: dict, config: CodecConfig, clips: list[np.ndarray], num_codebo
         at_16 = [audio.resample(one, config.sample_rate, PESQ_RATE) for one in (clip, made)]
         try:
             quality = pesq(PESQ_RATE, *at_16, "wb")
-        except NoUtterancesError:  # nothing that could be taken for speech came out
+        except NoUtterancesError:  # nothing in it could be taken for speech
             quality = 1.0
         rows.append((distance, stoi(*at_16, PESQ_RATE), quality))
     return np.array(rows)

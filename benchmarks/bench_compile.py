@@ -1,9 +1,9 @@
-"""Starting from nothing: what compiling costs, and what is left of that when compiled programs are kept.
+"""Cold starts: what compiling costs, and how much of that is left when compiled programs are kept.
 
     python benchmarks/bench_compile.py CHECKPOINT [--batches 1 8] [--repeats 3] [--plot start.png]
 
 Each measurement is a fresh process that imports the package, loads the checkpoint and speaks twice: "cold"
-with an empty cache, "warm" with what the cold one before it has kept, "official" with the official PyTorch
+with an empty cache, "warm" with what the cold one before it kept, "official" with the official PyTorch
 package, which compiles nothing. All compute in float32; with 0.6B shapes on two cores a process takes about a minute
 at batch 1. CHECKPOINT is as for bench_batch.py. Needs the extra `parity` and qwen-tts; `--kinds cold warm` needs
 neither.
@@ -25,11 +25,11 @@ CACHE = Path(tempfile.gettempdir()) / "qwen3_tts_jax_bench_compile"
 
 
 def measure_ours(keep: bool, checkpoint: str, frames: int, batch: int) -> side_by_side.Figures:
-    """Seconds until the first speech, and what was compiled for it; `keep` what is in the cache."""
+    """Seconds until the first speech, and what was compiled for it; `keep` leaves the cache as it is."""
     began = time.perf_counter()
     if not keep:
         shutil.rmtree(CACHE, ignore_errors=True)
-    # As the command does it, but in a folder of its own.
+    # As the command does, but in a folder of its own.
     os.environ["XDG_CACHE_HOME"] = str(CACHE)
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
     import jax

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_decode.py CHECKPOINT [--batches 1 2 4 8 16 32] [--repeats 3] [--plot decode.png]
 
-For whoever makes one of the parts faster; the README's figures are of whole calls (bench_batch.py). Ours are compiled
+A tool for making one of the parts faster; the README's figures are of whole calls (bench_batch.py). Ours are compiled
 loops of each part and of the whole frame; the official package's are the calls of the same parts within one generation.
 Each measurement runs in a fresh process, in float32, the official package also in bfloat16; with 0.6B shapes on two
-cores that is minutes for each batch and repeat. CHECKPOINT is as for bench_batch.py. Needs the extra `parity` and
+cores that takes minutes for each batch and repeat. CHECKPOINT is as for bench_batch.py. Needs the extra `parity` and
 qwen-tts; `--kinds ours` needs neither.
 """
 
@@ -78,7 +78,7 @@ def measure_ours(checkpoint: str, frames: int, batch: int) -> side_by_side.Figur
 
 
 def measure_official(dtype: str, checkpoint: str, frames: int, batch: int) -> side_by_side.Figures:
-    """Sums of what the calls of each part take in the second of two generations, the prompt's left out."""
+    """Sums of what the calls of each part take in the second of two generations, without the prompt's."""
     from qwen3_tts_jax.convert.reference import import_official
 
     official = import_official()

@@ -1,14 +1,14 @@
-"""On a GPU: this package, the official one, and faster-qwen3-tts, each in a process of its own.
+"""On a GPU: this package, the official one and faster-qwen3-tts, each in a process of its own.
 
     python benchmarks/bench_gpu.py CHECKPOINT [--batches 1 64 256] [--frames 128] [--output gpu.jsonl] [--plot gpu.png]
 
-These are the defaults, of which the README's figures are (`results/gpu_h200.jsonl`, 1.7B shapes). Compiling ours for
-one of the batches takes about a minute, so minutes pass before the first figure; each is printed as it is made.
-Ours computes in bfloat16, the codec in three passes of it; the others in bfloat16 throughout. Measured are frames
-alone, the codec alone, whole calls, streams together, and the time until a stream's first sound; each is the median of
-several after one that compiles or captures. Any custom-voice checkpoint will do, a random one too
-(tests/parity/random_checkpoint.py). The others need qwen-tts and faster-qwen3-tts, which want different versions of
-transformers: `--kinds` chooses what an environment has.
+These defaults gave the README's figures (`results/gpu_h200.jsonl`, 1.7B shapes). Compiling ours for one of the batches
+takes about a minute, so minutes pass before the first figure; each is printed as it is made. Ours computes in bfloat16,
+the codec in three passes of it; the others in bfloat16 throughout. The figures are for frames alone, the codec alone,
+whole calls, streams together, and the time until a stream's first sound; each is the median of several after one that
+compiles or captures. Any custom-voice checkpoint will do, even a random one (tests/parity/random_checkpoint.py). The
+others need qwen-tts and faster-qwen3-tts, which want different versions of transformers: `--kinds` chooses what an
+environment has.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _FEW, _MANY = 3, 10
 
 
 def say(**row: Any) -> None:
-    """One measurement, as a line of JSON."""
+    """Prints one measurement as a line of JSON."""
     print(json.dumps(row), flush=True)
 
 
 def milliseconds(call: Callable[[], Any], times: int, warm: int = 1) -> list[float]:
-    """Of each of `times` calls that wait for what they make."""
+    """How long each of `times` calls takes, which wait for what they make."""
     for _ in range(warm):
         call()
     found = []
@@ -55,7 +55,7 @@ def milliseconds(call: Callable[[], Any], times: int, warm: int = 1) -> list[flo
 
 
 def measure_ours(checkpoint: str, batches: list[int], frames: int) -> None:
-    """Frames and codec apart, then whole calls and streams of the class that users see."""
+    """Frames and codec apart, then whole calls and streams of the public class."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -81,7 +81,7 @@ def measure_ours(checkpoint: str, batches: list[int], frames: int) -> None:
             marks += [(time.perf_counter() - start) * 1e3] * len(chunk.codes)
         return marks
 
-    # The shapes that calls have, for the parts of them to be measured apart.
+    # The shapes that calls have, so that their parts can be measured apart.
     shapes: dict[int, tuple[int, int]] = {}
 
     def noting(params: Any, config: Any, rows: int, *slots: int) -> Any:
@@ -145,7 +145,7 @@ def measure_ours(checkpoint: str, batches: list[int], frames: int) -> None:
 
 
 def measure_official(checkpoint: str, batches: list[int], frames: int) -> None:
-    """Whole calls, and what of them is not the codec."""
+    """Whole calls, and their time without the codec."""
     import qwen_tts
     import torch
 
@@ -183,11 +183,11 @@ def measure_official(checkpoint: str, batches: list[int], frames: int) -> None:
 
 
 def measure_faster(checkpoint: str, _batches: list[int], frames: int) -> None:
-    """Whole calls and streams, one utterance at a time: it knows no batches."""
+    """Whole calls and streams, one utterance at a time: it has no batches."""
     import torch
     import transformers
 
-    # Of the encoder of recordings, which does not run here; newer versions of transformers have no default for it.
+    # For the encoder of recordings, which does not run here; newer versions of transformers have no default for it.
     transformers.MimiConfig.rope_theta = 10_000.0
     from faster_qwen3_tts import FasterQwen3TTS
 
@@ -225,7 +225,7 @@ KINDS = {"ours": measure_ours, "official": measure_official, "faster-qwen3-tts":
 
 
 def print_table(rows: list[dict[str, Any]], kinds: list[str]) -> None:
-    """A Markdown table of what was measured of each kind: medians with their spread."""
+    """A Markdown table of what was measured for each kind: medians with their spread."""
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
         for name, value in row.items():
@@ -240,7 +240,7 @@ def print_table(rows: list[dict[str, Any]], kinds: list[str]) -> None:
 
 
 def main() -> None:
-    """Measures the kinds one after the other, prints what each says and a table of it, and keeps it."""
+    """Measures one kind after the other, prints what each says, then a table, and keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a folder in the published layout, with speakers")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256], help="default 1 64 256")

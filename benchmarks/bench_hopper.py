@@ -1,10 +1,10 @@
-"""The codec's kernels on a Hopper GPU: how far from float64, and how fast, at the published shapes.
+"""The codec's kernels on a Hopper GPU: how far they are from float64, and how fast, at the published shapes.
 
     python benchmarks/bench_hopper.py [--rows 32] [--frames 16] [--output kernels.jsonl]
 
-Each of the four stages is measured with what follows its convolution: SnakeBeta behind the wide convolution of a
-residual unit, the residual behind the narrow one. Prints a line of JSON for each. Exits with 1 where a kernel is less
-than 80 dB from float64. Each takes 3 to 5 seconds to compile; two of them, timed on an H200, are in
+Each of the four stages is measured with what follows its convolutions: SnakeBeta after the wide convolution of a
+residual unit, the residual after the narrow one. Prints a line of JSON for each. Exits with 1 if the error of a kernel
+against float64 is less than 80 dB down. Each takes 3 to 5 seconds to compile; two of them, timed on an H200, are in
 `results/gpu_h200.jsonl`. Needs nothing but this package and the GPU.
 """
 
@@ -52,7 +52,7 @@ def measure(channels: int, steps: int, taps: int, dilation: int, batch: int) -> 
     made = program(halves, kernel, follows)
     made = np.asarray(sum(half.astype(jnp.float32) for half in made) if taps > 1 else made)
 
-    # The last rows, which look furthest.
+    # The last rows, whose taps read furthest into `rows`.
     tail = np.asarray(rows[len(rows) - past - _CHECKED :], np.float64)
     expected = sum(tail[tap * shift :][:_CHECKED] @ np.asarray(kernel[tap], np.float64) for tap in range(taps))
     expected = expected + np.asarray(bias, np.float64)
@@ -77,7 +77,7 @@ def measure(channels: int, steps: int, taps: int, dilation: int, batch: int) -> 
 
 
 def main() -> None:
-    """Measures each, prints a line for it, and keeps it."""
+    """Measures each kernel, prints its line, and keeps it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=32, help="utterances, a multiple of 8 (default 32)")
     parser.add_argument("--frames", type=int, default=16, help="of 80 ms (default 16)")

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_int8.py CHECKPOINT [--dtype float32] [--frames 8] [--batches 1] [--output int8.jsonl]
 
-The checkpoint speaks with its own weights; then the codes are scored with both weights in one pass. The agreement is
-that of the most likely codes. With random weights, whose logits are close together, it is lower than with real ones.
-With --dtype float32 --frames 8 --batches 1 2 4 8 16 32 and 0.6B shapes it made the README's figures
+The checkpoint speaks with its own weights; then both sets of weights score its codes, in one pass each. The agreement
+is that of the most likely codes. Random weights, whose logits are close together, agree less than real ones. With
+--dtype float32 --frames 8 --batches 1 2 4 8 16 32 and 0.6B shapes this made the README's figures
 (`results/int8_cpu_avx512.jsonl`), in six minutes on two cores. Needs nothing but this package.
 """
 
@@ -32,7 +32,7 @@ _CALLS = 5
 
 
 def main() -> None:
-    """Measures and prints one table, and keeps it as a line of JSON."""
+    """Measures, prints one table, and keeps it as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a folder in the published layout")
     parser.add_argument("--dtype", default="auto", help="to compute in (default auto)")

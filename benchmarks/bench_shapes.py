@@ -1,11 +1,12 @@
-"""How often another batch size gives other codes: it rounds otherwise, and a draw that is close falls otherwise.
+"""How often another batch size gives other codes: it rounds differently, which can tip a close draw.
 
     python benchmarks/bench_shapes.py CHECKPOINT [--utterances 64] [--batches 1 2 4 8] [--frames 100] [--dtype float32]
 
-The same utterances are drawn with the same seed at each batch size and compared with the first. Once a code differs,
-so does nearly all after it. With random weights, which make likelier codes hardly likelier than others, draws are
-closer than with real ones. Each batch size speaks all utterances, up to 100 frames each: choose a small model on a CPU,
-as the README's figures did (192 utterances in float32, 64 in bfloat16). Needs nothing but this package.
+The same utterances are drawn with the same seed at each batch size and compared with those of the first size. Once a
+code differs, so does nearly everything after it. With random weights, under which no code is much likelier than
+another, draws are closer than with real ones. Each batch size speaks all utterances, up to 100 frames each: on a CPU
+choose a small model, as for the README's figures (192 utterances in float32, 64 in bfloat16). Needs nothing but this
+package.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def compare(one: list[np.ndarray], other: list[np.ndarray]) -> dict[str, float | None]:
-    """How many utterances differ, where they begin to, and the frames of all that come before."""
+    """How many utterances differ, where they start to, and how many frames of all of them come before that."""
     starts, before = [], 0
     for left, right in zip(one, other, strict=True):
         length = min(len(left), len(right))

@@ -4,11 +4,11 @@
     python benchmarks/bench_stream.py /tmp/random --output stream.jsonl
     python benchmarks/bench_stream.py /tmp/random --kinds ours --batches 1 4 8 16 --output stream_batch.jsonl
 
-These commands made the README's figures (`results/stream_cpu_epyc.jsonl`, `results/stream_batch_cpu_avx512.jsonl`); two
-cores take about 5 and 15 minutes. The official package does not stream: its first sound is there when all of the
-utterance is. Of several streams at a time, begun together, the first sound is that of the last of them; then all but
-one go on, and one more comes. Each measurement runs in a fresh process, ours and theirs in turn, both in float32, and
-is that of a second call; what the first takes beyond it is compilation. Any checkpoint of the published speakers or for
+These commands made the README's figures (`results/stream_cpu_epyc.jsonl`, `results/stream_batch_cpu_avx512.jsonl`) in
+about 5 and 15 minutes on two cores. The official package does not stream: its first sound comes with the whole
+utterance. For several streams begun together, the first sound is that of the last of them; later, while all but one
+stream run, one more joins. Each measurement runs in a fresh process, ours and theirs in turn, both in float32, and is
+of a second call; what the first takes beyond it is compilation. Any checkpoint with the published speakers or for
 voice design will do. Needs the extra `parity` and qwen-tts; `--kinds ours` needs neither.
 """
 
@@ -27,7 +27,7 @@ TEXT = "The quick brown fox jumps over the lazy dog, and nobody minds."
 
 
 def speak_together(model: Qwen3TTS, request: Request, streams: int) -> side_by_side.Figures:
-    """Seconds and frames per second of so many streams of a request at a time, and of one more that comes later."""
+    """Seconds and frames per second of `streams` streams of a request at a time, and of one more that joins later."""
     batch, made = model.stream_batch(batch_size=streams), Counter()
 
     def step() -> None:

@@ -4,8 +4,8 @@
 
 Prints a line for every minute of audio and every tenth of the calls: resident memory, what JAX's arrays
 hold, and how many programs are compiled. The stream goes on to its limit, whatever the model says. The README's
-figures (`results/stream_memory_cpu.jsonl`) are of a small talker with the published codec, whose stream took 13 minutes
-on two cores. Linux only; needs nothing but this package.
+figures (`results/stream_memory_cpu.jsonl`) come from a small talker with the published codec, whose stream took 13
+minutes on two cores. Linux only; needs nothing but this package.
 """
 
 from __future__ import annotations

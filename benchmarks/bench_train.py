@@ -1,10 +1,10 @@
-"""Seconds and memory of a training step: of all weights, without and with rematerialization, and of low-rank adapters.
+"""Time and memory of a training step: for all weights, without and with rematerialization, and for low-rank adapters.
 
     python benchmarks/bench_train.py CHECKPOINT [--frames 24] [--batches 8] [--repeats 3] [--output steps.jsonl]
 
-CHECKPOINT is a folder in the published layout; its weights are read, its codec is not. Prompts and codes are random;
-computed is in float32 on CPUs, else in bfloat16, as `train sft` does. Each kind runs in a fresh process, so that the
-peak of memory is its own: compiles, then makes five steps. Needs nothing but this package.
+CHECKPOINT is a folder in the published layout; its weights are read, its codec is not. Prompts and codes are random.
+Steps compute in float32 on CPUs, else in bfloat16, as `train sft` does. Each kind runs in a fresh process, so that its
+peak memory is its own: it compiles, then makes five steps. Needs nothing but this package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PROMPT, _STEPS = 64, 5
 
 
 def measure(remat: bool, lora: bool, checkpoint: str, frames: int, rows: int) -> list[side_by_side.Figures]:
-    """Each of the steps after the first, which compiles."""
+    """The figures of each step after the first, which compiles."""
     import jax
     import numpy as np
 

@@ -1,12 +1,12 @@
-"""A training step beside one of the official fine-tuning recipe, by turns in one process, on the same small shapes.
+"""A training step beside one of the official fine-tuning recipe, in turn in one process, on the same small shapes.
 
     python benchmarks/bench_train_official.py [--rows 8] [--frames 64] [--prompt 64] [--rounds 5] [--output train.jsonl]
 
-The official recipe's step is: embeddings of text and codes summed, talker and code predictor through the official
-classes with their own losses (0.3 for the predictor's), backward, gradients clipped to 1, AdamW, all in eager
-PyTorch. Its targets are the recipe's own; here its work counts. Ours learns all parameters too. Both are float32.
-Prints and keeps wall and CPU seconds of each step and their ratios round by round. The README's figures are of the
-defaults (`results/train_cpu.jsonl`), which take about a minute on two cores, and of 9 rounds
+The official recipe's step: sum the embeddings of text and codes, run talker and code predictor through the official
+classes with their own losses (0.3 for the predictor's), backward, clip gradients to 1, AdamW, all in eager PyTorch.
+Its targets are the recipe's own; only its work matters here. Ours trains all parameters, too. Both are float32.
+Prints and keeps wall and CPU seconds of each step and their ratios, round by round. The README's figures come from the
+defaults (`results/train_cpu.jsonl`), which take about a minute on two cores, and from 9 rounds
 (`results/train_cpu_avx512.jsonl`). Needs the extra `parity` and qwen-tts.
 """
 
@@ -33,7 +33,7 @@ from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.step import Recipe, start, train_step
 
 _CODEBOOKS, _CODES = 8, 512
-# 8.0 million weights in the layers of one, 2.3 in those of the other.
+# 8.0 million weights in the layers of the talker, 2.3 million in those of the predictor.
 _TALKER = TransformerConfig(6, 320, 960, 5, 5, 64, 1e4, 1e-6, qk_norm=True)
 _PREDICTOR = TransformerConfig(3, 256, 640, 4, 4, 64, 1e4, 1e-6, qk_norm=True)
 
@@ -57,7 +57,7 @@ def our_step(config: ModelConfig, text: np.ndarray, codes: np.ndarray) -> Callab
 
 
 def official_step(config: ModelConfig, text: np.ndarray, codes: np.ndarray) -> Callable[[], float]:
-    """The same of the official recipe."""
+    """The same for the official recipe."""
     import_official()
     import torch
 

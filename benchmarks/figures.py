@@ -1,4 +1,4 @@
-"""What the benchmarks share: spreads, lines of JSON, what machine it was, tables and plots."""
+"""What the benchmarks share: spreads, lines of JSON, the machine, tables and plots."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most, and of how many."""
+    """Median, least and most, and the number of values."""
     return {"median": statistics.median(values), "least": min(values), "most": max(values), "of": len(values)}
 
 
 def cell(found: Mapping[str, float]) -> str:
-    """A spread as a table shows it: the median, and of several values also the least, the most and their number."""
+    """A spread as a table shows it: the median and, for several values, the least, the most and their number."""
     if found["of"] == 1:
         return f"{found['median']:.3g}"
     return f"{found['median']:.3g} ({found['least']:.3g} to {found['most']:.3g}, {found['of']})"
 
 
 def append(path: Path | None, row: Mapping[str, Any]) -> None:
-    """Adds the row to a file of JSON lines, where one is wanted."""
+    """Adds the row to a file of JSON lines, if one is wanted."""
     if path is not None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
 def machine() -> dict[str, str | int | float | None]:
-    """What the figures depend on besides the code; `load` is of the last minute, the benchmark's own with it."""
+    """What the figures depend on besides the code; `load` is of the last minute, including the benchmark's own."""
     return {
         "cpus": os.cpu_count(),
         "cpu": _cpu(),
@@ -44,7 +44,7 @@ def machine() -> dict[str, str | int | float | None]:
 
 
 def _cpu() -> str | None:
-    """The processor's name where Linux tells it."""
+    """The processor's name, if Linux gives it."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
@@ -58,14 +58,14 @@ def _version(package: str) -> str | None:
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table in Markdown."""
+    """Prints a table in Markdown."""
     print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
 
 
 def plot(path: Path, lines: Mapping[str, Mapping[int, float]], label: str, scale: str = "linear") -> None:
-    """A PNG of figures over the batch, {line: {batch: figure}}; needs matplotlib."""
+    """Draws figures over the batch, {line: {batch: figure}}, into a PNG; needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -1,13 +1,13 @@
-"""Learning from a reward, in full and on a very small model: speech shall last as long as one wishes.
+"""Learning from a reward, complete and on a very small model: speech should last as long as wished.
 
     python benchmarks/grpo_example.py [--updates 40] [--wish 8] [--seed 0]
 
-Group relative policy optimization with the functions of `qwen3_tts_jax.train.rollout`: of every prompt a group of
-utterances is drawn, each is rewarded for how near its number of frames is to the wish, and the clipped loss makes
-what was rewarded above the group's mean more likely. The model has random weights, so it is told of nothing but the
-reward. Prints the mean reward and length of every update; about a minute on a CPU.
+Group relative policy optimization with the functions of `qwen3_tts_jax.train.rollout`: a group of utterances is drawn
+for every prompt, each is rewarded for how near its number of frames is to the wish, and the clipped loss makes those
+above the group's mean reward more likely. The model starts from random weights, so it learns from nothing but the
+reward. Prints the mean reward and length of every update; takes about a minute on a CPU.
 
-Another reward is another function of the codes: decode them (`codec.decoder.decode`) to judge the sound.
+For another reward, write another function of the codes; decode them (`codec.decoder.decode`) to judge the sound.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qwen3_tts_jax.train.rollout import Rollout, group_advantages, policy_loss, 
 
 CODEBOOKS, CODES, TEXT_IDS = 4, 32, 64
 STACK = TransformerConfig(1, 32, 64, 2, 2, 16, rope_theta=1e4, norm_eps=1e-6, qk_norm=True)
-"""Of the talker and of the code predictor: one layer of width 32."""
+"""The stack of the talker and of the code predictor: one layer of width 32."""
 PROMPTS, GROUP, FRAMES = 4, 16, 32
 SAMPLING = GenerationConfig(
     talker=SamplingConfig(temperature=1.0, top_k=0), code_predictor=SamplingConfig(temperature=1.0, top_k=0)
@@ -51,7 +51,7 @@ def lengths(rollout: Rollout) -> jax.Array:
 
 
 def reward(rollout: Rollout, wish: int) -> jax.Array:
-    """Minus the distance to the wish in frames, float32 [B]; one more for what did not end by itself."""
+    """Minus the distance to the wish in frames, float32 [B], and one less for speech that did not end by itself."""
     distance = jnp.abs(lengths(rollout) - wish)
     return -(distance + ~rollout.ended).astype(jnp.float32)
 
@@ -86,7 +86,7 @@ def main() -> None:
         rewards = reward(rollout, arguments.wish)
         ended, frames = float(rollout.ended.mean()), float(lengths(rollout).mean())
         print(f"{number:>6}{float(rewards.mean()):>9.2f}{frames:>9.2f}{ended:>7.2f}")
-        # Two steps on each rollout: the second is where the ratio, and its clipping, come in.
+        # Two steps on each rollout: the ratio and its clipping only matter in the second.
         for _ in range(2):
             params, state = update(params, state, rollout, group_advantages(rewards, GROUP))
 

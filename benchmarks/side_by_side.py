@@ -1,4 +1,4 @@
-"""What other benchmarks are run by: kinds of a measurement in turn, each time in a fresh process, and their ratios."""
+"""Runs other benchmarks: the kinds of a measurement in turn, each time in a fresh process, and their ratios."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import figures
 
 Figures = dict[str, float]
 Measure = Callable[[str, int, int], Figures | list[Figures]]
-"""measure(checkpoint, frames, batch) → the figures of a call, or of several in the same process."""
+"""measure(checkpoint, frames, batch) → the figures of one call, or of several in the same process."""
 Results = dict[str, list[Figures]]
 
 
@@ -54,7 +54,7 @@ def main(
     if arguments.worker:
         found = measures[arguments.worker](arguments.checkpoint, arguments.frames, arguments.batches[0])
         calls = found if isinstance(found, list) else [found]
-        # Linux tells KiB.
+        # Linux counts in KiB.
         calls[0]["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps(calls))
         return
@@ -90,22 +90,22 @@ def in_turn(command: Sequence[str], kinds: Sequence[str], repeats: int) -> Resul
 
 
 def voice(model_type: str) -> dict[str, str]:
-    """The arguments that say who speaks, for models of the published speakers."""
+    """The arguments that say who speaks, for models with the published speakers or for voice design."""
     return {"speaker": "ryan"} if model_type == "custom_voice" else {"instruct": "An old man who speaks slowly."}
 
 
 def check_lengths(lengths: Iterable[int], expected: int) -> None:
-    """Seconds per frame are true only where each utterance has all its frames.
+    """Checks that each utterance has all its frames, without which seconds per frame would be wrong.
 
     Raises:
-        SystemExit: one has not.
+        SystemExit: one does not.
     """
     if any(length != expected for length in lengths):
         raise SystemExit("an utterance ended by itself: choose fewer frames")
 
 
 def print_table(results: Results, rows: Sequence[tuple[str, str]], title: str = "") -> None:
-    """A table of (key, label) rows: medians with their spread, and how many times the first kind's."""
+    """Prints a table of (key, label) rows: medians with their spread, and their ratios to the first kind's."""
     first, *others = results
     heads = [f"{title}median (min to max, number)", first]
     for kind in others:

@@ -1,4 +1,4 @@
-"""Models that are small enough to be trained on a CPU within seconds, with random weights to come."""
+"""Configs of models small enough to be trained on a CPU within seconds, from random weights."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from qwen3_tts_jax.presets import preset
 def small_model(
     talker: TransformerConfig, predictor: TransformerConfig, *, codebooks: int, codes: int, text_ids: int
 ) -> ModelConfig:
-    """0.6B-CustomVoice with other stacks and fewer codebooks, codes in each, and text ids; without speakers.
+    """0.6B-CustomVoice with other stacks and fewer codebooks, codes per codebook and text ids; without speakers.
 
-    Special ids keep their places: those of the codec behind the codes, those of text are the last four text ids.
+    Special ids keep their places: the codec's come after the codes, the text's are the last four text ids.
     """
     published = preset("0.6B-CustomVoice")
     sizes = {"num_codebooks": codebooks, "codebook_size": codes}

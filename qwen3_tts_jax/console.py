@@ -70,7 +70,7 @@ def refusing(*errors: type[Exception], end: Callable[[object], NoReturn] = refus
 
 
 def refuse_idle(context: typer.Context, idle: object, why: str, *options: str) -> None:
-    """If `idle`, refuses those of `options` (names in Python) that the command line gives: they do nothing, and `why`."""
+    """If `idle`, refuses those of `options` (names in Python) that the command line gives: they do nothing `why`."""
     for name in options:
         source = context.get_parameter_source(name)
         if idle and source is not None and source.name == "COMMANDLINE":

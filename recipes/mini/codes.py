@@ -1,18 +1,18 @@
-"""Codes for the small voice, and the part of its codec that reads them: an autoencoder of spectra.
+"""Codes for the small voice, and the part of its codec that reads them, from an autoencoder of spectra.
 
     python -m recipes.mini.codes WORK [--steps 4000]
 
 A codec that learns from samples spends most of its work on convolutions near the sample rate. What a frame's codes
-must tell is in its spectra, so here an encoder that is given them, the codec's own quantizers and the codec's decoder
-up to its first convolution learn to say the spectra again, in minutes on one core. Codebook 0 also learns which
-phonemes are said, which a talker finds easier to predict. The last codebook is not learnt: it tells pitch and phase,
-see `pitch`. The waveform part of the decoder is learnt after that, from the codes, see `decoder`.
+must encode is in its spectra, so here an encoder of spectra, the codec's own quantizers and its decoder up to the
+first convolution learn to reproduce the spectra, in minutes on one core. Codebook 0 also learns which phonemes are
+said, which makes it easier for a talker to predict. The last codebook is not learnt: it encodes pitch and phase, see
+`pitch`. The waveform part of the decoder is learnt afterwards, from the codes, see `decoder`.
 
 Reads WORK/speech/*.jsonl and writes WORK/codes: codes.npz (int16 [T, Q] per clip) and recordings-*.jsonl for
-`train codec`; said.npz, the same behind a little silence, and texts-*.jsonl for `train talker`, with a phoneme per
-frame; their tokenizer/, with how long phonemes last; and codec/, in the published layout, whose encoder and waveform
-part know nothing yet; --waveform takes the latter from another codec, as far as shapes are the same. An interrupted
-run goes on at its last checkpoint.
+`train codec`; said.npz, the same codes after a little silence, and texts-*.jsonl for `train talker`, with a phoneme
+per frame; their tokenizer/, with the durations of phonemes; and codec/, in the published layout, whose encoder and
+waveform part are untrained; --waveform takes the latter from another codec, as far as shapes agree. An interrupted run
+resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from recipes.mini.durations import AHEAD, fitted, text_of
 from recipes.mini.spectral import PHONEMES, SAID, WAVEFORM, State, encode, finished, start, step
 
 _FRAMES = (32, 44, 58, 76, 102, 140, 200)
-"""Batches come in so many frames; longer clips are cut."""
+"""The lengths of batches in frames; longer clips are cut."""
 _BATCH_FRAMES = 500
 SPECTRAL = 4
-"""Codebooks that learn; one more tells the pitch."""
+"""How many codebooks learn; one more encodes the pitch."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """Among the codes."""
+        """Its name among the codes."""
         return f"{self.row['speaker']}-{Path(self.row['audio']).stem}"
 
     @property
@@ -82,7 +82,7 @@ class Clip:
 
 
 def read_clips(work: Path, held_out: int) -> list[Clip]:
-    """All clips; every so many is held out."""
+    """All clips, of which one in `held_out` is held out."""
     clips = []
     for path in sorted((work / "speech").glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -93,7 +93,7 @@ def read_clips(work: Path, held_out: int) -> list[Clip]:
 
 
 def batch_of(clips: list[Clip], frames: int, rows: int, config: CodecConfig) -> dict[str, np.ndarray]:
-    """`rows` rows of `frames` frames; rows without a clip are silent and count nowhere."""
+    """A batch of `rows` rows of `frames` frames; rows without a clip are silent and have no frames."""
     samples = np.zeros((rows, frames * config.frame_samples), np.float32)
     labels = np.zeros((rows, frames, SAID), np.int32)
     counts = np.zeros(rows, np.int32)
@@ -106,13 +106,13 @@ def batch_of(clips: list[Clip], frames: int, rows: int, config: CodecConfig) -> 
 
 
 def bucket(clip: Clip, config: CodecConfig) -> int:
-    """The frames of the batches that a clip is in."""
+    """The number of frames of the batches that a clip goes into."""
     frames = -(-len(clip.samples) // config.frame_samples)
     return next((each for each in _FRAMES if each >= frames), _FRAMES[-1])
 
 
 def batches(clips: list[Clip], steps: range, config: CodecConfig) -> Iterator[dict[str, np.ndarray]]:
-    """One batch per step, from the step alone: a bucket by its share of speech, speakers by the root of theirs."""
+    """One batch per step, determined by the step: a bucket by its share of speech, speakers by the root of theirs."""
     by_bucket: dict[int, list[Clip]] = {}
     for clip in clips:
         by_bucket.setdefault(bucket(clip, config), []).append(clip)
@@ -136,20 +136,20 @@ def codec_of_mini(codebooks: int = SPECTRAL + 1) -> CodecConfig:
     shape = codec_shape("medium")
     encoder = replace(shape.encoder, strides=(4, 5, 6, 5), num_codebooks=codebooks)
     decoder = replace(shape.decoder, upsample_rates=(5, 5, 4, 3), num_codebooks=codebooks)
-    # What learns spectra is another encoder, which is not kept.
+    # Spectra are learnt by another encoder, which is not kept.
     return replace(shape, num_codebooks=codebooks, encoder=encoder, decoder=decoder, encoder_trained=False)
 
 
 def with_pitch(params: Mapping[str, Any], codes: np.ndarray) -> dict[str, Any]:
     """A codec's trees encoder and decoder with one more codebook, whose entries are `pitch.features`.
 
-    They lie where the sums of other entries hardly vary: those of `codes` int16 [T, `SPECTRAL`] have six directions.
+    They lie where sums of the other entries hardly vary: the sums of `codes` int16 [T, `SPECTRAL`] have six directions.
     """
     quantizer = params["encoder"]["quantizer"]
     acoustic = quantizer["acoustic"]
     tables = np.asarray(entries(acoustic))
     sums = sum(table[codes[:, 1 + number]] for number, table in enumerate(tables))
-    directions = np.linalg.eigh(np.cov(sums.T))[1]  # those that vary least come first
+    directions = np.linalg.eigh(np.cov(sums.T))[1]  # those of least variance come first
     features = pitch.features(tables.shape[1])
     table = features @ directions[:, : features.shape[1]].T
     more = {"embedding_sum": table, "cluster_usage": np.ones(len(table)), "initialized": np.ones(1)}
@@ -161,7 +161,7 @@ def with_pitch(params: Mapping[str, Any], codes: np.ndarray) -> dict[str, Any]:
 
 
 def with_waveform_of(decoder: Mapping[str, Any], codec: Path) -> dict[str, Any]:
-    """The tree of a decoder with the leaves of another one's waveform part, as far as shapes are the same."""
+    """A decoder's tree with the leaves of another one's waveform part, as far as shapes agree."""
     leaves = flatten_dict(decoder, sep="/")
     others = flatten_dict(load_codec(codec, hf_config.read_codec(codec))["decoder"], sep="/")
     taken = {
@@ -199,7 +199,7 @@ def train(work: Path, clips: list[Clip], config: CodecConfig, params: Mapping[st
 def write_codes(
     work: Path, clips: list[Clip], state: State, params: Mapping[str, Any], config: CodecConfig
 ) -> np.ndarray:
-    """Codes of all clips, and the lines that name them; returns the codes, int16 [all frames, `SPECTRAL` + 1]."""
+    """Writes the codes of all clips and the lines that name them; returns them, int16 [all frames, `SPECTRAL` + 1]."""
     folder = work / "codes"
     codes, order = {}, sorted(range(len(clips)), key=lambda i: len(clips[i].samples))
     by_bucket: dict[int, list[Clip]] = {}

@@ -1,4 +1,4 @@
-"""Crops of recordings behind the silence that the talker begins with, their formants made clearer."""
+"""Crops of recordings that follow the silence with which the talker begins, their formants sharpened."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from recipes.mini.durations import AHEAD
 from recipes.mini.formants import sharpen
 
 _SHARPEN, _MARGIN = 1.6, 0.1
-"""By how much formants are made clearer, more than learning blurs them, and seconds about a crop sharpened with it."""
+"""How much formants are sharpened, more than learning blurs them; and seconds around a crop sharpened with it."""
 
 
 def behind_silence(clips: Clips, silence: np.ndarray) -> Clips:
-    """The clips with codes of silence [`AHEAD`, Q] before their own, as the talker begins; samples stay.
+    """The clips with codes of silence [`AHEAD`, Q] before their own, as the talker begins; their samples stay.
 
-    Else a decoder has never heard what a speech's first word comes after.
+    Otherwise a decoder would never have seen what comes before the first word of a speech.
     """
     return replace(clips, codes=tuple(np.concatenate([silence, codes]) for codes in clips.codes))
 
 
 def cut_behind_silence(clips: Clips, places: Sequence[tuple[int, int]], length: int) -> np.ndarray:
-    """Crops as those of `clips.cut`, float32 [B, length], at places that count from the silence before a recording."""
+    """Crops like those of `clips.cut`, float32 [B, length], at places counted from the silence before a recording."""
     silent = AHEAD * clips.frame_samples
     crops = clips.cut([(which, max(first - silent, 0)) for which, first in places], length)
     for row, (_, first) in enumerate(places):
@@ -34,7 +34,7 @@ def cut_behind_silence(clips: Clips, places: Sequence[tuple[int, int]], length: 
 
 
 def cut_sharpened(clips: Clips, places: Sequence[tuple[int, int]], length: int) -> np.ndarray:
-    """The same with clearer formants."""
+    """The same with sharpened formants."""
     margin = round(_MARGIN * clips.sample_rate)
     begins = [(which, max(first - margin, 0)) for which, first in places]
     wide = cut_behind_silence(clips, begins, length + 2 * margin)

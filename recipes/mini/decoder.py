@@ -1,18 +1,18 @@
-"""The decoder learns what codes say, phases included: WORK/codes → OUT/codec.
+"""Trains the decoder to say what codes say, phases included: WORK/codes → OUT/codec.
 
     python -m recipes.mini.decoder WORK OUT --start CODEC [--data recordings-predicted.jsonl]
 
-Where codes tell phases, waveforms can be compared as they are, and harmonics become clear that magnitudes alone leave
-rough. But a decoder that has never been told phases ignores them for long: what it says is off by as much as before
-whichever way it turns, and its way out leads through silence. So first its front learns, without the waveform part and
-in a few minutes, to say the waveform below 950 Hz, as linear read-outs of what it gives the waveform part, and to keep
-what it gave before. Then all of it learns with the losses of `train codec`, phases below 3.5 kHz, read-outs of its
-first stages, and mel bands once more from 0.8 to 4.5 kHz, where the judges of quality listen most, and where they
-change, as words differ. Only phases are compared, not complex spectra: those are least off where what cannot be
-foretold is left out, and made the voice dull. Recordings are sharpened (`formants.py`), for what is learnt is blurred,
-and begin behind the silence that the talker begins with.
+If codes encode phases, waveforms can be compared directly, and harmonics that magnitudes alone leave rough become
+clear. But a decoder that was never told phases ignores them for long: whichever way it turns, its error stays as large
+as before, and its way out leads through silence. So its front learns first, without the waveform part and in a few
+minutes, to give the waveform below 950 Hz as linear read-outs of what it hands the waveform part, and to keep what it
+handed over before. Then all of it learns, with the losses of `train codec`, phases below 3.5 kHz, read-outs of its
+first stages, mel bands again from 0.8 to 4.5 kHz, where the judges of quality listen most, and mel bands where they
+change, since words differ there. Only phases are compared, not complex spectra: the error of those is least if what
+cannot be predicted is left out, which made the voice dull. Recordings are sharpened (`formants.py`), since learning
+blurs, and follow the silence with which the talker begins.
 
-Both parts write checkpoints to OUT and go on where they were interrupted.
+Both parts write checkpoints to OUT and resume where they were interrupted.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Leaves = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class State:
-    """What a step changes: leaves of the decoder and of read-outs, their moving averages, the optimizer's state."""
+    """What a step changes: the decoder's and the read-outs' leaves, their moving averages, the optimizer's state."""
 
     step: jax.Array
     trained: Leaves
@@ -74,7 +74,7 @@ class State:
 
 
 def steps_of(config: CodecConfig, stage: str) -> int:
-    """Vectors per frame that a stage of the waveform part gives."""
+    """How many vectors per frame a stage of the waveform part gives."""
     decoder, number = config.decoder, int(stage.removeprefix("upsample_"))
     return prod(decoder.latent_upsample_rates) * prod(decoder.upsample_rates[: number + 1])
 
@@ -107,7 +107,7 @@ def decoder_of(leaves: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str,
 def decode_crops_in_stages(
     decoder: Mapping[str, Any], codebooks: Mapping[str, Any], config: CodecConfig, given: GivenCodes, frames: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Samples of crops, see `reconstruct_given`, and what stages of the waveform part, and the front, gave for them."""
+    """Samples of crops, see `reconstruct_given`, and what the stages of the waveform part gave for them."""
     kept: dict[str, jax.Array] = {}
 
     def catch(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
@@ -122,7 +122,7 @@ def decode_crops_in_stages(
     crops = {}
     for stage, x in kept.items():
         count = frames * steps_of(config, stage)
-        # The waveform part is given a little of what comes before a crop, the more the later it begins.
+        # The waveform part is given a little of what comes before a crop, as far as there is any.
         before = x.shape[1] // steps_of(config, stage) - frames
         first = jnp.minimum(given.before, before) * steps_of(config, stage)
         crops[stage] = jax.vmap(lambda row, at, count=count: jax.lax.dynamic_slice_in_dim(row, at, count))(x, first)
@@ -132,7 +132,7 @@ def decode_crops_in_stages(
 def latents_of(
     decoder: Mapping[str, Any], codebooks: Mapping[str, Any], config: CodecConfig, codes: jax.Array
 ) -> jax.Array:
-    """What the front gives the waveform part for codes [B, T, Q], [B, T·rates, `latent_width`]."""
+    """What the front hands the waveform part for codes [B, T, Q], [B, T·rates, `latent_width`]."""
     tables = [table for kind in ("semantic", "acoustic") for table in entries(codebooks[kind])]
     split = config.decoder.num_semantic_codebooks
 
@@ -151,7 +151,7 @@ def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
 def front_losses(
     trained: Leaves, before: Leaves, rest: Mapping[str, Any], config: CodecConfig, batch: Mapping[str, Any]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The front's loss [] and its parts; `batch` is codes [B, T, Q], frames that there are [B, T], and the targets."""
+    """The front's loss [] and its parts; `batch` is codes [B, T, Q], which frames exist [B, T], and the targets."""
     codes, there = batch["codes"], batch["there"]
     latents = latents_of(decoder_of(trained, rest["fixed"]), rest["codebooks"], config, codes)
     old = latents_of(decoder_of(before, rest["fixed"]), rest["codebooks"], config, codes)
@@ -201,7 +201,7 @@ def step(
 
 @cache
 def optimizer_of(front: bool, steps: int, rate: float) -> optax.GradientTransformation:
-    """The same for the same arguments, so that `step` is compiled once; Muon for matrices and kernels of "all"."""
+    """The optimizer, cached so that `step` is compiled once; Muon for matrices and kernels if not `front`."""
     kind, clip = ("adamw", 1.0) if front else ("muon", 1000.0)
     return OptimizerConfig(rate, steps, min(50, steps // 2), 0.1, 1e-3, (0.8, 0.99), clip, kind).optimizer(_is_matrix)
 
@@ -211,7 +211,7 @@ def _is_matrix(path: str, leaf: jax.Array) -> bool:
 
 
 def batch_of(clips: Clips, number: int, front: bool, config: CodecConfig) -> dict[str, Any]:
-    """The batch of a step, from its number alone; `clips` are those of `behind_silence`."""
+    """The batch of a step, determined by its number; `clips` are those of `behind_silence`."""
     rows, frames, starts = (_FRONT_ROWS, _FRONT_FRAMES, 0.3) if front else (_ROWS, _FRAMES, 0.25)
     length, silent = frames * config.frame_samples, AHEAD * config.frame_samples
     places = clips.places(number, rows, length, int(front), starts)
@@ -230,12 +230,10 @@ def train(
     before: Leaves, rest: Mapping[str, Any], clips: Clips, config: CodecConfig, part: str, steps: int, rate: float,
     output: Path, settings: Mapping[str, Any],
 ) -> State:  # fmt: skip
-    """Trains a part, "front" or "all", to `steps`, from its last checkpoint, which agrees in `settings`, if there is
-    one.
-    """
+    """Trains a part, "front" or "all", to `steps`, from its last checkpoint, if there is one; `settings` must agree."""
     front = part == "front"
     optimizer = optimizer_of(front, steps, rate)
-    # Copies, for steps give their state away.
+    # Copies, since steps donate their state.
     state = jax.tree.map(jnp.copy, State(jnp.zeros((), jnp.int32), before, before, optimizer.init(before)))
     checkpoints = Checkpoints(output / part, {**settings, "steps": steps, "learning_rate": rate})
     state = checkpoints.resume(state)

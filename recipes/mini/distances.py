@@ -1,4 +1,4 @@
-"""How far what a decoder says is from what it was to say, in what hearing and the judges of quality go by."""
+"""How far a decoder's speech is from its target, in the features that hearing and the judges of quality go by."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from scipy.signal import fftconvolve, firwin, lfilter
 from qwen3_tts_jax.train.codec_loss import log_mel, spectra
 
 BANDS = ((50, 500), (500, 1000), (1000, 2000), (2000, 3500))
-"""In Hz, in each of which phases are compared."""
+"""Bands in Hz, in each of which phases are compared."""
 RATES = {"low": 2_000, "high": 8_000}
 """Sample rates of what is read out."""
 _CHANGE_SCALES, _CHANGE_SPAN, _STEADY = ((128, 20), (256, 40), (512, 80)), 0.01, 0.1
 
 
 def phase_distances(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
-    """Of samples [B, N]: how far complex spectra in bands were off, as a part of the true one's norm, if only phases
+    """How far complex spectra of samples [B, N] would be off in bands, relative to the true one's norm, if only phases
     were: 0 … 2, [bands]. The gradient turns phases and changes no magnitude.
     """
     total = jnp.zeros(len(BANDS))
@@ -28,7 +28,7 @@ def phase_distances(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
             bins = slice(*np.searchsorted(frequencies, (low, high)))
             a, b = x[..., bins], y[..., bins]
             loud, energy = jnp.sqrt(a.real**2 + a.imag**2 + 1e-12), b.real**2 + b.imag**2
-            # What is 20 dB too quiet has hardly a phase yet.
+            # What is 20 dB too quiet hardly has a phase yet.
             along = (a.real * b.real + a.imag * b.imag) / jnp.maximum(loud, 0.1 * jnp.sqrt(energy) + 1e-4)
             off = 2 * jnp.sum(energy - jnp.sqrt(energy) * along)
             found.append(jnp.sqrt(off / (jnp.sum(energy) + 1e-5 * energy.size) + 1e-6))
@@ -37,8 +37,8 @@ def phase_distances(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
 
 
 def distance_at_changes(made: jax.Array, true: jax.Array, rate: int) -> jax.Array:
-    """Of samples [B, N]: the mean distance of log₁₀ mel bands, [], weighted by how much the true ones change within
-    10 ms before or after, more than a steady sound's do: bursts and onsets are few, and words differ by them.
+    """The mean distance of log₁₀ mel bands, [], of samples [B, N], weighted by how much more than a steady sound's the
+    true ones change within 10 ms before or after: bursts and onsets are few, and words differ by them.
     """
     total = jnp.zeros(())
     for size, bands in _CHANGE_SCALES:
@@ -52,7 +52,7 @@ def distance_at_changes(made: jax.Array, true: jax.Array, rate: int) -> jax.Arra
 
 
 def unexplained(said: jax.Array, true: jax.Array) -> jax.Array:
-    """The norm of the difference as a part of that of `true`."""
+    """The norm of the difference, relative to that of `true`."""
     return jnp.sqrt(jnp.sum((said - true) ** 2) / (jnp.sum(true**2) + 1e-3))
 
 

@@ -11,18 +11,18 @@ from qwen3_tts_jax.durations import UNIT, Durations, features_of, frame_text
 from qwen3_tts_jax.phonemes import PAUSES
 
 TICKS = 2
-"""Of 25 ms, in which the teacher counts, per frame."""
+"""Ticks per frame: the teacher counts in ticks of 25 ms."""
 LEAD, TAIL = 1, 3
-"""Frames of silence before and after what is said: the same for all, so that ends are learnt."""
+"""Frames of silence before and after what is said: the same for all clips, so that ends are learnt."""
 AHEAD = 3
-"""Frames of silence more that the talker begins with, so that its text is that far ahead of what it says."""
+"""More frames of silence with which the talker begins, so that its text is that far ahead of what it says."""
 
 
 def on_frames(units: Sequence[str], wanted: Sequence[np.ndarray]) -> tuple[list[int], list[int]]:
-    """Durations in ticks of 25 ms → those of whole frames: ticks of all letters, and frames of each unit.
+    """Rounds durations in ticks of 25 ms to whole frames: ticks of all letters, and frames of each unit.
 
-    A space lasts nothing: its neighbours share what it would have. What rounding takes or adds is made good by the
-    next unit, up to a tick. Two short phonemes share a frame, which is then counted to the first.
+    A space has no duration: its neighbours share what it would have had. The next unit makes up for what rounding
+    takes or adds, up to a tick. Two short phonemes share a frame, which is counted for the first.
     """
     lengths = [float(np.maximum(each, 0).sum()) for each in wanted]
     for number, unit in enumerate(units):
@@ -56,9 +56,9 @@ def on_frames(units: Sequence[str], wanted: Sequence[np.ndarray]) -> tuple[list[
 
 
 def text_of(row: dict[str, Any]) -> str:
-    """The text that the talker reads of a line of WORK/speech: an id per frame, and no phoneme without one.
+    """The text that the talker reads for a line of WORK/speech: an id per frame, and at least one per phoneme.
 
-    Of two phonemes in one frame, one takes a frame of the nearest phoneme that has more.
+    If two phonemes share a frame, one takes a frame from the nearest phoneme that has several.
     """
     units, frames = UNIT.findall(row["text"]), _spoken(row)
     places = [place for place, unit in enumerate(units) if unit != " "]
@@ -74,7 +74,7 @@ def text_of(row: dict[str, Any]) -> str:
 
 
 def fitted(rows: Iterable[dict[str, Any]]) -> Durations:
-    """The durations that are nearest to those of lines of WORK/speech, by least squares."""
+    """The durations nearest to those of lines of WORK/speech, by least squares."""
     numbers: dict[tuple[str, str], int] = {}
     pairs: list[tuple[list[int], float]] = []
     for row in rows:
@@ -93,7 +93,7 @@ def fitted(rows: Iterable[dict[str, Any]]) -> Durations:
         np.add.at(sums, column, wanted)
         for other in columns.T:
             np.add.at(products, (column, other), 1.0)
-    # Sums of the three terms are known, not each of them: the smallest are taken.
+    # Only sums of the three terms are known, not each of them: the smallest are taken.
     weights = np.linalg.solve(products + np.eye(size), sums)
     tables: dict[str, dict[str, float]] = {"own": {}, "before": {}, "left": {}}
     for (table, key), number in numbers.items():
@@ -102,7 +102,7 @@ def fitted(rows: Iterable[dict[str, Any]]) -> Durations:
 
 
 def _spoken(row: dict[str, Any]) -> list[int]:
-    """Frames of each unit without the silence at both ends."""
+    """Frames of each unit, without the silence at both ends."""
     frames = list(row["durations"])
     frames[0] -= LEAD
     frames[-1] -= TAIL

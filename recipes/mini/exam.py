@@ -1,12 +1,12 @@
-"""What the finished voice is examined with: sentences that nothing was trained on, read by every speaker.
+"""The exam of the finished voice: sentences that nothing was trained on, read by every speaker.
 
     python -m recipes.mini.exam WORK EXAM
     qwen3-tts-jax batch EXAM/manifest.jsonl -o EXAM/out
     python -m recipes.mini.judge EXAM/clips.jsonl --teachers WORK/speech
 
-takes the first 50 whole sentences of 2 to 20 words of WORK/sentences.txt, whose first 400 are held out, and writes the
-manifest of a batch job and what the judges are to hear. With --fragments they are the first 50 of two words or more,
-clauses and dictionary examples among them. With --teacher the teacher says them too, for EXAM/teacher.jsonl.
+takes the first 50 whole sentences of 2 to 20 words among the 400 that WORK/sentences.txt holds out, and writes the
+manifest of a batch job and the list of clips for the judges. With --fragments it takes the first 50 of 2 to 20 words,
+including clauses and dictionary examples. With --teacher the teacher says them too, for EXAM/teacher.jsonl.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 def let_teacher_say(clips: list[dict[str, str]], folder: Path) -> None:
     """Writes the clips' audio."""
-    # hibari is for those alone who ask for it.
+    # hibari is only needed for --teacher.
     import soundfile
     from hibari import dsp
 

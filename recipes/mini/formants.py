@@ -1,9 +1,9 @@
-"""Formants made clearer than they are, in what a decoder learns to say.
+"""Sharpens the formants in what a decoder learns to say.
 
-What several recordings could have said for the same codes is learnt as their mean, and spectra in the mean have lower
-peaks and shallower valleys than each of them. Where recordings are sharpened first, what is learnt is clear again, and
-noise in its valleys is weaker: the post-filter of speech coders (Chen and Gersho, "Adaptive postfiltering for quality
-enhancement of coded speech", 1995), with spectra from the signal in place of linear prediction, and learnt.
+If several sounds fit the same codes, a decoder learns their mean, whose spectra have lower peaks and shallower valleys
+than each of them. If recordings are sharpened first, what is learnt is clear again, with less noise in the valleys: the
+post-filter of speech coders (Chen and Gersho, "Adaptive postfiltering for quality enhancement of coded speech", 1995),
+but learnt, and with spectra from the signal in place of linear prediction.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from scipy.signal import istft, stft
 _WINDOW, _HOP = 0.0427, 0.0107
 """In seconds."""
 _FINE, _COARSE = 300.0, 3_500.0
-"""Widths in Hz over which spectra are smoothed: formants stay, or only the tilt does."""
+"""Widths in Hz over which spectra are smoothed: the first keeps formants, the second only the tilt."""
 _RAMP = (800.0, 1_400.0)
-"""Below, nothing is changed: harmonics stand too far apart for an envelope. Above, all is."""
+"""Below these Hz nothing is changed, since harmonics lie too far apart to show an envelope; above, everything is."""
 _FLOOR = 1e-5
 
 

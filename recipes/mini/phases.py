@@ -1,14 +1,14 @@
-"""A talker that can tell phases from one frame to the next: MODEL → OUT, for `train talker --start OUT` to go on from.
+"""Gives a talker a start for following phases from frame to frame: MODEL → OUT, for `train talker --start OUT`.
 
     python -m recipes.mini.phases WORK WORK/talker/model WORK/phases
 
-The phase at a frame's end is the one before and the frame's sixths, modulo six (`pitch.py`). A talker that learns the
-fifth code as any other does not find that: it must keep the last frame's phase through all its layers, and its
+The phase at a frame's end is the one before plus the frame's sixths, modulo six (`pitch.py`). A talker that learns the
+fifth code like any other does not find that: it must carry the last frame's phase through all its layers, and its
 predictor must add modulo six. So both get a start. The fifth code's embeddings say the phase strongly, in directions in
-which the talker's last states hardly vary and which its layers are blind to until they learn better, so the phase goes
-by on the residual stream. A linear probe finds it in the last states and hands it to the predictor in six directions of
-its own. There the fifth code's output layer asks for the phase that each code goes on from, and in six more it tells
-the phases at its codes' ends apart.
+which the talker's last states hardly vary and to which its layers are blind until they learn better, so the phase
+passes along the residual stream. A linear probe finds it in the last states and hands it to the predictor in six
+directions of its own. There the fifth code's output layer looks for the phase from which each code goes on, and in six
+more directions it tells apart the phases at which its codes end.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from recipes.mini.pitch import LEVELS, VOICED, parts_of
 from recipes.mini.predicted import batches
 
 Observe = Callable[[Params], tuple[np.ndarray, np.ndarray]]
-"""The talker's last states float32 [N, D] before frames with voice, of weights, and the phases [N] that they follow."""
+"""Weights → the talker's last states float32 [N, D] before voiced frames, and the phases [N] that they follow."""
 
 _CLIPS, _FRAMES, _HELD_OUT = 60, (80, 112), 0.25
 _STRENGTH, _HANDED, _ASKED, _RIDGE = 10.0, 6.0, 0.3, 3.0
 _LOUDER = {0: (2.6, 1.8), 1: (1.4, 1.2)}
-"""Of the first layers' norms, before attention and MLP: their inputs got larger by what says the phase."""
+"""Factors of the first layers' norms, before attention and MLP: what says the phase made their inputs larger."""
 
 
 def with_phases(params: Params, observe: Observe, seed: int = 0) -> Params:
     """The same talker with a start for phases.
 
     Args:
-        params: the trees talker and code_predictor, float32, of a predictor narrower than the talker; as they were.
-        observe: see there.
+        params: the trees talker and code_predictor, float32, of a predictor narrower than the talker; not modified.
+        observe: see `Observe`.
         seed: of directions in the predictor.
     """
     params = jax.tree.map(partial(np.array, dtype=np.float32), params)
@@ -58,7 +58,7 @@ def with_phases(params: Params, observe: Observe, seed: int = 0) -> Params:
     before = (ends - sixths) % LEVELS
 
     states, _ = observe(params)
-    # Eigenvectors come with the smallest variance first; the last norm's scale is none of the residual stream's.
+    # Eigenvectors of the smallest variance come first; the last norm's scale is not part of the residual stream.
     directions = np.linalg.eigh(np.cov((states / stack["norm"]["scale"]).T))[1][:, : LEVELS + 1].T.astype(np.float32)
     embeddings = predictor["codec_embeddings"]["embedding"][-1]
     embeddings[VOICED] += _STRENGTH * directions[ends]

@@ -1,10 +1,10 @@
-"""Pitch and phase that codes can tell: in every frame of 50 ms a voice takes whole sixths of a period.
+"""Pitch and phase that codes can encode: in every frame of 50 ms a voice takes whole sixths of a period.
 
-Codes that tell magnitudes alone leave the phases of harmonics to the decoder, which must then sum pitch over time to go
-on from frame to frame, and what it says is rough. So the teacher's pitch is moved a little, by 1 Hz in the mean, such
-that each frame ends at one of six phases, and a codebook of its own tells this phase and how many sixths the frame
-took. A decoder so knows both ends of a frame, and what lies between them, for the pitch goes from that of the last
-frame to its own in the same way. The next phase is the one before and the frame's sixths, modulo six.
+Codes that encode magnitudes alone leave the phases of harmonics to the decoder, which must then sum pitch over time to
+continue from frame to frame, and its speech is rough. So the teacher's pitch is moved a little, by 1 Hz on average, so
+that each frame ends at one of six phases, and a separate codebook encodes this phase and how many sixths the frame
+took. A decoder then knows both ends of a frame, and what lies between, since the pitch always goes from that of the
+last frame to its own in the same way. The next phase is the one before plus the frame's sixths, modulo six.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLE_RATE, FRAME, HOP = 24_000, 1_200, 300
-"""Samples a second, of a frame, and of a value of the teacher's pitch."""
+"""Samples per second, per frame, and per value of the teacher's pitch."""
 LEVELS = 6
-"""Phases at the end of a frame."""
+"""How many phases a frame can end at."""
 LOWEST, HIGHEST = 18, 102
-"""Of a period's sixths in a frame: 60 to 340 Hz."""
+"""Sixths of a period in a frame: 60 to 340 Hz."""
 VOICED = np.arange(1, LEVELS * (HIGHEST - LOWEST + 1) + 1)
-"""The codes of frames with a voice."""
+"""The codes of voiced frames."""
 _TIMES = (np.arange(FRAME) + 0.5) / FRAME
-_APPROACH = (1 - _TIMES) * (1 - 3 * _TIMES)  # from 1 to 0, and 0 in the mean
-_UNVOICED = 40.0  # Hz; the teacher's pitch is lower where there is none
+_APPROACH = (1 - _TIMES) * (1 - 3 * _TIMES)  # from 1 to 0, and 0 on average
+_UNVOICED = 40.0  # Hz; where there is no voice, the teacher's pitch is lower
 
 
 @dataclass(frozen=True)
 class Pitch:
-    """Of T frames, N = 1200 T samples.
+    """The pitch of T frames, N = 1200 T samples.
 
     Attributes:
-        phase: in periods, float64 [N], but for whole ones.
+        phase: in periods, float64 [N], up to whole ones.
         frequency: in Hz, float64 [N], also where there is no voice.
         voiced: bool [N].
-        codes: int64 [T], of each frame; 0 without voice, else 1 + 6 · (sixths − `LOWEST`) + phase at its end.
+        codes: int64 [T], one per frame; 0 without voice, else 1 + 6 · (sixths − `LOWEST`) + phase at its end.
     """
 
     phase: np.ndarray
@@ -44,9 +44,9 @@ class Pitch:
 
 
 def on_grid(pitch: np.ndarray, factor: float = 1.0) -> Pitch:
-    """The teacher's pitch [4 T] in Hz, times `factor`, and moved to whole sixths of a period per frame.
+    """The teacher's pitch [4 T] in Hz, times `factor`, moved to whole sixths of a period per frame.
 
-    Where a voice begins, its first frame has one pitch, and ends at phase 0.
+    Where a voice begins, its first frame has a constant pitch and ends at phase 0.
     """
     times, samples = (np.arange(len(pitch)) + 0.5) * HOP - 0.5, np.arange(len(pitch) * HOP)
     voiced = np.interp(samples, times, pitch) > _UNVOICED
@@ -91,10 +91,10 @@ def periods(pitch: Pitch) -> np.ndarray:
 
 
 def features(size: int) -> np.ndarray:
-    """What each code tells, float32 [`size`, 81], within ±1: cosine and sine of the fundamental at 24 times of the
+    """What each code says, float32 [`size`, 81], within ±1: cosine and sine of the fundamental at 24 times in the
     frame, those of three harmonics at five, whether there is voice, how high, and how high within an octave.
 
-    So a decoder need not learn to multiply time by pitch, and to forget whole periods.
+    So a decoder need not learn to multiply time by pitch and to drop whole periods.
     """
     sixths, ends = parts_of(VOICED)
 

@@ -1,11 +1,11 @@
-"""Codes as the talker says them, for the decoder to learn what to make of: WORK/codes → recordings-predicted.jsonl.
+"""Codes as the talker says them, for the decoder to learn from: WORK/codes → recordings-predicted.jsonl.
 
     python -m recipes.mini.predicted WORK RUN --count 6000 [--temperature 0.1]
 
 RUN is the folder of `train talker`. Its talker says clips anew, with their own codes before each frame, and then once
 more with the codes that it said: nearly what it says by itself, in two passes over all frames at once, and as long as
-the recordings, for its texts tell durations. A decoder that learns from such codes what the recordings were learns to
-put right what the talker does, and to leave out what it cannot foretell. Pitch and phases stay those of the recording.
+the recordings, since its texts give durations. A decoder that learns from such codes to reproduce the recordings learns
+to correct what the talker does, and to leave out what it cannot predict. Pitch and phases stay those of the recording.
 Writes WORK/codes/predicted.npz and recordings-predicted.jsonl, in which all these clips come with such codes and every
 fourth with its own too.
 """
@@ -35,7 +35,7 @@ from qwen3_tts_jax.train.score import code_logits_of, teacher_force
 from recipes.mini.durations import AHEAD
 
 _FRAMES = (48, 80, 112, 160)
-"""Of batches; longer clips are left out."""
+"""The lengths of batches; longer clips are left out."""
 _BATCH_FRAMES, _PROMPT, _PASSES = 1_200, 16, 2
 
 
@@ -43,7 +43,7 @@ _BATCH_FRAMES, _PROMPT, _PASSES = 1_200, 16, 2
 def predict(
     params: Any, config: ModelConfig, prompts: PromptBatch, codes: jax.Array, key: jax.Array, temperature: float
 ) -> jax.Array:
-    """Codes int32 [B, T, Q] drawn anew, each given those before it in its frame and `codes` of the frames before."""
+    """Codes int32 [B, T, Q] drawn anew, each given those before it in its frame and the frames before in `codes`."""
     forced = teacher_force(params, config, prompts, codes)
     hidden = forced.hidden[:, :-1]
 
@@ -67,7 +67,7 @@ def batches(
 ) -> Iterator[tuple[list[int], PromptBatch, np.ndarray]]:
     """The chosen lines in batches of a few shapes: their numbers, B prompts, and codes int32 [B, T, Q].
 
-    Codes are -1 where a row has no frame, which is all of it behind the last of the numbers.
+    Codes are -1 where a row has no frame; rows after the last number have none at all.
     """
     for shorter, frames in pairwise((0, *_FRAMES)):
         some = [i for i in chosen if shorter < len(codes[texts[i]["key"]]) <= frames]
@@ -114,7 +114,7 @@ def main() -> None:
         for row, i in enumerate(part):
             key = texts[i]["key"]
             said = result[row, AHEAD : len(codes[key])].astype(np.int16)
-            # With other phases the recording would not be what these codes say.
+            # With other phases, these codes would not describe the recording.
             said[:, -1] = codes[key][AHEAD:, -1]
             predicted[key] = said
             rows.append({**recordings[i], "codes": "predicted.npz"})

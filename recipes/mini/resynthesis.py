@@ -1,9 +1,9 @@
-"""What a codec makes of the codes of clips that it has not heard: mel distance, STOI, wide-band PESQ.
+"""How well a codec decodes the codes of clips that it has not heard: mel distance, STOI, wide-band PESQ.
 
     pip install pystoi pesq
     python -m recipes.mini.resynthesis WORK CODEC [--clips WORK/said]
 
-With all codebooks and with the first half of them; with --clips also writes what all of them say, for the judge.
+With all codebooks, and with the first half of them; --clips also writes the sound of all codebooks, for the judge.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def write(folder: Path, clips: list[tuple[dict, np.ndarray]], said: dict[str, str], rate: int) -> None:
-    """The clips, and clips.jsonl for `judge`."""
+    """Writes the clips, and clips.jsonl for `judge`."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for row, samples in clips:

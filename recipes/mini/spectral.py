@@ -1,6 +1,6 @@
-"""A codec that learns from spectra: an encoder that is given them, the codec's quantizers, and its decoder's front.
+"""A codec that learns from spectra: an encoder of spectra, the codec's quantizers, and its decoder's front.
 
-Training only: of what learns here, the codebooks and the decoder up to its first convolution are kept.
+For training only: of what learns here, the codebooks and the decoder up to its first convolution are kept.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ KINDS = ("semantic", "acoustic")
 BANDS, BINS = 80, 160
 """Mel bands four times a frame, and bins of 10 Hz up to 1.6 kHz twice a frame, which show the pitch."""
 PHONEMES = VOWELS + CONSONANTS + PAUSES
-"""What a frame may say: label 1 is the first. Label 0 is for a frame that says no second one."""
+"""What a frame may say: label 1 is the first. Label 0 means that a frame says no second one."""
 SAID = 2
-"""So many of them may share a frame."""
+"""How many of them may share a frame."""
 WAVEFORM = ("conv_in", "upsample_", "snake_out", "conv_out")
-"""What the paths of the decoder's waveform part begin with."""
+"""How paths of the decoder's waveform part begin."""
 _LABELS = 0.4
 
 
 def spectral_encoder(config: CodecConfig) -> SpectralEncoder:
-    """Spectra [B, T, 640] of frames → latents."""
+    """The encoder: spectra [B, T, 640] of frames → latents."""
     return SpectralEncoder(config.encoder.transformer.width, width=384, layers=3)
 
 
 @flax.struct.dataclass
 class State:
-    """What a step changes: the leaves that are trained, the codebooks, the optimizer's state."""
+    """What a step changes: the trained leaves, the codebooks, the optimizer's state."""
 
     step: jax.Array
     trained: dict[str, jax.Array]
@@ -69,7 +69,7 @@ def spectra(samples: jax.Array, config: CodecConfig) -> tuple[jax.Array, jax.Arr
         return magnitudes(jnp.pad(samples, ((0, 0), (padding, padding))), size)
 
     filters = mel_filterbank(config.sample_rate, windows[0], BANDS)
-    # What is quieter than this is not worth codes.
+    # Anything quieter than this is not worth codes.
     mel = jnp.log(jnp.einsum("btf,mf->btm", around(windows[0]), filters) + 2e-3)
     low = jnp.log(around(windows[1])[..., 1 : BINS + 1] / 30 + 1e-2)
     return mel, low
@@ -83,7 +83,7 @@ def forward(
     samples: jax.Array,
     keep: jax.Array,
 ) -> tuple[dict[str, Quantized], jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
-    """Quantized latents, both spectra said again, logits of labels [B, T, 2, V], and both spectra."""
+    """Quantized latents, both spectra as reproduced, logits of labels [B, T, 2, V], and both true spectra."""
     trees = unflatten_dict(flatten_dict({"decoder": params["decoder"]}, sep="/") | dict(state_trained), sep="/")
     mel, low = spectra(samples, config)
     batch, frames = len(samples), samples.shape[1] // config.frame_samples
@@ -109,7 +109,7 @@ def forward(
 
 
 def _low_outputs(config: CodecConfig) -> int:
-    """Of what each latent says, what belongs to the low bins."""
+    """How many of each latent's outputs belong to the low bins."""
     return 2 * BINS // prod(config.decoder.latent_upsample_rates)
 
 
@@ -190,7 +190,7 @@ def step(
 
 @partial(jax.jit, static_argnames="config")
 def encode(state: State, params: Mapping[str, Any], samples: jax.Array, config: CodecConfig) -> dict[str, jax.Array]:
-    """Codes int32 [B, T, Q], how far the spectra that they say are off, and whether code 0 tells the labels right."""
+    """Codes int32 [B, T, Q], how far the spectra that they say are off, and the labels that code 0 says."""
     keep = jnp.full(len(samples), config.num_codebooks)
     results, mel, low, logits, true = forward(state.trained, state.codebooks, params, config, samples, keep)
     codes = jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1)
@@ -202,7 +202,7 @@ def encode(state: State, params: Mapping[str, Any], samples: jax.Array, config: 
 
 
 def finished(state: State, params: Mapping[str, Any], config: CodecConfig) -> dict[str, Any]:
-    """The trees encoder and decoder."""
+    """The trees encoder and decoder with what was learnt."""
     leaves = flatten_dict({part: params[part] for part in ("encoder", "decoder")}, sep="/")
     leaves |= {path: leaf for path, leaf in state.trained.items() if path.startswith("decoder/")}
     for kind in KINDS:

@@ -1,18 +1,18 @@
-"""Speech of the teacher that `mini` learns from, whose phonemes last whole frames: WORK/sentences.txt → WORK/speech.
+"""Speech of the teacher of `mini`, with phonemes that last whole frames: WORK/sentences.txt → WORK/speech.
 
     python -m recipes.mini.teacher_speech WORK --voice heart --first 400 --last 16000
     python -m recipes.mini.teacher_speech WORK --voice henry --first 16000 --last 28000
 
 The teacher is hibari (PyPI hibari-tts, Apache-2.0), one American woman's voice distilled from Kokoro's af_heart. It is
-given the phonemes that `mini` reads, so that text and speech never disagree, and how long each of them lasts: frames
-of 50 ms, of which two short phonemes may share one. A frame then says one phoneme or a pair, not any part of two or
-three, and codes of frames are few and easy to predict. hibari's network tells the spectra of the harmonics and of the
-noise and the pitch, of which signal processing makes the waveform; the pitch is moved a little, see `pitch`. henry is
-that with another pitch and another vocal tract.
+given the phonemes that `mini` reads, so that text and speech never disagree, and how long each lasts, in frames of
+50 ms; two short phonemes may share one. So a frame says one phoneme or a pair, not arbitrary parts of two or three, and
+codes of frames are few and easy to predict. hibari's network gives the pitch and the spectra of harmonics and noise,
+from which signal processing makes the waveform; the pitch is moved a little, see `pitch`. henry is the same voice with
+another pitch and another vocal tract.
 
-Writes FLAC files, and WORK/speech/VOICE.jsonl: audio, text (phonemes), sentence, speaker, seconds, durations, the
-frames that each id of the text takes, and pitch, a code of `pitch` for each frame. Files that are there are kept, so
-that an interrupted run goes on.
+Writes FLAC files, and WORK/speech/VOICE.jsonl: audio, text (phonemes), sentence, speaker, seconds, durations (the
+frames that each id of the text takes) and pitch (a code of `pitch` for each frame). Existing files are kept, so that an
+interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from recipes.mini.durations import LEAD, TAIL, TICKS, on_frames
 from recipes.mini.pitch import Pitch, on_grid, pulses
 
 LONGEST = 140
-"""Letters of phonemes; a sentence with more is left out."""
-_PACE = 0.9  # of the teacher's own: what is rounded to frames is clearer if it is slower
+"""Most letters of phonemes; a sentence with more is left out."""
+_PACE = 0.9  # of the teacher's own: speech that is rounded to frames is clearer if it is slower
 _SPELLINGS = {"aɪ": "I", "aʊ": "W", "eɪ": "A", "oʊ": "O", "oɪ": "Y"}
 _DURATIONS, _ROUNDED = "/Div_40_output_0", "/Clip_output_0"
 
 
 @dataclass(frozen=True)
 class Voice:
-    """What is made of the teacher's.
+    """How a voice differs from the teacher's.
 
     Attributes:
         gain: of the samples.
@@ -72,7 +72,7 @@ class Teacher:
     def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, list[int], list[int]]:
         """Phonemes of `phonemize` → samples at 24 kHz, how many frames each id of the text takes, and codes of pitch.
 
-        The frames of what is silent at both ends are counted to the first and the last id.
+        Frames of silence at both ends are counted for the first and the last id.
         """
         units = UNIT.findall(text)
         groups = [[self.vocabulary[letter] for letter in _spelled(unit)] for unit in units]
@@ -97,8 +97,8 @@ class Teacher:
 def _waveform(
     pitch: Pitch, harmonics: np.ndarray, turns: np.ndarray, noise: np.ndarray, rest: np.ndarray, phases: np.ndarray
 ) -> np.ndarray:
-    """The parts [601, 4 T] of the spectra that the network tells → samples, as `hibari.dsp.synth` makes them: log
-    magnitudes of harmonics and what their phases are turned by, of noise, and of what has phases of its own.
+    """The network's parts [601, 4 T] of the spectra → samples, as `hibari.dsp.synth` makes them: log magnitudes of
+    harmonics and how far their phases are turned, of noise, and of a rest with phases of its own.
     """
     drawn = np.random.default_rng(0).standard_normal((2, *noise.shape), np.float32)
     spectra = dsp.stft(pulses(pitch), noise.shape[1]) * np.exp(np.minimum(harmonics, 7) + 1j * np.pi * np.tanh(turns))
@@ -108,7 +108,7 @@ def _waveform(
 
 
 def _session(inputs: set[str], *outputs: str) -> onnxruntime.InferenceSession:
-    """The part of hibari's network between some of its values and others; ids are an input of all."""
+    """The part of hibari's network between some of its values and others; every part takes the ids."""
     model = onnx.load(tts.voice_path(tts.DEFAULT))
     needed, kept = set(outputs), []
     for node in reversed(model.graph.node):
@@ -134,7 +134,7 @@ def _session(inputs: set[str], *outputs: str) -> onnxruntime.InferenceSession:
 
 
 def _spelled(unit: str) -> str:
-    """A phoneme of ours in the teacher's letters."""
+    """One of our phonemes in the teacher's letters."""
     stress = unit[0] if unit[0] in STRESSES else ""
     plain = unit[len(stress) :]
     if plain == "ɚ":
