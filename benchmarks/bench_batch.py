@@ -32,7 +32,7 @@ def measure_ours(checkpoint: str, frames: int, batch: int) -> list[side_by_side.
 
     from qwen3_tts_jax import Qwen3TTS, Request, synthesis
 
-    # Waits for prompts, as calls do not, to tell their time from that of the frames.
+    # Waits for prompts, which ordinary calls do not, to tell their time from that of the frames.
     insert = synthesis.insert_compiled
     synthesis.insert_compiled = lambda *arguments: jax.block_until_ready(insert(*arguments))
     began = time.perf_counter()

@@ -43,7 +43,7 @@ def say(**row: Any) -> None:
 
 
 def milliseconds(call: Callable[[], Any], times: int, warm: int = 1) -> list[float]:
-    """How long each of `times` calls takes, which wait for what they make."""
+    """The time of each of `times` calls, which wait for what they make."""
     for _ in range(warm):
         call()
     found = []

@@ -1,4 +1,4 @@
-"""A training step beside one of the official fine-tuning recipe, in turn in one process, on the same small shapes.
+"""A training step against the official fine-tuning recipe's, taking turns in one process, on the same small shapes.
 
     python benchmarks/bench_train_official.py [--rows 8] [--frames 64] [--prompt 64] [--rounds 5] [--output train.jsonl]
 

@@ -73,7 +73,7 @@ class Source:
                 # None lets the environment variable HF_HUB_OFFLINE decide.
                 return resolve(self.model, self.revision, self.cache_dir, self.offline or None)
         except CheckpointError as error:
-            # Files that differ from the published ones, for which `info` does not look.
+            # Files differ from the published ones, which `info` does not check.
             refuse(f"{self.model}: {'; '.join(error.problems)}")
         except ModelNotFoundError as error:
             hint, name = "", self.published()

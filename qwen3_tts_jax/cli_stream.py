@@ -35,7 +35,7 @@ def write_stream(
         chunks: of one utterance; closed at the end.
         sample_rate: of the samples, in Hz.
         raw: leave the WAV header out.
-        progress: told of the frames written.
+        progress: called with the frames written.
 
     Returns:
         How many frames were written, and why they ended, or None if nobody listens any more.

@@ -157,7 +157,7 @@ class JobFolder:
             self._pack(self.shard_items)
 
     def _leftovers(self, records: Mapping[str, Record], job: Mapping[str, Any] | None) -> Iterator[Path]:
-        """What a killed job left unfinished: this job or, if nothing is finished, another before it."""
+        """Files that a killed job left unfinished: this job or, if nothing is finished, another before it."""
         known = {self.path / record[key] for record in records.values() for key in ("file", "codes") if key in record}
         before, was = (job["items"], job["settings"].get("format")) if job else ({}, None)
         # Files outside the folders of shards may be the user's, unless they are named after an item.

@@ -51,7 +51,7 @@ def run_batch(options: BatchOptions) -> None:
             # Checked again under the lock; here, before a download.
             job.check()
         if bad and not options.skip_bad and local_folder(options.model) is None:
-            # Before a download. A model that is there can first tell what else is wrong.
+            # Refused before a download. With a local model the plan first finds what else is wrong.
             _refuse_bad(bad)
         source = Source(options.model, options.revision, options.cache_dir, options.offline, options.verify)
         folder = source.folder(options.quiet)

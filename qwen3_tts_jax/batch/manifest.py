@@ -102,7 +102,7 @@ def read(path: Path) -> tuple[list[Item], list[BadLine]]:
     """
     given = str(path) == "-"
     name, content = ("standard input", sys.stdin.buffer.read()) if given else (path, path.read_bytes())
-    # It is sound, a picture, an archive or UTF-16, in which every single line would be wrong.
+    # Sound, a picture, an archive or UTF-16: every single line of it would be wrong.
     if b"\0" in content:
         raise ManifestError(f"{name} is no manifest: it is not UTF-8 text")
     forms = {".csv": _csv_rows, ".txt": _text_rows}

@@ -67,7 +67,7 @@ def batches(
 ) -> Iterator[tuple[list[int], PromptBatch, np.ndarray]]:
     """The chosen lines in batches of a few shapes: their numbers, B prompts, and codes int32 [B, T, Q].
 
-    Codes are -1 where a row has no frame; rows after the last number have none at all.
+    Codes are -1 where a row has no frame; rows beyond the numbers have none at all.
     """
     for shorter, frames in pairwise((0, *_FRAMES)):
         some = [i for i in chosen if shorter < len(codes[texts[i]["key"]]) <= frames]
