@@ -2,7 +2,7 @@
 
 Kernels (Dao et al. 2022, arXiv:2205.14135) keep the scores [T, S] out of memory: cuDNN's on NVIDIA GPUs, and on
 TPUs the splash kernel that JAX ships. They serve prompts, scores, training and the codec's transformers, in
-bfloat16; a single query, and few, go the portable way, which measures as fast or faster. `configure` decides at load.
+bfloat16; one or a few queries take the portable form, which measures as fast or faster. `configure` decides at load.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def attend(
         values: [B, K, S, H], likewise.
         mask: bool [B or 1, T, S], False where a query may not look.
         past: see `cache.KVCache.past`.
-        config: of the stack.
+        config: the stack's.
 
     Returns:
         [B, T, K, G, H].
     """
-    # A window is short, and the steps of a stream should round as the whole does.
+    # Not in a sliding window: it is short, and the steps of a stream should round as the whole does.
     if queries.shape[1] == 1 and config.sliding_window is None:
         if not isinstance(keys, tuple):
             keys, values = (keys,), (values,)
@@ -70,15 +70,13 @@ def portable(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.A
 
 
 def _on_cpu(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """`portable` in float32, for XLA's CPU backend does not have every product of bfloat16."""
+    """`portable` in float32, because XLA's CPU backend lacks some products of bfloat16."""
     wide = (x.astype(jnp.float32) for x in (queries, keys, values))
     return portable(*wide, mask).astype(queries.dtype)
 
 
 def _single_query(queries: jax.Array, keys: Pieces, values: Pieces, mask: jax.Array) -> jax.Array:
-    """`portable` of one query, T = 1, without that axis: XLA for NVIDIA then makes three kernels of it, else five to
-    eight.
-    """
+    """`portable` of one query (T = 1) without that axis: three kernels from XLA for NVIDIA, not five to eight."""
     # Sums of pieces are rounded to the dtype once, as the sum of the whole would be.
     exact = queries.dtype if len(values) == 1 else jnp.float32
 
@@ -94,7 +92,7 @@ def _single_query(queries: jax.Array, keys: Pieces, values: Pieces, mask: jax.Ar
 
 
 def _single_query_on_cpu(queries: jax.Array, keys: Pieces, values: Pieces, mask: jax.Array) -> jax.Array:
-    """The same as sums: several times as fast as XLA's CPU products where S is large."""
+    """The same, written as sums: several times as fast as XLA's CPU products where S is large."""
     wide = queries[:, 0].astype(jnp.float32)
 
     def score(keys: jax.Array) -> jax.Array:
@@ -108,7 +106,7 @@ def _single_query_on_cpu(queries: jax.Array, keys: Pieces, values: Pieces, mask:
 
 
 def _split(weights: jax.Array, values: Pieces) -> list[jax.Array]:
-    """Weights [..., S] for each piece [B, K, S, H] of the values."""
+    """Cuts weights [..., S] into those for each piece [B, K, S, H] of the values."""
     ends = np.cumsum([piece.shape[2] for piece in values])
     return jnp.split(weights, ends[:-1], axis=-1)
 
@@ -150,12 +148,12 @@ def pallas(
     blocks, padded = zip(*(_block(length) for length in (steps, slots)), strict=True)
     queries = (queries * width**-0.5).astype(keys.dtype).reshape(batch, steps, -1, width).swapaxes(1, 2)
     queries = jnp.pad(queries, ((0, 0), (0, 0), (0, padded[0] - steps), (0, 0)))
-    # Slots that are added come after all queries, which look back.
+    # The slots added here come after all queries, which only look back.
     keys, values = (jnp.pad(x, ((0, 0), (0, 0), (0, padded[1] - slots), (0, 0))) for x in (keys.swapaxes(2, 3), values))
     seen, segments = splash.CausalMask(padded), None
     if past > 0:
         seen = splash.LocalMask(padded, (past, 0), offset=past)
-        # A slot that the first query may not see although it is in its window was never written.
+        # A slot in the first query's window that this query may not see was never written.
         written = jnp.broadcast_to(jnp.pad(jnp.any(mask, axis=1), ((0, 0), (0, padded[1] - slots))), (batch, padded[1]))
         segments = splash.SegmentIds(q=jnp.ones((batch, padded[0]), jnp.int32), kv=written.astype(jnp.int32))
     q, kv = blocks
@@ -170,19 +168,19 @@ def pallas(
 
 
 def _block(length: int) -> tuple[int, int]:
-    """The kernel's block for such a length, and the multiple of it that the length is padded to."""
+    """The kernel's block size for a length, and the multiple of it that the length is padded to."""
     block = min(512, -(-length // 128) * 128)
     return block, -(-length // block) * block
 
 
 def configure(config: ModelConfig, choice: Choice, devices: int = 1) -> ModelConfig:
-    """The same model with the attention that is chosen for this machine.
+    """The same model with the attention chosen for this machine.
 
     Args:
-        config: with the dtypes that it computes in. Parts in float32 keep the portable form whatever is chosen.
+        config: with the dtypes that it computes in. Parts in float32 keep the portable form, whatever the choice.
         choice: "xla" for the portable form, "cudnn" or "pallas" for a kernel, or "auto": the kernel of JAX's
             default device, where it can be used.
-        devices: that share the work. JAX's kernel for TPUs is for one.
+        devices: how many share the work. JAX's kernel for TPUs is for one.
 
     Raises:
         ConfigError: a kernel that this machine does not have, or that no part of the model can use.
@@ -217,7 +215,7 @@ def _for_part(kernel: AttentionKernel) -> Callable[[TransformerConfig], Attentio
 
 
 def _lacks(kernel: AttentionKernel) -> str | None:
-    """What a kernel needs that JAX's default device is not."""
+    """What a kernel needs and JAX's default device is not; None where it fits."""
     device = default_device()
     if kernel == "pallas":
         return None if device.platform == "tpu" else f"a TPU, and this is {device.device_kind}"

@@ -19,21 +19,21 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from qwen3_tts_jax.config import TransformerConfig
 
 Pieces = tuple[jax.Array, ...]
-"""Keys or values that are not in one array, in order."""
+"""Keys or values split over several arrays, in order."""
 
 
 @flax.struct.dataclass
 class KVCache:
-    """A preallocated cache of `capacity` slots that sees everything before it.
+    """A preallocated cache of `capacity` slots, for attention to everything before.
 
-    Slot s of a row holds its position s, so rows of different length share a cache and one can be replaced
-    without the others. Writing past the capacity is an error of the caller; `grow` first.
+    Slot s of a row holds its position s, so rows of different lengths share a cache and each can be replaced
+    without the others. Writing past the capacity is the caller's error; `grow` first.
 
     Attributes:
         keys: one [B, K, H, S] per layer.
         values: one [B, K, S, H] per layer.
-        length: int32 [B], slots written so far, or int32 [] where that is the same in all rows; what lies
-            beyond is never looked at.
+        length: int32 [B], slots written so far, or int32 [] where that is the same in all rows; later slots
+            are never looked at.
     """
 
     keys: tuple[jax.Array, ...]
@@ -55,14 +55,14 @@ class KVCache:
         return jnp.atleast_1d(self.length)[:, None] + jnp.arange(steps, dtype=jnp.int32)
 
     def mask(self, steps: int) -> jax.Array:
-        """True where the next `steps` inputs may look, bool [B or 1, T, S]: at themselves and what was before."""
+        """True where the next `steps` inputs may look, bool [B or 1, T, S]: at themselves and all before."""
         slots = jnp.arange(self.capacity, dtype=jnp.int32)
         return slots <= self.positions(steps)[..., None]
 
     def past(self, steps: int) -> int | None:
         """How many slots precede the next `steps` inputs, if that is known when tracing and no slot follows them.
 
-        Else None. A cache that the next inputs fill is empty.
+        Otherwise None. Inputs that fill the whole cache have none before them.
         """
         return 0 if steps == self.capacity else None
 
@@ -73,7 +73,7 @@ class KVCache:
             new = new.astype(buffer.dtype)
             if new.shape == buffer.shape:
                 return new
-            # With one length a plain write does; one of each row becomes a scatter, or selects around it.
+            # One length for all takes a plain write; one per row becomes a scatter, or selects around it.
             if self.length.size == 1:
                 return jax.lax.dynamic_update_slice_in_dim(buffer, new, self.length.reshape(()), axis)
             return jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))(buffer, new, self.length, axis - 1)
@@ -84,7 +84,7 @@ class KVCache:
         return cache, *jax.lax.platform_dependent(all_keys, all_values, tpu=_unchanged, default=_as_they_are)
 
     def advance(self, steps: int) -> Self:
-        """Counts the next `steps` slots as written, as many in every row."""
+        """Counts the next `steps` slots of every row as written."""
         return self.replace(length=self.length + steps)
 
     def grow(self, capacity: int) -> Self:
@@ -96,10 +96,10 @@ class KVCache:
         )
 
     def insert(self, rows: jax.Array, new: Self) -> Self:
-        """Puts the rows of `new`, which may have fewer slots, in the place of `rows`.
+        """Replaces `rows` by the rows of `new`, which may have fewer slots.
 
         Args:
-            rows: int32 [R], where each row of `new` goes; one that is the batch size or more goes nowhere.
+            rows: int32 [R], where each row of `new` goes; one that would go to a row ≥ B is dropped.
             new: a cache of R rows.
         """
         slots = slice(new.capacity)
@@ -119,16 +119,16 @@ class KVCache:
 class StagedCache:
     """A `KVCache` that is only read, and the slots that a chunk of frames adds to it, one at a time.
 
-    To write at a place of each row, XLA for TPUs makes a loop over the rows, for each layer's keys and again for its
-    values, which takes longer than to read the whole cache. Here all rows write at the same place, and `merged`
-    puts what they wrote where it belongs, once for the chunk.
+    To write each row at a position of its own, XLA for TPUs loops over the rows, for each layer's keys and again for
+    its values, which takes longer than reading the whole cache. Here all rows write at the same position, and `merged`
+    puts what they wrote where it belongs, once per chunk.
 
     Attributes:
         before: what was there before the chunk.
         keys: one [B, K, H, W] per layer, of the chunk's W positions.
         values: one [B, K, W, H] per layer.
         written: int32 [], slots of the chunk written so far.
-        length: int32 [B], as of a `KVCache`. In a row that stands still, what is written is never looked at.
+        length: int32 [B], as in a `KVCache`. What is written to a row that stands still is never looked at.
     """
 
     before: KVCache
@@ -139,10 +139,10 @@ class StagedCache:
 
     @classmethod
     def after(cls, before: KVCache, config: TransformerConfig, steps: int) -> Self:
-        """`before`, with room for `steps` positions more.
+        """`before`, with room for `steps` more positions.
 
-        It must have room for them itself in rows that go on after the chunk. Where it has less, `merged` writes over a
-        row's last slots, which nobody looks at any more if that row has ended.
+        In rows that go on after the chunk, `before` itself must have that room. Where it has less, `merged` overwrites
+        a row's last slots, which are no longer looked at if that row has ended.
         """
         keys, values = _empty(config, before.length.shape[0], steps)
         return cls(before=before, keys=keys, values=values, written=jnp.zeros((), jnp.int32), length=before.length)
@@ -159,10 +159,10 @@ class StagedCache:
         return jnp.concatenate([in_before, in_chunk], axis=2)
 
     def past(self, steps: int) -> None:
-        """As of a `KVCache`: not known."""
+        """As in a `KVCache`: not known."""
 
     def extend(self, layer: int, keys: jax.Array, values: jax.Array) -> tuple[Self, Pieces, Pieces]:
-        """Adds the key and value [B, 1, K, H] of `layer`; returns the cache and its pieces, the oldest first."""
+        """Adds the key and value [B, 1, K, H] of `layer`; returns the cache and all pieces, oldest first."""
 
         def write(buffer: jax.Array, new: jax.Array, axis: int) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), self.written, axis)
@@ -177,9 +177,9 @@ class StagedCache:
         return self.replace(length=self.length + steps, written=self.written + steps)
 
     def merged(self, devices: int) -> KVCache:
-        """The cache with the chunk's slots behind what was there; a row that stood still has some beyond its length.
+        """The cache with the chunk's slots after the old ones; in a row that stood still some lie beyond its length.
 
-        Each of `devices` writes rows of its own.
+        Each of `devices` devices writes its own rows.
         """
         parts = ((self.before.keys, self.before.values), (self.keys, self.values), self.before.length)
         if devices == 1:
@@ -223,7 +223,7 @@ class WindowCache:
         return in_window & (offsets + self.length[:, None, None] >= 0)
 
     def past(self, steps: int) -> int | None:
-        """As of a `KVCache`; here later inputs no longer see the first slots."""
+        """As in a `KVCache`, but here later inputs no longer see the first slots."""
         return self.values[0].shape[2] or None
 
     def extend(self, layer: int, keys: jax.Array, values: jax.Array) -> tuple[Self, jax.Array, jax.Array]:
@@ -256,7 +256,7 @@ def _unchanged(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def _put_behind(old: tuple[Pieces, Pieces], new: tuple[Pieces, Pieces], length: jax.Array) -> tuple[Pieces, Pieces]:
-    """Keys and values of all layers, with the new ones of each row at its length: one loop over the rows."""
+    """Keys and values of all layers, each row's new ones written at its length, in one loop over the rows."""
 
     def put_row(row: jax.Array, buffers: tuple[Pieces, Pieces]) -> tuple[Pieces, Pieces]:
         def put(old: Pieces, new: Pieces, axis: int) -> Pieces:

@@ -13,7 +13,7 @@ from qwen3_tts_jax.transformer import Transformer
 
 
 class _EmbeddingTables(nn.Module):
-    """Tables of codebooks 1 … Q−1, stacked so that a scan can choose one by a traced index."""
+    """Embedding tables of codebooks 1 … Q−1, stacked so that a scan can choose one by a traced index."""
 
     config: CodePredictorConfig
 
@@ -69,6 +69,6 @@ class CodePredictor(nn.Module):
     def logits(self, hidden: jax.Array, codebook: jax.Array) -> jax.Array:
         """Hidden states [..., D] → logits of codebook 1 ≤ q < Q (one integer), float32 [..., V].
 
-        In bfloat16 models they are products that were rounded to bfloat16, and then widened.
+        In bfloat16 models the products are rounded to bfloat16, and then widened.
         """
         return self.codec_heads(hidden, codebook).astype(jnp.float32)

@@ -1,8 +1,8 @@
 """From a prompt to codes: prefill, one frame, and the scan over frames that is compiled end to end.
 
 Every function here is pure: `params` is the parameter tree (`talker` and `code_predictor`), `config` a
-hashable `ModelConfig`, everything that changes rides in `DecodeState`. At the end are the same functions
-under `jax.jit`, with the state donated; they are what `Qwen3TTS` calls. A frame is
+hashable `ModelConfig`, and everything that changes rides in `DecodeState`. The same functions under `jax.jit`,
+with the state donated, are at the end; they are what `Qwen3TTS` calls. A frame is
 
     sample code 0  →  code predictor × (Q − 1)  →  sum of the Q embeddings + text track  →  talker step
 """
@@ -30,7 +30,7 @@ MIN_FRAMES = 2  # The end of speech cannot be drawn before this frame: min_new_t
 
 @flax.struct.dataclass
 class DecodeState:
-    """All that one frame leaves to the next.
+    """Everything that one frame hands on to the next.
 
     Attributes:
         cache: the talker's keys and values; staged only within a chunk.
@@ -38,7 +38,7 @@ class DecodeState:
         logits: float32 [B, V] of the next code 0.
         seen: bool [B, V], codes 0 drawn so far (for the repetition penalty).
         text_track: [B, U + 1, D], text added to the embeddings of frames `text_start`, `text_start` + 1, …;
-            the last one (tts_pad) for ever.
+            the last entry (tts_pad) is repeated for ever.
         text_start: int32 [B], the frame that the text track starts with.
         keys: PRNG keys [B], one per utterance.
         frame: int32 [B], frames made so far; it stands still in rows that have ended.
@@ -72,12 +72,12 @@ def _predictor(params: Params, config: ModelConfig, *args, method=None):
     return CodePredictor(config.code_predictor).apply(variables, *args, method=method)
 
 
-# Compiled, because a stream's first sound would wait for 2 ms of operations one by one.
+# Compiled: dispatched one by one, its operations would delay a stream's first sound by 2 ms.
 _fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(None, 0)))
 
 
 def utterance_keys(seed: int, utterances: jax.Array) -> jax.Array:
-    """PRNG keys [B] of the utterances with these numbers (int32 [B]), independent of their company."""
+    """PRNG keys [B] of the utterances with these numbers (int32 [B]); no key depends on the others."""
     return _fold_in(jax.random.key(seed, impl=PRNG), utterances)
 
 
@@ -154,7 +154,7 @@ def idle_state(config: ModelConfig, cache: KVCache, text_track: jax.Array) -> De
     vocab = config.talker.codec_vocab_size
 
     def zeros() -> jax.Array:
-        # One for each field: a buffer can be donated once.
+        # One for each field: a buffer can be donated only once.
         return jnp.zeros(batch, jnp.int32)
 
     return DecodeState(
@@ -172,7 +172,7 @@ def idle_state(config: ModelConfig, cache: KVCache, text_track: jax.Array) -> De
 
 
 def insert(state: DecodeState, rows: jax.Array, new: DecodeState) -> DecodeState:
-    """Puts prompts that were read apart into `rows` (int32 [R]); a row of the batch size or more is left out.
+    """Puts prompts that were read separately into `rows` (int32 [R]); those for rows ≥ B are dropped.
 
     `new` has R rows, the same text track length, and no more slots in its cache.
     """
@@ -204,7 +204,7 @@ def predict_codes(
     Args:
         params: the trees `talker` and `code_predictor`.
         config: static under jit.
-        sampling: of these codes.
+        sampling: how these codes are drawn.
         hidden: [B, D], the talker's state that predicted code 0.
         code_0: int32 [B].
         keys: PRNG keys [B] of the frame; codebook q draws with fold_in(key, q).
@@ -222,7 +222,7 @@ def predict_codes(
         return (put(codes, code, codebook), put(scores, score, codebook), code, cache), None
 
     def put(codes: jax.Array, code: jax.Array, codebook: jax.Array) -> jax.Array:
-        # A select rather than a write at a traced place: GPUs can then record the loop as one graph.
+        # A select rather than a write at a traced index: GPUs can then record the loop as one graph.
         return jnp.where(jnp.arange(1, num_codebooks) == codebook, code[:, None], codes)
 
     num_codebooks = config.talker.num_codebooks
@@ -240,7 +240,7 @@ def predict_codes(
 def advance(params: Params, config: ModelConfig, state: DecodeState, codes: jax.Array) -> DecodeState:
     """Feeds a frame (int32 [B, Q]) and its text to the talker, which then predicts the next code 0.
 
-    Rows that have ended stay where they are: what they compute is overwritten by whoever comes next.
+    Rows that have ended stay where they are: what they write is overwritten by the next prompt in that row.
     """
     with jax.named_scope("talker"):
         last = state.text_track.shape[1] - 1
@@ -262,7 +262,7 @@ def advance(params: Params, config: ModelConfig, state: DecodeState, codes: jax.
 def frame_step(
     params: Params, config: ModelConfig, generation: GenerationConfig, state: DecodeState
 ) -> tuple[DecodeState, jax.Array]:
-    """Makes one frame; returns the state and its codes, int32 [B, Q], −1 in rows that have ended.
+    """Makes one frame; returns the state and the frame's codes, int32 [B, Q], −1 in rows that have ended.
 
     A row ends when it draws the end of speech (`ended`) or reaches its `frame_limit`.
     """
@@ -272,10 +272,10 @@ def frame_step(
 def scored_frame_step(
     params: Params, config: ModelConfig, generation: GenerationConfig, state: DecodeState
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """As `frame_step`, and the log-probabilities of what was drawn, float32 [B, Q].
+    """As `frame_step`, with the log-probabilities of what was drawn, float32 [B, Q].
 
-    Where a row draws the end of speech, that one's stands in the place of code 0; the others are 0 there, and
-    all of them in rows that had ended.
+    Where a row draws the end of speech, its log-probability stands in for code 0's and the others are 0; in rows
+    that had already ended, all are 0.
     """
     speaking = state.active
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.frame)
@@ -285,7 +285,7 @@ def scored_frame_step(
     ended = state.ended | (speaking & (code_0 == config.prompt.codec_eos))
     state = state.replace(ended=ended)
     active = state.active
-    # Rows that have ended go on computing: what they make is masked, and no other row sees it.
+    # Rows that have ended still compute: what they make is masked, and no other row sees it.
     rest, scores = predict_codes(params, config, generation.code_predictor, state.hidden, code_0, keys)
     codes = jnp.concatenate([code_0[:, None], rest], axis=1)
     drawn = [jnp.where(speaking, score_0, 0.0)[:, None], jnp.where(active[:, None], scores, 0.0)]
@@ -319,9 +319,9 @@ def generate_scored(
     state: DecodeState,
     num_frames: int,
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """As `generate`, and the log-probabilities of what was drawn, float32 [B, num_frames, Q]; see `scored_frame_step`.
+    """As `generate`, with the log-probabilities of what was drawn, float32 [B, num_frames, Q]; see `scored_frame_step`.
 
-    The sum over a row is the log-probability of all that it said; `train.score` computes the same in one pass.
+    The sum over a row is the log-probability of everything it said; `train.score` computes the same in one pass.
     """
 
     def step(state: DecodeState, _):
@@ -333,16 +333,16 @@ def generate_scored(
 
 
 def _stage(config: ModelConfig, state: DecodeState, num_frames: int) -> DecodeState:
-    """The state for a chunk of so many frames, with a `StagedCache` where the config says so."""
+    """The state for a chunk of `num_frames`, with a `StagedCache` where the config says so."""
     rows, devices = state.hidden.shape[0], config.talker.staging_devices
-    # A single row has one place to write at; rows that the devices cannot share evenly are computed by all.
+    # A single row writes at one position; rows that the devices cannot share evenly are computed by all.
     if rows == 1 or devices == 0 or rows % devices:
         return state
     return state.replace(cache=StagedCache.after(state.cache, config.talker.transformer, num_frames))
 
 
 def _settle(config: ModelConfig, state: DecodeState) -> DecodeState:
-    """What comes after the chunk."""
+    """The state after a chunk, with its `StagedCache`, if any, merged."""
     if not isinstance(state.cache, StagedCache):
         return state
     return state.replace(cache=state.cache.merged(config.talker.staging_devices))
@@ -360,13 +360,13 @@ def generate_at_most(
 
     The cache must have room for them, and for `max_frames` in a batch on TPUs (see `cache.StagedCache`).
 
-    One compiled program makes any number of frames and none too many, where `generate` makes a fixed one.
+    One compiled program makes any number of frames and never too many; `generate` makes a fixed number.
 
     Args:
         params: the trees `talker` and `code_predictor`.
         config: static under jit.
         generation: how codes are drawn; its numbers may be traced.
-        state: what `prefill` or the call before returned.
+        state: what `prefill` or the previous call returned.
         num_frames: int32 [], at most `max_frames`.
         max_frames: static under jit.
 
@@ -408,12 +408,12 @@ def empty_batch(params: Params, config: ModelConfig, rows: int, capacity: int, t
 
 
 def configure(config: ModelConfig, platform: str | None, devices: int = 1) -> ModelConfig:
-    """The same model, for batches that are spread over so many devices of a platform.
+    """The same model, for batches that are spread over `devices` devices of a platform.
 
     Args:
-        config: of the model.
+        config: the model's.
         platform: "cpu", "gpu" or "tpu"; None where one program is to run on several.
-        devices: over which rows of a batch are spread.
+        devices: how many the rows of a batch are spread over.
     """
     return replace(config, talker=replace(config.talker, staging_devices=devices if platform == "tpu" else 0))
 

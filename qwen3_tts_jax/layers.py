@@ -3,7 +3,7 @@
 Axis legend, used in all docstrings:
     B batch   T time (tokens or frames)   N samples   S cache slots   U text ids of the frames to come
     K key/value heads   G query heads of each   H head dim   D model width   F MLP width   C channels
-    Q codebooks   V vocabulary   R rows that are put in, or frames of a reference
+    Q codebooks   V vocabulary   R rows that are inserted, or frames of a reference
 
 Linear weights are [out, in], which is PyTorch's orientation and the faster one on CPU and GPU.
 """
@@ -49,7 +49,7 @@ def multiply(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def multiply_int8(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`multiply` where the weight is int8."""
+    """`multiply` by an int8 weight."""
 
     def widened(x: jax.Array, weight: jax.Array) -> jax.Array:
         return multiply(x, weight.astype(x.dtype))
@@ -67,8 +67,8 @@ def multiply_int8(x: jax.Array, weight: jax.Array) -> jax.Array:
 def _in_whole_numbers(rows: jax.Array, weight: jax.Array) -> jax.Array:
     """The product [R, in] and int8 [out, in] → float32 [R, out], from products of int8.
 
-    XLA's CPU backend would widen all of the weight first, which takes ten times as long as a product in float32. So
-    each row is written in digits of base 254, which become as many columns.
+    XLA's CPU backend would first widen the whole weight, which takes ten times as long as a product in float32. So
+    each row is written in digits of base 254, one column per digit.
     """
     columns = rows.astype(jnp.float32).T
     step = jnp.maximum(jnp.max(jnp.abs(columns), axis=0) / 127, jnp.finfo(jnp.float32).tiny)
@@ -77,7 +77,7 @@ def _in_whole_numbers(rows: jax.Array, weight: jax.Array) -> jax.Array:
         digit = jnp.round(rest)
         digits.append(digit.astype(jnp.int8))
         rest = (rest - digit) * 254
-    # With the barriers, as in `multiply`.
+    # Barriers, as in `multiply`.
     digits = jax.lax.optimization_barrier(jnp.concatenate(digits, axis=1))
     sums = jax.lax.optimization_barrier(jax.lax.dot(weight, digits, preferred_element_type=jnp.int32))
     by_digit = jnp.split(sums.astype(jnp.float32), _DIGITS, axis=1)
@@ -95,7 +95,7 @@ def _tangent_in_whole_numbers(
 def _project(module: nn.Module, x: jax.Array, outputs: tuple[int, ...]) -> jax.Array:
     """Multiplies x by the weight of `module`, [..., in] → [..., *outputs], in its `dtype`.
 
-    Where `quantize.quantize` has been, the weight is int8 with a float32 scale for each output.
+    After `quantize.quantize` the weight is int8, with a float32 scale for each output.
     """
     x, shape = x.astype(module.dtype), (*outputs, x.shape[-1])
     if not module.has_variable("params", "weight_int8"):
@@ -121,7 +121,7 @@ class Linear(nn.Module):
 
 
 class JointLinear(nn.Module):
-    """Linear layers with one input in one product, [..., in] → [..., *outputs]; the weight is [*outputs, in]."""
+    """Linear layers that share an input, as one product, [..., in] → [..., *outputs]; the weight is [*outputs, in]."""
 
     outputs: tuple[int, ...]
     dtype: str = "float32"
@@ -132,7 +132,7 @@ class JointLinear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table whose rows are gathered; returned in the table's own dtype, which may be the file's."""
+    """A table; its rows are returned in its own dtype, which may be the file's."""
 
     rows: int
     width: int
@@ -145,7 +145,7 @@ class Embedding(nn.Module):
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Over the last axis x / rms(x) · scale, in float32 (Zhang & Sennrich 2019)."""
+    """RMS norm over the last axis, x / rms(x) · scale, in float32 (Zhang & Sennrich 2019)."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
     return (y * scale.astype(jnp.float32)).astype(x.dtype)
@@ -173,9 +173,9 @@ class RMSNorm(nn.Module):
 
 
 class QueryKeyNorm(nn.Module):
-    """`rms_norm` of query heads and of the key behind them, [..., G + 1, H]; all queries share a scale.
+    """`rms_norm` of query heads and the key after them, [..., G + 1, H]; all queries share a scale.
 
-    Of both at once, because that is one kernel on a GPU.
+    Both at once, because that is one kernel on a GPU.
     """
 
     eps: float

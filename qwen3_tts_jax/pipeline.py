@@ -1,4 +1,4 @@
-"""`Qwen3TTS`: text in, speech out. It holds a checkpoint."""
+"""`Qwen3TTS`: a loaded checkpoint; text in, speech out."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Qwen3TTS:
     """
 
     def __init__(self, config: ModelConfig, params: dict[str, Any], tokenizer: TextTokenizer, *, chunk_frames: int = 8):
-        """`chunk_frames`, at least 1, is how many frames are made between two looks at whether rows have ended.
+        """`chunk_frames`, at least 1, is how many frames are made between two checks for rows that have ended.
 
         Raises:
-            ValueError: another `chunk_frames`.
+            ValueError: `chunk_frames` is no whole number, or below 1.
         """
         check_whole("chunk_frames", chunk_frames, least=1)
         self.config, self.params, self.tokenizer = config, params, tokenizer
@@ -67,31 +67,31 @@ class Qwen3TTS:
         """Loads a checkpoint.
 
         Args:
-            model: "mini", the small English voice in this package, a folder in the published layout, a folder
+            model: "mini" (the small English voice in this package), a folder in the published layout, a folder
                 written by `qwen3-tts-jax convert`, a Hugging Face repo id, or a short name such as
                 "0.6B-CustomVoice".
             dtype: to compute in: "float32", "bfloat16", or "auto", which is bfloat16 on GPU and TPU and float32 on
-                a CPU, where products in bfloat16 are ten times slower. One, also as a dtype such as `jnp.bfloat16`, is
-                that of talker and code predictor; parts can be named, as in "talker=bfloat16,code_predictor=float32"
-                or "bfloat16,codec=bfloat16_3x". The codec has float32 by default; "bfloat16_3x" makes its decoder's
-                convolutions of three products, for the fast units of accelerators, at 65 dB of float32 or better, and
-                "bfloat16" of one, at 17 dB.
-            attention: of many queries at once, in parts that compute in bfloat16: "cudnn" on NVIDIA GPUs, "pallas" on
-                one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one. With "xla" the codec
-                in three passes makes no use of kernels for Hopper GPUs (`codec.hopper`) either.
-            weights: "int8" rounds those of the talker and the code predictor, which are then a quarter of the size
-                (see `quantize`): for memory, and for whom it takes time to read them: accelerators, and CPUs that speak
-                a few utterances at a time. Codes are no longer those of the reference.
+                a CPU, where products in bfloat16 are ten times slower. A single dtype, `jnp.bfloat16` and the like
+                included, sets talker and code predictor; parts can be named, as in
+                "talker=bfloat16,code_predictor=float32" or "bfloat16,codec=bfloat16_3x". The codec defaults to float32;
+                "bfloat16_3x" computes its decoder's convolutions as three products, for the fast units of accelerators,
+                at 65 dB of float32 or better, and "bfloat16" as one, at 17 dB.
+            attention: the form for many queries at once, in parts that compute in bfloat16: "cudnn" on NVIDIA GPUs,
+                "pallas" on one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one. "xla"
+                also keeps the three-pass codec from using the kernels for Hopper GPUs (`codec.hopper`).
+            weights: "int8" rounds those of the talker and the code predictor to a quarter of the size (see `quantize`).
+                It saves memory, and time where reading weights is what takes it: on accelerators, and on CPUs that
+                speak a few utterances at a time. Codes are no longer those of the reference.
             revision: branch, tag or commit on Hugging Face.
             cache_dir: where downloads are kept; Hugging Face's own cache by default.
             local_files_only: never ask the network; None lets the environment variable HF_HUB_OFFLINE decide.
             verify: compare the files' sha256 with the published ones first.
             chunk_frames: see `__init__`.
-            mesh: devices to share the work, from `sharding.make_mesh`; JAX's default device alone without one.
+            mesh: devices that share the work, from `sharding.make_mesh`; by default JAX's default device alone.
             progress: called as progress("load", bytes_done, bytes_total).
 
         Raises:
-            ValueError: unknown `weights`, impossible `chunk_frames`, or a mesh whose `model` axis does not divide the
+            ValueError: unknown `weights`, a bad `chunk_frames`, or a mesh whose `model` axis does not divide the
                 key/value heads.
             FileNotFoundError: no such folder or repo, or files are missing.
             qwen3_tts_jax.config.ConfigError: a model that this package cannot run, unknown dtypes, or attention that
@@ -124,10 +124,10 @@ class Qwen3TTS:
 
     @property
     def speech_tokenizer(self) -> SpeechTokenizer:
-        """The codec, of the same parameters. It encodes with Base models; others are loaded without its encoder."""
+        """The codec, with the same parameters. Only Base models encode: others are loaded without its encoder."""
         return SpeechTokenizer(self.config.codec, self.params["codec"])
 
-    # What the official package offers, under its names.
+    # The methods of the official package, under its names.
 
     def get_supported_speakers(self) -> list[str]:
         """Names of the preset voices, sorted; empty where the model has none."""
@@ -153,19 +153,20 @@ class Qwen3TTS:
         """Speaks with a preset voice (CustomVoice models).
 
         Args:
-            text: one text or several; the other arguments are one for all, or as many. Models that read phonemes
-                (mini) speak it sentence by sentence.
-            speaker: a name of `get_supported_speakers`, in any case. With None or "" the model chooses the voice.
-            language: a name of `get_supported_languages`, or a dialect; "auto" by default.
-            instruct: how to speak, in words. The 0.6B model has no instructions: it warns and leaves them out.
+            text: one text or several; each other argument is one for all, or a list of as many. Models that read
+                phonemes (mini) speak sentence by sentence.
+            speaker: a name from `get_supported_speakers`, case-insensitive. With None or "" the model chooses the
+                voice.
+            language: a name from `get_supported_languages`, or a dialect; "auto" by default.
+            instruct: how to speak, in words. The 0.6B model takes no instructions: it warns and drops them.
             non_streaming_mode: True gives the model all the text at once, False one token per frame.
             split: speak a text of more tokens than this as several utterances, side by side in a batch (see
-                `Request.split`): long texts in a fraction of the time, and of any length.
+                `Request.split`): long texts take a fraction of the time, and may have any length.
             seed: the same seed gives the same speech.
             official_decoding: see `synthesize`.
             **sampling: do_sample, top_k, top_p, temperature, repetition_penalty, subtalker_dosample,
-                subtalker_top_k, subtalker_top_p, subtalker_temperature, max_new_tokens; where they are not
-                given, the checkpoint's generation_config.json decides. As in the official package,
+                subtalker_top_k, subtalker_top_p, subtalker_temperature, max_new_tokens; the checkpoint's
+                generation_config.json supplies those that are not given. As in the official package,
                 max_new_tokens=N makes at most N − 1 frames.
 
         Returns:
@@ -206,9 +207,9 @@ class Qwen3TTS:
         """Makes voices from recordings (Base models); `voices.save` keeps them.
 
         Args:
-            ref_audio: one recording or several, 3 to 30 s of one clear voice each: whatever `audio.read` takes.
-            ref_text: what each says. Needed unless `x_vector_only_mode`.
-            x_vector_only_mode: take only the x-vector; the text is left out. One for all, or as many.
+            ref_audio: one recording or several, each 3 to 30 s of one clear voice, in any form `audio.read` takes.
+            ref_text: what each says; required unless `x_vector_only_mode`.
+            x_vector_only_mode: take only the x-vector and ignore the text; one for all, or a list of as many.
 
         Raises:
             ValueError: a recording or a text that cannot be used, or a model of another type.
@@ -236,12 +237,12 @@ class Qwen3TTS:
         """Speaks with a cloned voice (Base models).
 
         Args:
-            text: one text or several; the other arguments are one for all, or as many.
-            language: a name of `get_supported_languages`; "auto" by default.
+            text: one text or several; each other argument is one for all, or a list of as many.
+            language: a name from `get_supported_languages`; "auto" by default.
             ref_audio: see `create_voice_clone_prompt`, like `ref_text` and `x_vector_only_mode`.
             ref_text: what the recording says.
             x_vector_only_mode: leave the recording's words and codes out of the prompt.
-            voice_clone_prompt: voices that were made before, in place of the three.
+            voice_clone_prompt: voices made beforehand, instead of the three above.
             non_streaming_mode: see `generate_custom_voice`.
             split: see `generate_custom_voice`.
             seed: the same seed gives the same speech.
@@ -282,7 +283,7 @@ class Qwen3TTS:
         speeches = self.synthesize(requests, generation, seed, official_decoding=official_decoding)
         return [speech.samples for speech in speeches], self.config.codec.sample_rate
 
-    # The same as streams.
+    # The same, streamed.
 
     def stream_custom_voice(
         self,
@@ -302,18 +303,18 @@ class Qwen3TTS:
         The samples are those of `generate_custom_voice` with the same arguments, within float rounding.
 
         Args:
-            text: a text, or its pieces as they are written, such as the output of a language model: they
-                are spoken as they arrive, by models that read phonemes (mini) once a sentence has ended. A generator
-                is closed when the stream ends; an open file, and whatever else gives pieces, is not.
+            text: a text, or its pieces as they are written, such as the output of a language model. Pieces are
+                spoken as they arrive; by models that read phonemes (mini), once a sentence has ended. A generator
+                is closed when the stream ends; an open file, or any other source of pieces, is not.
             speaker: see `generate_custom_voice`, like `language` and `instruct`.
-            language: one of `get_supported_languages`.
+            language: a name from `get_supported_languages`.
             instruct: how to speak, in words.
-            non_streaming_mode: by default True for a text and False for pieces, which it must be.
+            non_streaming_mode: by default True for a text and False for pieces, for which it must be False.
             split: speak a text of more tokens than this as several utterances, one after the other (see
                 `Request.split`); not for pieces.
             seed: the same seed gives the same speech.
-            schedule: frames (80 ms each in the published models) of the first chunk, the second, …, and of all that
-                follow.
+            schedule: frames (80 ms each in the published models) of the first chunk, the second, …; the last entry is
+                repeated.
             **sampling: see `generate_custom_voice`.
 
         Yields:
@@ -361,8 +362,8 @@ class Qwen3TTS:
     ) -> Iterator[Speech]:
         """Streams a cloned voice (Base models); see `generate_voice_clone` and `stream_custom_voice`.
 
-        `non_streaming_mode` is False by default. A voice that is made beforehand, and passed as
-        `voice_clone_prompt`, starts sooner.
+        `non_streaming_mode` is False by default. A voice made beforehand and passed as `voice_clone_prompt`
+        starts sooner.
         """
         self._require_type("base", "stream_voice_clone")
         given = voice_clone_prompt
@@ -410,25 +411,25 @@ class Qwen3TTS:
     ) -> list[Speech]:
         """Speaks any number of requests, `batch_size` at a time.
 
-        The utterance with number i draws from the key fold_in(seed, i), so its codes do not depend on its company.
+        Utterance i draws from the key fold_in(seed, i), so its codes do not depend on the others in its batch.
 
         Args:
             requests: what to say, in which voice, and for how long at most.
             sampling: the checkpoint's own by default.
             seed: the same seed gives the same speech.
-            batch_size: the most utterances at a time; where one ends, the next begins.
-            utterances: their numbers, 0 … 2³¹ − 1; by default 0, 1, 2, ….
-            fixed_shapes: compute in `batch_size` rows, however few are used, with a cache for the longest limit
-                from the start: then shapes, and with them the rounding, follow from the largest request in each respect
-                and not from how many there are or how long the others speak.
-            official_decoding: decode as the official package does: in chunks of 300 frames that see 25
-                frames before them, which differs from the exact decode beyond 24 s, and with a reference cut
+            batch_size: the most utterances at a time; when one ends, the next begins.
+            utterances: a number for each request, 0 … 2³¹ − 1; by default 0, 1, 2, ….
+            fixed_shapes: compute `batch_size` rows, however few are used, with a cache for the longest limit from
+                the start. Shapes, and with them the rounding, then depend on the largest request in each respect, not
+                on how many requests there are or how long the others speak.
+            official_decoding: decode as the official package does: in chunks of 300 frames that see the 25
+                frames before them, which differs from the exact decode beyond 24 s, and with the reference cut
                 off in proportion to its frames, which may leave one of its samples.
             progress: see `synthesis.Progress`.
 
         Raises:
-            ValueError: a bad request, or number of an utterance, before anything is computed.
-            TypeError: what is no request.
+            ValueError: a bad request or utterance number, before anything is computed.
+            TypeError: an item that is not a `Request`.
         """
         speeches = dict(
             self._synthesize(
@@ -457,15 +458,15 @@ class Qwen3TTS:
         official_decoding: bool = False,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, Speech]]:
-        """`synthesize` that yields the index of a request and its speech after the chunk of frames in which it ended.
+        """As `synthesize`, but yields each request's index and speech after the chunk of frames in which it ended.
 
-        With `fixed_shapes` only on one CPU: elsewhere several are decoded together, and wait until they are as many.
+        With `fixed_shapes` that holds on one CPU only: elsewhere requests wait until a full group is decoded together.
         """
         return self._synthesize(
             requests,
             sampling,
             seed,
-            # Where the decoder always has as many rows, fewer utterances would cost as much.
+            # The decoder then always computes all its rows: fewer utterances would cost as much.
             full_groups=fixed_shapes,
             batch_size=batch_size,
             utterances=utterances,
@@ -496,14 +497,14 @@ class Qwen3TTS:
     ) -> Iterator[Speech]:
         """Speaks one request and yields the speech as it is made; see `stream_custom_voice`.
 
-        Closing the iterator, or dropping it, frees all that the stream holds.
+        Closing or dropping the iterator frees everything that the stream holds.
 
         Args:
             request: what to say, in which voice, and for how long at most.
             sampling: the checkpoint's own by default.
             seed: the same seed gives the speech that `synthesize` gives the first request.
-            pieces: text that follows `request.text`, which may then be empty, as it arrives; they need the
-                text mode "as_it_comes". A generator is closed when the stream ends.
+            pieces: the text after `request.text`, which may then be empty, as it arrives; needs the text mode
+                "as_it_comes". A generator is closed when the stream ends.
             schedule: frames of each chunk; the last entry is repeated.
         """
         return stream(
@@ -526,7 +527,7 @@ class Qwen3TTS:
         schedule: Sequence[int] = CHUNK_FRAMES,
         capacity: int = 1024,
     ) -> StreamBatch:
-        """Streams that are spoken side by side, for servers: requests are added to it whenever they come.
+        """Makes a batch of streams spoken side by side, for servers: requests can be added at any time.
 
             batch = model.stream_batch(batch_size=16)
             first, second = batch.add(Request("Hello.", speaker="ryan")), batch.add(Request("Hi.", speaker="serena"))
@@ -535,12 +536,12 @@ class Qwen3TTS:
                     ...  # of `first` or `second`; more may be added at any time
 
         Args:
-            sampling: of all; the checkpoint's own by default.
-            batch_size: the most streams at a time; others wait until one of them has ended.
-            schedule: frames of each chunk of a stream; the last entry is repeated. All that are spoken together have
-                chunks of one length, that of the youngest of them.
-            capacity: prompt tokens and frames that each may have, at least 512: speech that goes on for longer, or a
-                longer prompt, has all wait while a program with a larger cache is compiled.
+            sampling: for all streams; the checkpoint's own by default.
+            batch_size: the most streams at a time; others wait until one of them ends.
+            schedule: frames of each chunk of a stream; the last entry is repeated. Streams that are spoken together
+                share one chunk length, that of the youngest.
+            capacity: prompt tokens and frames that each stream has room for, never fewer than 512: longer speech, or a
+                longer prompt, makes all wait while a program with a larger cache is compiled.
 
         Raises:
             ValueError: a bad argument.

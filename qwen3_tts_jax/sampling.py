@@ -19,7 +19,7 @@ def _flatten(config: SamplingConfig) -> tuple[list[Any], Filters]:
     if isinstance(config.top_k, Integral):
         # More than any vocabulary has.
         numbers["top_k"] = min(config.top_k, 2**31 - 1)
-    # Of one type each: 1 and 1.0 are not to be two programs.
+    # One type for each: 1 and 1.0 must not be two programs.
     return [_NUMBERS[name](n) if isinstance(n, Real) else n for name, n in numbers.items()], config.filters
 
 
@@ -54,7 +54,7 @@ def process_logits(
 
     Args:
         logits: [B, V].
-        config: which of them apply and how strongly.
+        config: which of these steps apply, and how strongly.
         seen: bool [B, V], codes that the penalty applies to: positive logits are divided by it and
             negative ones multiplied (Keskar et al. 2019, arXiv:1909.05858). None: no penalty.
         allowed: bool [B, V] or [V]; False forbids a code. None allows all.
@@ -77,7 +77,7 @@ def process_logits(
 
 
 def _kth_largest(logits: jax.Array, k: int | jax.Array, most: int) -> jax.Array:
-    """The k-th largest of each row, float32 [B, V] → [B, 1], 1 ≤ k ≤ `most`; the least where there are fewer."""
+    """The k-th largest of each row, float32 [B, V] → [B, 1], 1 ≤ k ≤ `most`; the least if there are fewer."""
     most = min(most, logits.shape[-1])
     k = jnp.minimum(k, most)
 
@@ -102,7 +102,7 @@ def _kth_largest(logits: jax.Array, k: int | jax.Array, most: int) -> jax.Array:
 
 
 def _nucleus_floor(logits: jax.Array, tail: float | jax.Array) -> jax.Array:
-    """The smallest logit [B, 1] of the nucleus: codes are dropped while the mass up to them is ≤ `tail` = 1 − top-p."""
+    """The smallest logit [B, 1] of the nucleus: the least likely codes, of mass ≤ `tail` = 1 − top-p, are dropped."""
     ascending = jnp.sort(logits, axis=-1)
     mass = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
     dropped = jnp.sum(mass[..., :-1] <= tail, axis=-1, keepdims=True)
@@ -118,7 +118,7 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
     """One code per row, int32 [B], and its log-probability in nats under the distribution it is drawn from, [B].
 
-    Arguments as `process_logits`, and one PRNG key per row, [B].
+    Arguments as for `process_logits`, and one PRNG key per row, [B].
     """
     logits = process_logits(logits, config, seen, allowed)
     if config.filters.do_sample:

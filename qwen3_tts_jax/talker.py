@@ -25,7 +25,7 @@ class TextProjection(nn.Module):
 
 
 class Talker(nn.Module):
-    """Text track and codec track are embedded apart, summed by the caller, and run through one stack."""
+    """Text track and codec track are embedded separately, summed by the caller, and run through one stack."""
 
     config: TalkerConfig
 
@@ -52,6 +52,6 @@ class Talker(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] → logits of the next code 0, float32 [..., V].
 
-        In bfloat16 models they are products that were rounded to bfloat16, and then widened.
+        In bfloat16 models the products are rounded to bfloat16, and then widened.
         """
         return self.codec_head(hidden).astype(jnp.float32)

@@ -88,7 +88,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`num_layers` blocks and, where the config says so, a last norm; layers are unrolled."""
+    """`num_layers` blocks, unrolled, and a final norm where the config says so."""
 
     config: TransformerConfig
 
@@ -101,7 +101,7 @@ class Transformer(nn.Module):
             cache: what came before; a `KVCache` must have room for T more slots.
 
         Returns:
-            The hidden states [B, T, D] and the cache T positions on.
+            The hidden states [B, T, D] and the cache, T positions further on.
         """
         config, steps = self.config, x.shape[1]
         x = x.astype(config.dtype)
