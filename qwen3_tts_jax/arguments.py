@@ -16,12 +16,12 @@ _DTYPES["codec"] = ("float32", "bfloat16", "bfloat16_3x")
 
 
 def part_dtypes(dtype: str | np.dtype | type, automatic: str) -> dict[str, str]:
-    """The dtypes to compute in, of "talker", "code_predictor" and "codec".
+    """The dtypes that "talker", "code_predictor" and "codec" compute in.
 
     Args:
         dtype: one for talker and code predictor, such as "bfloat16", and others by part, such as
-            "codec=bfloat16_3x", with commas between them; the last that names a part decides. "auto" chooses nothing.
-            Or a dtype, such as `jnp.bfloat16`, in place of the one.
+            "codec=bfloat16_3x", separated by commas; the last that names a part decides. "auto" chooses nothing.
+            A dtype object, such as `jnp.bfloat16`, sets talker and code predictor.
         automatic: the dtype of talker and code predictor where none is chosen; the codec's is float32.
 
     Raises:
@@ -53,10 +53,10 @@ def _dtype_name(dtype: Any) -> str:
 
 
 def merge_sampling(config: ModelConfig, options: dict[str, Any]) -> tuple[GenerationConfig, int | None]:
-    """The official package's sampling arguments over a checkpoint's own; None leaves one as it is.
+    """The official package's sampling arguments over a checkpoint's own; None keeps the checkpoint's.
 
     Returns:
-        The sampling, and the frame limit where `max_new_tokens` is given.
+        The sampling, and the frame limit, or None if `max_new_tokens` is not given.
 
     Raises:
         TypeError: an unknown option.

@@ -1,11 +1,11 @@
-"""Sizes that programs are compiled for: few, so that compiled ones are used again."""
+"""Sizes that programs are compiled for: few, so that compiled programs are reused."""
 
 from __future__ import annotations
 
 PROMPT_BUCKET = 32
-"""The smallest bucket of prompts, and for most models of what follows them."""
+"""The smallest bucket of prompts and, for most models, of what follows them."""
 UTTERANCE_BUCKET = 256
-"""That of what follows the prompts of models that read phonemes."""
+"""The smallest bucket of what follows a prompt, for models that read phonemes."""
 
 
 def bucket(size: int, smallest: int) -> int:

@@ -35,9 +35,9 @@ codec_whole = jax.jit(decoder.decode, static_argnames="config")
 
 
 class LastVoices:
-    """States of the decoder after the references of the voices that spoke last, as batches of one row.
+    """The decoder's states after the references of the voices that spoke last, as batches of one row.
 
-    A voice mostly speaks many utterances, and its reference need not be decoded before each. Any thread may ask.
+    A voice usually speaks many utterances, and its reference need not be decoded before each. Any thread may ask.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,11 @@ class LastVoices:
         return len(self._states)
 
     def get(self, params: dict[str, Any], rows: int, reference: np.ndarray) -> decoder.DecoderState | None:
-        """The state after a reference's codes [R, Q], where `keep` was given it.
+        """The state after a reference's codes [R, Q], or None if it is not kept.
 
         Args:
-            params: the subtree codec/decoder; what other parameters made of it is forgotten.
-            rows: of the program that decoded it, for they round differently.
+            params: the subtree codec/decoder; states that other parameters made are forgotten.
+            rows: of the program that decoded it: programs of other sizes round differently.
             reference: its codes.
         """
         key = _key(rows, reference)
@@ -64,7 +64,7 @@ class LastVoices:
             return self._states.get(key)
 
     def keep(self, params: dict[str, Any], rows: int, reference: np.ndarray, state: decoder.DecoderState) -> None:
-        """Keeps a state for `get`, in the place of the one that was asked for least lately."""
+        """Keeps a state for `get`, in place of the least recently used if there are too many."""
         with self._lock:
             self._require(params)
             self._states[_key(rows, reference)] = state
@@ -83,17 +83,18 @@ def _key(rows: int, reference: np.ndarray) -> tuple[int, bytes]:
 
 
 def codec_rows(params: dict[str, Any], config: CodecConfig) -> int:
-    """The most utterances that are decoded together: so many for each of the devices that share them.
+    """The most utterances that are decoded together: a number for each of the devices that share them.
 
-    One on CPUs, where a row of a product may round differently in another place: so an utterance's samples are the same
-    in whatever company. It is about as fast, for nobody is padded to the longest. Hopper GPUs are busy with 32.
+    One on CPUs, where a row of a product may round differently at another place in the batch: decoded alone, an
+    utterance always has the same samples. It is about as fast, as nothing is padded to the longest. 32 keep Hopper GPUs
+    busy.
     """
     each = 1 if default_device().platform == "cpu" else 32 if config.decoder.hopper else 8
     return each * data_size(params)
 
 
 def rows_for(params: dict[str, Any], config: CodecConfig, utterances: int) -> int:
-    """Rows of the program that decodes so many together, as many on each device.
+    """Rows of the program that decodes so many utterances together, the same number on each device.
 
     Kernels for Hopper GPUs take multiples of 8.
     """
@@ -119,11 +120,12 @@ def decode_codes(
 
     Args:
         params: the subtree codec/decoder.
-        config: of the codec.
+        config: the codec's.
         codes: of each utterance.
         references: codes [R, Q] that come before each utterance's; their samples are cut off.
-        voices: keeps what was heard of references, for the next call.
-        rows: decoded together, be they empty; by default as many as there are, up to `codec_rows`. `official` has one.
+        voices: keeps the states after references, for the next call.
+        rows: decoded together, even if some are empty; by default as many as are needed, up to `codec_rows`.
+            `official` decodes one at a time.
         official: decode in chunks without carried state, and cut references off in proportion, as the
             official package does.
         progress: told of utterances decoded.
@@ -159,7 +161,7 @@ def _decode_exactly(
     rows: int,
     voices: LastVoices,
 ) -> list[np.ndarray]:
-    """Of references and codes. Of a reference the last frames, less than a chunk, are decoded with each utterance."""
+    """Decodes (reference, codes) pairs; a reference's last frames, fewer than a chunk, go with each utterance."""
     heard, left = [], []
     for reference, codes in utterances:
         whole_chunks = len(reference) // _CHUNK_FRAMES * _CHUNK_FRAMES
@@ -203,8 +205,8 @@ def _after(
 ) -> decoder.DecoderState:
     """The state of `rows` rows, the first of which have heard references of whole chunks, int32 [R, Q].
 
-    Those that are not among `voices` are decoded together, by the program that goes on: so each utterance has the
-    samples that it has after its reference in one piece.
+    Those that are not among `voices` are decoded together, by the program that continues from them: so each utterance
+    has the same samples as if it were decoded in one piece with its reference.
     """
     heard = {reference.tobytes(): reference for reference in references if len(reference)}
     states = {voice: voices.get(params, rows, reference) for voice, reference in heard.items()}
@@ -231,7 +233,7 @@ def row_of(state: decoder.DecoderState, row: jax.Array) -> decoder.DecoderState:
 
 @partial(jax.jit, donate_argnames="state")
 def with_row(state: decoder.DecoderState, here: jax.Array, row: decoder.DecoderState) -> decoder.DecoderState:
-    """The state with that of one row in the rows that are True in `here` [B]."""
+    """The state with `row`, of one row, in all rows that are True in `here` [B]."""
 
     def put(leaf: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(here.reshape(-1, *[1] * (leaf.ndim - 1)), new, leaf)

@@ -32,7 +32,7 @@ class TransformerConfig:
 
     `sliding_window` counts the positions that a query may see, its own included; None sees all.
     `dtype` is the dtype of activations and products; norms, softmax and RoPE are always float32.
-    `attention` is what computes the attention of many queries, see `attention.configure`.
+    `attention` names what computes the attention of many queries, see `attention.configure`.
     """
 
     num_layers: int
@@ -75,8 +75,8 @@ class TalkerConfig:
     """The Qwen3 language model over code 0, with its text embedding and projection.
 
     The codec vocabulary is the codes of codebook 0 followed by `num_special_codes` rows for
-    control tokens, languages and speakers. Where `staging_devices` is not 0, a batch that is spread over so many
-    writes its cache once for a chunk of frames, see `cache.StagedCache`.
+    control tokens, languages and speakers. If `staging_devices` is not 0, a batch that is spread over that many
+    writes its cache once per chunk of frames, see `cache.StagedCache`.
     """
 
     transformer: TransformerConfig
@@ -97,7 +97,7 @@ class TalkerConfig:
 
     @property
     def codebook_size(self) -> int:
-        """Of codebook 0."""
+        """The number of codes in codebook 0."""
         return self.codec_vocab_size - self.num_special_codes
 
 
@@ -139,12 +139,12 @@ class PromptConfig:
 
     @property
     def text_ids(self) -> dict[str, int]:
-        """Those of the text vocabulary, by what they are."""
+        """The ids that belong to the text vocabulary, by name."""
         return {name: getattr(self, name) for name in ("tts_bos", "tts_eos", "tts_pad")}
 
     @property
     def codec_ids(self) -> dict[str, int]:
-        """Those of the codec vocabulary, by what they are."""
+        """The ids that belong to the codec vocabulary, by name."""
         control = ("bos", "eos", "pad", "think", "nothink", "think_bos", "think_eos")
         languages = {f"language {name}": index for name, index in self.languages.items()}
         speakers = {f"speaker {name}": index for name, index in self.speakers.items()}
@@ -195,8 +195,8 @@ class CodecDecoderConfig:
 
     `latent_upsample_rates` are the ConvNeXt stages, `upsample_rates` the SnakeBeta stages; their
     product is the number of samples per frame. Stage i of the latter has
-    `decoder_channels // 2**i` input channels. With `three_pass` the convolutions, in float32, are made of products
-    in bfloat16, see `codec.conv`; with `hopper` kernels make them where shapes allow, see `codec.hopper`.
+    `decoder_channels // 2**i` input channels. With `three_pass` the float32 convolutions are made of products in
+    bfloat16, see `codec.conv`; with `hopper`, by kernels where shapes allow, see `codec.hopper`.
     """
 
     transformer: TransformerConfig
@@ -238,7 +238,7 @@ class CodecDecoderConfig:
 class CodecConfig:
     """The speech tokenizer: 12.5 frames a second as published.
 
-    `encoder_trained` is False where only what follows the encoder was trained: it decodes, and encodes nothing.
+    `encoder_trained` is False where only what follows the encoder was trained: such a codec only decodes.
     """
 
     sample_rate: int
@@ -275,8 +275,8 @@ class CodecConfig:
     def with_dtype(self, dtype: str) -> CodecConfig:
         """The same codec computing in `dtype`: "float32", "bfloat16", or "bfloat16_3x".
 
-        The last is float32, but for the decoder's convolutions, which accelerators compute several times as fast in
-        three passes of bfloat16; CPUs slower. Kernels are chosen for a dtype: `codec.hopper.configure` comes after.
+        The last is float32, except that the decoder's convolutions take three passes of bfloat16: several times as
+        fast on accelerators, slower on CPUs. Kernels are chosen for a dtype: call `codec.hopper.configure` afterwards.
         """
         three_pass = dtype == "bfloat16_3x"
         dtype = "float32" if three_pass else dtype
@@ -290,8 +290,8 @@ class Filters(NamedTuple):
     """Which steps of sampling a compiled program contains; their strengths are arguments of it.
 
     Attributes:
-        do_sample: whether codes are drawn, and not the most likely taken.
-        top_k_room: the largest top-k that the program can do, 64, 128, 256, …; 0 where it is off.
+        do_sample: whether codes are drawn; otherwise the most likely are taken.
+        top_k_room: the largest top-k that the program supports, 64, 128, 256, …; 0 where it is off.
         nucleus: whether top-p is on.
         penalty: whether repetition is penalised.
     """
@@ -307,8 +307,8 @@ class SamplingConfig:
     """How one code is drawn from its logits; see `sampling.process_logits` for the order of operations.
 
     `top_k=0` and `top_p=1.0` switch those filters off. `do_sample=False` takes the most likely code
-    and ignores temperature, top-k and top-p, but not the repetition penalty. As an argument of a compiled function that
-    is not static it is a pytree of its numbers: programs depend on its `filters` alone.
+    and ignores temperature, top-k and top-p, but not the repetition penalty. As a non-static argument of a compiled
+    function it is a pytree of its numbers: programs depend on its `filters` alone.
     """
 
     do_sample: bool = True
@@ -335,7 +335,7 @@ class SamplingConfig:
 
     @cached_property
     def filters(self) -> Filters:
-        """What of it a compiled program is made for."""
+        """The part of it that a compiled program is specialised to."""
         room = 1 << max(6, (int(self.top_k) - 1).bit_length()) if self.top_k else 0
         return Filters(self.do_sample, room, self.top_p < 1.0, self.repetition_penalty != 1.0)
 
@@ -353,7 +353,7 @@ class GenerationConfig:
     code_predictor: SamplingConfig = SamplingConfig()
 
     def __post_init__(self) -> None:
-        # Its codes are of different codebooks: there is none that repeats another.
+        # Its codes belong to different codebooks, so none can repeat another.
         _require(
             self.code_predictor.repetition_penalty == 1.0,
             f"repetition_penalty of the code predictor must be 1, got {self.code_predictor.repetition_penalty}",
@@ -406,7 +406,7 @@ class ModelConfig:
             ("codec", self.talker.codec_vocab_size, self.prompt.codec_ids),
         ):
             for name, index in ids.items():
-                # Beyond its table an embedding would be that of the last row, and an end of speech never drawn.
+                # An id beyond its table would be embedded as the last row; such an end of speech is never drawn.
                 _require(0 <= index < size, f"{name} is {index}, but the {vocabulary} vocabulary has {size} ids")
         _require(
             (self.model_type == "base") == (self.speaker_encoder is not None),
@@ -415,7 +415,10 @@ class ModelConfig:
 
     @property
     def supports_instruct(self) -> bool:
-        """The published 0.6B checkpoint with voices was not trained with instructions; the reference drops them."""
+        """Whether it takes instructions.
+
+        The published 0.6B checkpoint with voices was not trained with them, and the reference drops them.
+        """
         return self.model_type == "voice_design" or (self.model_type == "custom_voice" and self.model_size != "0b6")
 
     def with_dtypes(
@@ -434,7 +437,7 @@ class ModelConfig:
         )
 
     def with_attention(self, choose: Callable[[TransformerConfig], AttentionKernel]) -> ModelConfig:
-        """The same model with what `choose` says for each of its stacks."""
+        """The same model with the attention that `choose` returns for each of its stacks."""
 
         def chosen(part):
             stack = part.transformer

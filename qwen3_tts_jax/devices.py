@@ -1,4 +1,4 @@
-"""JAX's default device: where weights go, and what dtype and kernels are chosen for, if nothing else is said."""
+"""JAX's default device: unless told otherwise, where weights go and what dtype and kernels are chosen for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def automatic_dtype(platform: str | None = None) -> str:
 
 
 def nvidia_capability() -> float | None:
-    """The compute capability of JAX's default device, such as 9.0; None where that is no NVIDIA GPU."""
-    # An AMD GPU's is a name.
+    """The compute capability of JAX's default device, such as 9.0; None if that is no NVIDIA GPU."""
+    # That of an AMD GPU is a name.
     capability = str(getattr(default_device(), "compute_capability", ""))
     return float(capability) if capability.replace(".", "", 1).isdecimal() else None

@@ -2,16 +2,16 @@
 
 Every position of a prompt is the sum of a text channel (an id of the text vocabulary, embedded and
 projected) and a codec channel (ids of the talker's and the code predictor's embeddings, one column per
-codebook). With a speaker and a language, the text all at once:
+codebook). With a speaker, a language and the text all at once:
 
     text   instruct …  role ×3  pad    pad         pad       pad         pad      bos  text …  eos  pad
     codec                       think  think_bos   language  think_eos   speaker  pad  pad …   pad  bos
 
-With "auto" for a language the prefix is [nothink, think_bos, think_eos]; without a speaker there is no
-position for one, and a cloned voice has its x-vector there instead of an id. As the text comes, only its
-first token is in the prompt, over codec_bos; the rest follows one token per frame.
+With the language "auto" the prefix is [nothink, think_bos, think_eos]. Without a speaker there is no
+position for one; a cloned voice has its x-vector there instead of an id. Where the text is read as it comes,
+only its first token is in the prompt, over codec_bos; the rest follows one token per frame.
 
-A voice that is cloned in context goes on with what its recording says, the text all at once or as it comes:
+A voice cloned in context continues what its recording says, with the text all at once or as it comes:
 
     text   …  bos  reference text … text …  eos  pad  pad   pad …
     codec  …  pad  pad …                    pad  bos  reference frames …
@@ -41,15 +41,15 @@ TextMode = Literal["all_at_once", "as_it_comes"]
 NONE = -1
 """The id where a channel adds nothing to a position."""
 
-# What `Tokenizer.assistant` and `.reference` put around a text. Like the official package, the text is what
-# lies between these positions, whatever the ids are: newlines at its start merge with the one that ends the role.
+# Ids that `Tokenizer.assistant` and `.reference` put around a text. As in the official package, the text is whatever
+# lies between these positions: newlines at its start merge with the one that ends the role.
 ROLE_IDS = 3
 CLOSING_IDS = 5
 REFERENCE_CLOSING_IDS = 2
 
 
 class Tokenizer(Protocol):
-    """What a prompt needs of `text.TextTokenizer`."""
+    """What a prompt needs from `text.TextTokenizer`."""
 
     phonemes: Durations | None
 
@@ -66,17 +66,17 @@ class Request:
 
     Attributes:
         text: what is said.
-        language: a language or dialect of the model, in any case, or "auto".
-        speaker: a voice of a custom-voice model, in any case; without one it speaks in a voice of its own choosing.
+        language: a language or dialect of the model, case-insensitive, or "auto".
+        speaker: a voice of a custom-voice model, case-insensitive; without one the model chooses a voice.
         instruct: how to say it (custom voice) or who says it (voice design), in words.
         text_mode: "all_at_once" puts the whole text into the prompt; "as_it_comes" feeds it to the
             talker one token per frame, the way the official package simulates a text that streams in.
         max_frames: the most frames (80 ms each in the published models) to generate; None is the model's own limit.
-        voice: of a base model; without one it speaks in a voice of its own choosing.
+        voice: what a base model clones; without one it chooses a voice.
         split: approximate maximum length of one utterance, in text tokens (each some 0.2 s of speech). A longer text is
-            spoken as several, which end where sentences do and do not hear each other; each has a limit of
-            frames of its own, 2 s and 0.64 s per token. By default all is one utterance. Models that read phonemes
-            (mini) speak sentence by sentence in any case.
+            spoken as several, which end where sentences do and do not hear each other; each has a frame limit
+            of its own, 2 s plus 0.64 s per token. By default the text is one utterance. Models that read phonemes
+            (mini) always speak sentence by sentence.
     """
 
     text: str
@@ -89,7 +89,7 @@ class Request:
     split: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises: TypeError, for a text or an instruction that is no str."""
+        """Raises a TypeError for a text or an instruction that is not a str."""
         for name in ("text", "instruct"):
             value = getattr(self, name)
             if not isinstance(value, str) and (name, value) != ("instruct", None):
@@ -119,7 +119,7 @@ class PromptPlan:
 
 
 class PromptBatch(NamedTuple):
-    """Prompts padded on the right to one length T, and so their trailing text.
+    """Prompts padded on the right to one length T, and their trailing texts to one length U.
 
     A named tuple, so that it is a JAX tree without this module importing JAX.
 
@@ -144,14 +144,14 @@ MAX_SEED = 2**31 - 1
 
 
 def check_seed(seed: Any, name: str = "seed") -> None:
-    """Refuses, with a ValueError, what is no seed, or number of an utterance: a whole number 0 … 2³¹ − 1."""
+    """Raises a ValueError unless a seed, or an utterance's number, is a whole number 0 … 2³¹ − 1."""
     check_whole(name, seed)
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"{name} must be 0 … {MAX_SEED}, got {seed}")
 
 
 def check_whole(name: str, value: Any, least: int | None = None) -> None:
-    """Refuses a count that is no whole number, which the device would cut and the host wait for, or is below `least`.
+    """Refuses a count below `least`, or no whole number: the device would round it down, the host wait for the rest.
 
     Raises:
         ValueError: names it and its value.
@@ -169,7 +169,7 @@ def validate(request: Request, config: ModelConfig) -> None:
 
     Raises:
         ValueError: an empty text, an unknown language or speaker (the message lists what there is), a
-            speaker or voice given to the wrong kind of model, an unknown text mode, or a limit of frames that is
+            speaker or voice given to the wrong kind of model, an unknown text mode, or a frame limit that is
             below 1 or no whole number.
     """
     if not request.text.strip():

@@ -13,15 +13,15 @@ _SENTENCE_END = re.compile(
       |\n\s*\n""",
     re.VERBOSE,
 )
-# An abbreviation or an initial before the stop does not.
+# Abbreviations and initials, whose stop ends no sentence.
 _NO_END = re.compile(
     r"(?:^|[\s(\"'“])(?:\w|(?:\w\.)+\w|[Mm]r|[Mm]rs|[Mm]s|[Dd]r|St|Mt|Jr|Prof|Capt|Lt|Sgt|Col|Gen|Gov|Sen|Rev|Sr|No|vs)\.$"
 )
-# Neither do these before a number.
+# Abbreviations whose stop ends no sentence before a number.
 _NO_END_BEFORE_NUMBER = re.compile(
     r"\b(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec|[Nn]os|Nr|pp|[Ff]igs?|[Vv]ol|[Cc]h|[Ss]ec|[Ee]q|[Vv]er|approx)\.$"
 )
-# Characters. No more of a sentence is looked at, which may be all initials.
+# Characters at the end of a sentence that are searched for an abbreviation: it may be all initials.
 _LONGEST_ABBREVIATION = 40
 _CLAUSE_END = re.compile(r"(?<=[,;:—])\s+|(?<=[，、；：])")
 _WORD_END = re.compile(r"\s+")
@@ -29,7 +29,7 @@ _CHARACTER_END = re.compile(r"(?<=.)", re.DOTALL)
 
 
 def sentences(text: str) -> tuple[list[str], str]:
-    """The sentences of a text that have certainly ended, and the rest: all of it but for white space between them."""
+    """The sentences of a text that have certainly ended, and the rest; only white space between them is dropped."""
     found, start = [], 0
     for end, following in _sentence_ends(text):
         found.append(text[start:end])
@@ -38,20 +38,20 @@ def sentences(text: str) -> tuple[list[str], str]:
 
 
 def divided(text: str, longest: int, length: Callable[[str], int]) -> list[str]:
-    """A text in parts that are short enough: as few as can be, and of much the same length.
+    """A text in parts that are short enough: as few as possible, and of much the same length.
 
-    They end where sentences do; only within a sentence that is too long by itself, where clauses do, else words, else
+    Parts end where sentences do; only within a sentence that is too long by itself, where clauses do, else words, else
     anywhere.
 
     Args:
         text: any; white space at the ends of parts is left out.
         longest: the length that no part should exceed, at least 1; a single character may.
-        length: of a text. That of several together is taken to be the sum of theirs.
+        length: measures a text. The length of several together is taken to be the sum of theirs.
     """
     pieces = list(_pieces(text, longest, length))
     lengths = [length(piece.strip()) for piece, _ in pieces]
-    # Of the first n pieces, the best division: how badly it cuts, its parts, the sum of their squared lengths, and
-    # where the last one begins. Without any part all is 0.
+    # The best division of the first n pieces: how badly it cuts, how many parts it has, the sum of their squared
+    # lengths, and where the last part begins. Without any part all is 0.
     best: list[tuple[int, int, int, int]] = [(0, 0, 0, 0)]
     for stop in range(1, len(pieces) + 1):
         choices, total = [], 0
@@ -72,7 +72,7 @@ def divided(text: str, longest: int, length: Callable[[str], int]) -> list[str]:
 
 
 def _sentence_ends(text: str) -> Iterator[tuple[int, int]]:
-    """Where a sentence ends and the next begins, but for the last."""
+    """Where each sentence but the last ends, and where the next begins."""
     start = 0
     for end in _SENTENCE_END.finditer(text):
         last = text[max(start, end.start() - _LONGEST_ABBREVIATION) : end.start()]

@@ -43,7 +43,7 @@ def encode_recordings(
 
     Args:
         params: the subtree codec/encoder.
-        config: of the codec.
+        config: the codec's.
         recordings: float [N] each, N > 0, in [−1, 1] at the codec's sample rate.
         sliding_window: see `encoder.encode`. Without it memory and time per frame grow with the recording.
         progress: called as progress("encode", recordings done, recordings in all).
@@ -86,7 +86,7 @@ def _encode_batch(
     if not sliding_window or config.encoder.transformer.sliding_window is None:
         positions = _CHUNK_FRAMES * config.encoder.downsample_stride
         capacity = bucket(int(chunks) * positions, positions)
-    # Where steps leave it, so that the first of them needs no program of its own.
+    # Placed where steps leave it, so that the first step needs no program of its own.
     state = place_batch(params, encode_start(config.encoder, rows, capacity))
     codes = list(fetched(_steps(params, config, state, recordings, lengths, int(chunks))))
     whole = np.concatenate(codes, axis=1)[: len(recordings)]
@@ -118,7 +118,7 @@ class SpeechTokenizer:
     """The codec ready to use; make one with `from_pretrained`.
 
     Attributes:
-        config: of the codec, with the dtype that it computes in.
+        config: the codec's, with the dtype that it computes in.
         params: its parameter trees "encoder" and "decoder", usable with the functions of `codec`.
     """
 
@@ -136,14 +136,14 @@ class SpeechTokenizer:
         local_files_only: bool | None = None,
         progress: Progress | None = None,
     ) -> Self:
-        """Loads the codec, and nothing else, of a checkpoint; all published ones have the same.
+        """Loads only the codec of a checkpoint; all published ones have the same.
 
         Args:
             model: a checkpoint's folder (published layout or converted), its `speech_tokenizer` folder, a
                 Hugging Face repo id, "Qwen/Qwen3-TTS-Tokenizer-12Hz" among them, or a short name such as
                 "0.6B-Base".
-            dtype: "float32" as published, "bfloat16_3x" for a decoder in three passes, see
-                `config.CodecConfig.with_dtype`, or "bfloat16", which gives other codes.
+            dtype: "float32" as published, "bfloat16_3x" for a decoder in three passes (see
+                `config.CodecConfig.with_dtype`), or "bfloat16", which gives other codes.
             revision: branch, tag or commit on Hugging Face.
             cache_dir: where downloads are kept; Hugging Face's own cache by default.
             local_files_only: never ask the network; None lets the environment variable HF_HUB_OFFLINE decide.
@@ -167,17 +167,17 @@ class SpeechTokenizer:
         sliding_window: bool = True,
         progress: Progress | None = None,
     ) -> list[np.ndarray]:
-        """Recordings → codes int32 [T, Q] of each; T is that of `encoded_frames`.
+        """Recordings → codes int32 [T, Q] of each; `encoded_frames` gives T.
 
-        Each recording gives the codes that it gives alone. In the official package the last frame of the
-        shorter recordings of a list sees the padding, and may differ.
+        Each recording has the codes that it would have alone. In the official package the last frame of the
+        shorter recordings in a list sees the padding, and may differ.
 
         Args:
             audio: one recording or a list of them: see `audio.AudioLike`, or samples [N] or [N, channels],
-                which need `sample_rate`. Any rate; they are resampled to the codec's.
-            sample_rate: of bare samples, in Hz; the other kinds of recordings bring their own.
-            sliding_window: see `codec.encoder.encode`; False gives the codes of the official package on a CPU
-                for more than 10 s.
+                which need `sample_rate`. Any rate will do: they are resampled to the codec's.
+            sample_rate: of bare samples, in Hz; other kinds of recordings carry their own.
+            sliding_window: see `codec.encoder.encode`; for more than 10 s, False gives the codes of the official
+                package on a CPU.
             progress: see `encode_recordings`.
 
         Raises:
@@ -228,7 +228,7 @@ class SpeechTokenizer:
             raise ValueError(f"codes {row} {problem}")
         return codes.astype(np.int32)
 
-    # What the official package offers, under its names.
+    # The methods of the official package, under its names.
 
     def get_model_type(self) -> str:
         """The codec's type in config.json; there is no other."""

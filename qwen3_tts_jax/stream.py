@@ -35,14 +35,14 @@ from qwen3_tts_jax.text import IncrementalText, TextTokenizer
 from qwen3_tts_jax.utterances import FRAMES_PER_TOKEN, spoken_as, spoken_as_it_arrives, utterance_number
 
 CHUNK_FRAMES = (1, 2, 4, 8)
-"""Frames of the first chunk, the second, …, and of all that follow: one (80 ms in the published models) until the first
-sound, then ever fewer interruptions."""
+"""Frames of the first chunk, the second, …, and of all that follow: one (80 ms in the published models) for an early
+first sound, then ever fewer interruptions."""
 
-# Frames that the cache has room for at first: by the prompt's tokens, or where the text is still arriving
-# (144 s). A cache that grows later interrupts the speech until a larger program is compiled.
+# Frames that the cache has room for at first, where the text is still arriving (144 s); otherwise the prompt's
+# tokens decide. A cache that grows later interrupts the speech until a larger program is compiled.
 _FRAMES_OF_OPEN_TEXT = 1800
 _MIN_CAPACITY = 512
-# A piece of text that comes within this time was there already, and so, maybe, is the next.
+# A piece of text that comes within this time was there already, and the next one may be, too.
 _AT_HAND_SECONDS = 0.005
 
 
@@ -58,9 +58,9 @@ def stream(
     schedule: Sequence[int],
     voices: LastVoices,
 ) -> Iterator[Speech]:
-    """Speaks one request chunk by chunk; `Qwen3TTS.stream` tells what the arguments are.
+    """Speaks one request chunk by chunk; `Qwen3TTS.stream` describes the arguments.
 
-    `voices` keeps what the decoder heard of references. All that can be refused is refused at once, not when the first
+    `voices` keeps the decoder's states after references. Whatever can be refused is refused at once, not when the first
     chunk is asked for.
     """
     check_seed(seed)
@@ -73,10 +73,10 @@ def stream(
     elif request.split is not None:
         raise ValueError("a text in pieces is not split: give the whole text, or leave split out")
     else:
-        validate(replace(request, text="…"), config)  # The text itself, once it is there.
+        validate(replace(request, text="…"), config)  # The text itself is checked once it is there.
         utterances = _utterances_of_pieces(request, pieces, tokenizer, config)
     chunks = _speak(params, config, request, generation, seed, utterances, pieces, schedule, voices)
-    # A generator that was never started would not do what it has to when it is closed.
+    # A generator that was never started would skip its `finally` when it is closed.
     next(chunks)
     return chunks
 
@@ -85,7 +85,7 @@ def checked_schedule(schedule: Sequence[int]) -> tuple[int, ...]:
     """The frames of each chunk, as Python's own numbers.
 
     Raises:
-        ValueError: there are none, or some that are no whole numbers of at least 1.
+        ValueError: there are none, or one is no whole number of at least 1.
     """
     for frames in schedule:
         check_whole("a chunk of the schedule", frames)
@@ -112,7 +112,7 @@ def _plan_utterance(
 
 
 def _utterances_of_text(request: Request, tokenizer: TextTokenizer, config: ModelConfig) -> Iterator[_Utterance]:
-    """Of a whole text, one after the other: the first of many waits until the second is phonemes, not until all are."""
+    """Those of a whole text: the first of many waits only until the second, not until all, are phonemes."""
     parts = spoken_as_it_arrives(request, (), tokenizer) if tokenizer.phonemes else iter(spoken_as(request, tokenizer))
     part = next(parts)
     for following in parts:
@@ -124,7 +124,7 @@ def _utterances_of_text(request: Request, tokenizer: TextTokenizer, config: Mode
 def _utterances_of_pieces(
     request: Request, pieces: Iterable[str], tokenizer: TextTokenizer, config: ModelConfig
 ) -> Iterator[_Utterance]:
-    """Of a text that is still arriving."""
+    """Those of a text that is still arriving."""
     if tokenizer.phonemes:
         for part in spoken_as_it_arrives(request, pieces, tokenizer):
             yield _plan_utterance(part, tokenizer, config)
@@ -170,7 +170,7 @@ def _speak(
                 return
         yield Speech(np.zeros(0, np.float32), rate, np.zeros((0, config.talker.num_codebooks), np.int32), _reason(cut))
     finally:
-        # A generator that was reading from a connection would keep it open; a file is its caller's.
+        # A generator may hold a connection open; a file is the caller's to close.
         if isinstance(pieces, Generator):
             pieces.close()
 
@@ -201,7 +201,7 @@ class SpokenText:
         return self.complete or len(self.ids) >= frame + count
 
     def covered(self, frame: int, count: int) -> int:
-        """How many of `count` frames from `frame` on have their text: waits for that of the first alone."""
+        """How many of `count` frames from `frame` on have their text; waits only for the first frame's."""
         at_hand = True
         while not self.has(frame, count if at_hand else 1):
             asked = time.monotonic()
@@ -221,10 +221,10 @@ class SpokenText:
 def plan_arriving_text(
     request: Request, pieces: Iterable[str], tokenizer: TextTokenizer, config: ModelConfig
 ) -> tuple[PromptPlan, SpokenText]:
-    """Reads pieces of `request.text`'s continuation until the prompt is certain.
+    """Reads the pieces that continue `request.text` until the prompt is certain.
 
-    The request's text mode must be "as_it_comes". A voice that is cloned in context has room for text over
-    its reference's frames, so its prompt needs more of the text than the first token.
+    The request's text mode must be "as_it_comes". A voice cloned in context has room for text over its
+    reference's frames, so its prompt needs more of the text than the first token.
 
     Raises:
         ValueError: as `prompt.plan_prompt`.
@@ -235,7 +235,7 @@ def plan_arriving_text(
         if text.text.strip():
             plan = plan_prompt(replace(request, text=text.text), tokenizer, config)
             trailing = plan.trailing_text_ids.tolist()
-            if trailing:  # Its last id is the end of the text, which is not here yet; the prompt is as it will be.
+            if trailing:  # The last id ends the text, which has not ended yet; the prompt is final.
                 return plan, SpokenText(trailing[:-1], arriving, trailing[-1:])
     plan = plan_prompt(replace(request, text=text.text), tokenizer, config)
     return plan, SpokenText(plan.trailing_text_ids.tolist())
@@ -250,8 +250,8 @@ def _arriving(text: IncrementalText, pieces: Iterable[str]) -> Iterator[list[int
 class StreamedCodes:
     """One prompt spoken into codes, chunk by chunk.
 
-    Iterating yields codes int32 [T, Q] of a chunk, and None, or in the last chunk, where T may be 0, why it ended.
-    `begin` has the device make the next chunk while the caller is busy with the last.
+    Iterating yields the codes int32 [T, Q] of a chunk and None or, with the last chunk (T may be 0), why it ended.
+    `begin` has the device make the next chunk while the caller is busy with the one before.
     """
 
     def __init__(
@@ -271,12 +271,12 @@ class StreamedCodes:
 
         Args:
             params: the trees `talker` and `code_predictor`.
-            config: of the model.
+            config: the model's.
             generation: how codes are drawn.
             plan: the prompt; its trailing text is not used.
             text: what follows the prompt's text.
             frame_limit: the most frames.
-            seed: of the draws, as in a batch, together with the utterance's number.
+            seed: seeds the draws, as in a batch, together with the utterance's number.
             schedule: frames of each chunk; the last entry is repeated. A chunk is shorter where the text or
                 the speech ends, or where the text has not arrived.
             utterance: its number, 0 … 2³¹ − 1.
@@ -316,12 +316,12 @@ class StreamedCodes:
         if self._chunk is not None or self._reason is not None:
             return
         count = self._wanted()
-        # A larger cache is another program, and what the caller has in hand should not wait until it is compiled.
+        # A larger cache is another program, and the chunk in the caller's hands should not wait for it to compile.
         if self._text.has(self._frame, count) and self._slots + self._frame + count <= self._capacity:
             self._dispatch(count)
 
     def _wanted(self) -> int:
-        """Frames of the next chunk, where all have their text."""
+        """Frames of the next chunk if all have their text."""
         if self._size is None:
             self._size = next(self._sizes)
         return min(self._size, self._frame_limit - self._frame)
@@ -342,7 +342,7 @@ class StreamedCodes:
 
 
 def first_capacity(plan: PromptPlan, text: SpokenText, frame_limit: int, longest: int) -> int:
-    """Slots of the cache that a stream starts with: its prompt's, one for each frame to expect, and a chunk's.
+    """Slots of the cache that a stream starts with: its prompt's, one for each expected frame, and a chunk's.
 
     The arguments are those of `StreamedCodes`; `longest` is the frames of its longest chunk.
     """
@@ -351,5 +351,5 @@ def first_capacity(plan: PromptPlan, text: SpokenText, frame_limit: int, longest
 
 
 def cache_capacity(slots: int) -> int:
-    """Slots that a stream's cache has where so many are needed."""
+    """Slots of a stream's cache that is to have at least `slots`: a power of two, so that programs are few."""
     return max(_MIN_CAPACITY, 1 << (slots - 1).bit_length())

@@ -1,7 +1,7 @@
 """Many streams at once: requests join a batch whenever they come, and their chunks are made side by side.
 
-A frame of a batch takes hardly longer than that of one utterance, for the weights are read once. The codes of each are
-those of a stream by itself with the same seed.
+A frame of a batch takes hardly longer than a frame of one utterance, because the weights are read once. Each stream
+has the codes that it would have alone with the same seed.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from qwen3_tts_jax.utterances import spoken_as, utterance_number
 
 @dataclass(eq=False)
 class _Stream:
-    """A request, and how far it is.
+    """A request and how far it has been spoken.
 
     Attributes:
         number: what the caller knows it by.
-        seed: of its draws.
+        seed: seeds its draws.
         reference: codes [R, Q] that the decoder hears first.
         parts: the utterances that are still to come, with their prompts.
         left: frames that the request may still make.
-        place: of the utterance that is spoken, −1 before the first.
-        text: what follows its prompt.
-        slots: of the cache, that its prompt takes.
-        frame: frames of it that were made, of at most `limit`.
-        speaking: whether it has not ended.
-        chunks: that were begun.
-        cut: whether a limit has ended an utterance.
+        place: index of the current utterance, −1 before the first.
+        text: what follows that utterance's prompt.
+        slots: cache slots that its prompt takes.
+        frame: frames of it made so far, of at most `limit`.
+        speaking: whether it has not ended yet.
+        chunks: how many were begun.
+        cut: whether a limit has cut any of it.
     """
 
     number: int
@@ -82,7 +82,7 @@ class _Stream:
         self.text, self.slots, self.frame, self.limit, self.speaking = text, slots, 0, limit, True
 
     def count(self, frames: int, *, ended: bool) -> None:
-        """Takes account of frames that were made; `ended` says that the model ended the utterance after them."""
+        """Accounts for frames that were made; `ended` says whether the model ended the utterance after them."""
         self.frame += frames
         self.left -= frames
         if ended or self.frame == self.limit:
@@ -96,8 +96,8 @@ class _Stream:
 class StreamBatch:
     """Streams that are spoken side by side; make one with `Qwen3TTS.stream_batch`.
 
-    `add` and `cancel` may be called from any thread at any time; `step` from one. `len` is how many streams there are
-    that have not ended, those that wait for a free row included.
+    `add` and `cancel` may be called from any thread at any time; `step` from one only. `len` counts the streams that
+    have not ended, including those that wait for a free row.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class StreamBatch:
         schedule: Sequence[int],
         voices: LastVoices,
     ):
-        """See `Qwen3TTS.stream_batch`; `voices` keeps what the decoder heard of references."""
+        """See `Qwen3TTS.stream_batch`; `voices` keeps the decoder's states after references."""
         check_whole("batch_size", batch_size, least=1)
         check_whole("capacity", capacity, least=1)
         self._params, self._config, self._tokenizer, self._generation = params, config, tokenizer, generation
@@ -126,7 +126,7 @@ class StreamBatch:
         self._capacity = cache_capacity(operator.index(capacity))
         state = empty_batch_compiled(params, config, rows, self._capacity, self._longest)
         self._state = place_state(params, state)
-        # The chunk that the device makes, and who speaks in it.
+        # The chunk that the device is making, and the streams that speak in it, by row.
         self._chunk: tuple[dict[int, _Stream], jax.Array] | None = None
         self._decoder = StreamDecoder(params["codec"]["decoder"], config.codec, rows, voices)
 
@@ -134,7 +134,7 @@ class StreamBatch:
         return len(self._open)
 
     def add(self, request: Request, seed: int = 0) -> int:
-        """Has a request spoken as soon as a row is free; returns the number of its stream, which no other has.
+        """Has a request spoken as soon as a row is free; returns its stream's number, which no other stream has.
 
         Args:
             request: what to say, in which voice, and for how long at most.
@@ -142,7 +142,7 @@ class StreamBatch:
 
         Raises:
             ValueError: a bad request or seed; the others go on.
-            TypeError: what is no request.
+            TypeError: `request` is not a `Request`.
         """
         if not isinstance(request, Request):
             raise TypeError(f"a stream needs a `Request`, got {request!r}")
@@ -157,15 +157,15 @@ class StreamBatch:
         return number
 
     def cancel(self, number: int) -> None:
-        """Ends a stream before its time, without a last chunk; nothing happens where it has ended already."""
+        """Ends a stream early, without a last chunk; does nothing if it has ended already."""
         self._open.pop(number, None)
 
     def step(self) -> list[tuple[int, Speech]]:
         """Makes the next chunk of every stream that has a row, and has the device begin the one after it.
 
         Returns:
-            The number of each of these streams, and its chunk. The last of a stream has a finish_reason, and may have
-            no samples. Empty where there is nothing to speak.
+            The number of each of these streams, and its chunk. A stream's last chunk has a finish_reason, and may have
+            no samples. Empty if there is nothing to speak.
         """
         if self._chunk is None:
             self._begin()
@@ -182,7 +182,7 @@ class StreamBatch:
         speeches = []
         for row, stream in rows.items():
             if stream.number not in self._open:
-                continue  # Nobody listens any more.
+                continue  # It was cancelled.
             reason = ("length" if stream.cut else "stop") if stream.over else None
             if stream.over:
                 self.cancel(stream.number)
@@ -190,7 +190,7 @@ class StreamBatch:
         return speeches
 
     def _begin(self) -> None:
-        """Gives rows to those who wait, and the device the next chunk, if anybody speaks."""
+        """Gives free rows to waiting streams, and the device the next chunk if any stream speaks."""
         for row, stream in enumerate(self._rows):
             if stream is None or stream.over or stream.number not in self._open:
                 stream = self._rows[row] = self._next()
@@ -210,7 +210,7 @@ class StreamBatch:
             windows = place_batch(self._params, windows)
             self._state = set_text_compiled(self._params, self._config, self._state, windows)
         self._make_room(max(stream.slots + stream.frame for stream in rows.values()))
-        # Whoever has heard least decides: the first sound should not wait for a long chunk of the others.
+        # The youngest stream decides: its first sound should not wait for a long chunk of the others.
         count = self._schedule[min(len(self._schedule) - 1, *(stream.chunks for stream in rows.values()))]
         for stream in rows.values():
             stream.chunks += 1
@@ -220,7 +220,7 @@ class StreamBatch:
         self._chunk = rows, chunk
 
     def _next(self) -> _Stream | None:
-        """The first who waits and was not cancelled."""
+        """The first waiting stream that was not cancelled."""
         while self._waiting:
             stream = self._waiting.popleft()
             if stream.number in self._open:
@@ -243,7 +243,7 @@ class StreamBatch:
         self._state = insert_compiled(self._state, np.full(1, row, np.int32), new)
 
     def _make_room(self, slots: int) -> None:
-        """Has the cache hold the longest chunk after so many slots."""
+        """Grows the cache if it cannot hold the longest chunk after so many slots."""
         if slots + self._longest > self._capacity:
             self._capacity = cache_capacity(slots + self._longest)
             self._state = grow_compiled(self._state, self._capacity)

@@ -1,4 +1,4 @@
-"""The codec's decoder for streams: rows that go on chunk by chunk, each after what it has said before."""
+"""The codec's decoder for streams: rows that go on chunk by chunk, each from where it stopped."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CODEC_FRAMES = (16, 8, 4, 2, 1)
 
 
 class StreamDecoder:
-    """The decoder's states of some rows, each of which speaks one stream after the other.
+    """The decoder's states for a number of rows, each of which speaks one stream after the other.
 
-    They are decoded in groups, as many together as the device is best at: on CPUs one by one.
+    Rows are decoded in groups of the size that suits the device: on CPUs one by one.
     """
 
     def __init__(self, params: dict[str, Any], config: CodecConfig, rows: int, voices: LastVoices | None = None):
@@ -29,9 +29,9 @@ class StreamDecoder:
 
         Args:
             params: the subtree codec/decoder.
-            config: of the codec.
+            config: the codec's.
             rows: how many streams are spoken at a time.
-            voices: keeps what was heard of references, for the next decoder.
+            voices: keeps the states after references, for the next decoder.
         """
         self._params, self._config = params, config
         self._together = min(rows, codec_rows(params, config))
@@ -40,7 +40,7 @@ class StreamDecoder:
         self._voices = LastVoices() if voices is None else voices
 
     def hear(self, row: int, reference: np.ndarray) -> None:
-        """Begins another stream in a row, which goes on from a recording's codes [R, Q]; R may be 0."""
+        """Begins another stream in a row; it continues after a recording's codes [R, Q], where R may be 0."""
         group, place = divmod(row, self._together)
         here = np.arange(self._shape) == place
         state, here = place_batch(self._params, (self._states[group], here))
@@ -58,8 +58,8 @@ class StreamDecoder:
         Args:
             codes: by row, of all rows that go on; T may differ, and may be 0.
             ended: rows that do not go on after these codes.
-            meanwhile: may give the device more to do. It is called before accelerators are waited for, and on CPUs,
-                whose cores both would share, after the samples are there.
+            meanwhile: may give the device more to do. It is called before waiting for an accelerator; on CPUs, whose
+                cores both would share, once the samples are there.
         """
         groups: dict[int, dict[int, np.ndarray]] = {}
         for row, spoken in codes.items():
@@ -80,7 +80,7 @@ class StreamDecoder:
         return samples
 
     def _decode_group(self, group: int, codes: Mapping[int, np.ndarray], ended: Collection[int]) -> list[jax.Array]:
-        """Samples [rows, N] on the device, part by part, of a group's codes by their places in it."""
+        """Samples [rows, N] on the device, part by part; `codes` and `ended` name rows by their place in the group."""
         state, frames, parts = self._states[group], max(map(len, codes.values())), []
         padded = np.zeros((self._shape, frames, self._config.num_codebooks), np.int32)
         for place, spoken in codes.items():
@@ -100,14 +100,14 @@ class StreamDecoder:
         return parts
 
     def _start(self) -> decoder.DecoderState:
-        # Where steps leave it, so that the first of them needs no program of its own.
+        # Placed where steps leave it, so that the first step needs no program of its own.
         return place_batch(self._params, codec_start(self._config.decoder, self._shape))
 
     def _step(self, state: decoder.DecoderState, codes: np.ndarray) -> tuple[decoder.DecoderState, jax.Array]:
         return codec_step(self._params, self._config.decoder, state, place_batch(self._params, codes))
 
     def _voice(self, reference: np.ndarray) -> decoder.DecoderState:
-        """The state of one row after a reference; it is decoded by the programs that go on from it."""
+        """The state of one row after a reference, which is decoded by the programs that continue from it."""
         known = self._voices.get(self._params, self._shape, reference)
         if known is not None:
             return known
@@ -122,7 +122,7 @@ class StreamDecoder:
 
 
 def _sizes(frames: int) -> Iterator[int]:
-    """Cuts so many frames into the few lengths that are compiled."""
+    """Cuts a number of frames into the few lengths that are compiled."""
     for size in CODEC_FRAMES:
         while frames >= size:
             yield size

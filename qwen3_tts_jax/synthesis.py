@@ -1,7 +1,7 @@
 """The host's side of generation: batches in buckets of shapes, and the loops over compiled chunks.
 
-Prompts and batches are padded to a few sizes, so that the compiled programs are few and are used
-again; the host looks at the device only between chunks.
+Prompts and batches are padded to a few sizes, so that compiled programs are few and reused; the host
+looks at the device only between chunks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Speech:
         sample_rate: samples per second.
         codes: int32 [T, Q], the frames that `samples` were decoded from.
         finish_reason: "stop" where the model ended the utterance, "length" where the limit cut it, None
-            where a stream goes on.
+            while a stream goes on.
     """
 
     samples: np.ndarray
@@ -63,8 +63,8 @@ class Speech:
 def shape_step(tokenizer: Tokenizer) -> int:
     """The smallest bucket of frames, and of the text that comes with them.
 
-    It is large for models that read phonemes, which are small and speak single sentences: to compile another program
-    would take them longer than to compute in some empty places.
+    It is large for models that read phonemes, which are small and speak single sentences: compiling another program
+    would take longer than computing some padding.
     """
     return UTTERANCE_BUCKET if tokenizer.phonemes else PROMPT_BUCKET
 
@@ -86,12 +86,12 @@ def synthesize_each(
     official_decoding: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Speech]]:
-    """Speaks any number of requests; `Qwen3TTS.synthesize_each` tells what the arguments are.
+    """Speaks any number of requests; `Qwen3TTS.synthesize_each` describes the arguments.
 
-    Those that ended in a chunk are decoded together before the next look at the device. With `full_groups` they
-    wait until there are as many as the device is best at.
+    Those that ended in the same chunk are decoded together before the next look at the device. With `full_groups`
+    they wait until they are as many as the device decodes best.
 
-    `voices` keeps what the decoder heard of references. All that can be refused is refused at once, not when the first
+    `voices` keeps the decoder's states after references. Whatever can be refused is refused at once, not when the first
     speech is asked for.
     """
     check_seed(seed)
@@ -104,7 +104,7 @@ def synthesize_each(
     parts = [spoken_as(request, tokenizer) for request in requests]
     plans = [[plan_prompt(part, tokenizer, config) for part in each] for each in parts]
     counts = [len(each) for each in parts]
-    # Single sentences, of models that read phonemes, take less time one by one than another program to compile.
+    # With models that read phonemes, single sentences one by one take less time than compiling another program.
     useful = len(requests) if tokenizer.phonemes else sum(counts)
     rows = whole_rows(params, batch_size if fixed_shapes else min(batch_size, bucket(useful, 1)))
     spoken = speak_codes(
@@ -149,7 +149,7 @@ def synthesize_each(
 
 
 def _groups(ended: Iterable[list[Any]], size: int, *, full: bool) -> Iterator[list[Any]]:
-    """Those that ended in each chunk, at most `size` at a time; `full` groups wait until there are as many."""
+    """Those that ended in each chunk, at most `size` at a time; `full` groups wait until they have `size`."""
     group: list[Any] = []
     for of_chunk in ended:
         for one in of_chunk:
@@ -202,25 +202,25 @@ def speak_codes(
     fixed_capacity: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[list[tuple[int, np.ndarray, FinishReason]]]:
-    """Speaks prompts into codes, `rows` at a time: whoever ends makes room for the next between two chunks.
+    """Speaks prompts into codes, `rows` at a time: between chunks, utterances that ended make room for the next.
 
     Args:
         params: the trees `talker` and `code_predictor`.
-        config: of the model.
+        config: the model's.
         generation: how codes are drawn.
         plans: one per utterance; the longest start first, so that the last do not leave the batch idle.
         frame_limits: the most frames of each.
-        seed: of the draws, together with the utterance's number.
+        seed: seeds the draws, together with the utterance's number.
         utterances: the number of each, 0 … 2³¹ − 1.
-        rows: of the compiled programs.
-        chunk_frames: frames between two looks at who has ended.
+        rows: how many the compiled programs have.
+        chunk_frames: frames between two checks for rows that have ended.
         step: the smallest bucket of frames, and of the text that comes with them.
-        fixed_capacity: allocate the cache for the largest limit at once. By default it is what such texts take
-            and grows where speech is longer, which compiles another program.
+        fixed_capacity: allocate the cache for the largest limit at once. By default it has room for what such texts
+            take, and grows where speech is longer, which compiles another program.
         progress: told of prompts read, and of frames made out of the sum of the limits.
 
     Yields:
-        Of each chunk, the utterances that ended in it: the plan's index, codes int32 [T, Q], and why it ended.
+        For each chunk, the utterances that ended in it: the plan's index, codes int32 [T, Q], and why it ended.
     """
     if not plans:
         return
@@ -269,7 +269,7 @@ def speak_codes(
             capacity = bucket(needed, step)
             state = grow_compiled(state, capacity)
         state, chunk = generate_chunk(params, config, generation, state, chunk_frames)
-        # The device makes this chunk while the caller decodes those who ended in the one before.
+        # The device makes this chunk while the caller decodes the utterances that ended in the one before.
         yield ended
         chunk, stopped, ended = np.asarray(chunk), np.asarray(state.ended), []
         for row, seat in enumerate(seats):
@@ -288,5 +288,5 @@ def speak_codes(
 
 
 def expected_frames_of(plan: PromptPlan) -> int:
-    """`expected_frames` of all that the prompt and the frames after it read."""
+    """`expected_frames` for all the text ids that the prompt and the frames after it read."""
     return expected_frames(len(plan.text_ids) + len(plan.trailing_text_ids))

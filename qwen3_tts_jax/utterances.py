@@ -1,8 +1,8 @@
-"""A request → the utterances that it is spoken as, and their codes → its own.
+"""A request → the utterances that it is spoken as, and their codes → the request's.
 
-Mostly they are one and the same. A request may ask for its text to be split; and a model that reads phonemes learnt
-from single sentences, so it speaks one after the other, each as its phonemes, one per frame. Their codes are decoded as
-one, and the pause between two is the silence that they begin and end with.
+Usually a request is one utterance. It may ask for its text to be split; and a model that reads phonemes learnt from
+single sentences, so it speaks one after the other, each as its phonemes, one per frame. The codes of all are decoded
+as one, and the pause between two utterances is the silence that they begin and end with.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from qwen3_tts_jax.synthesis import FinishReason
 
 _BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
-"""Speech hardly ever takes longer than 2 s, and 0.64 s per token of its text."""
-# `mini` is silent for 6 frames more than it has ids to say, and may hold a single word's vowel for ten: what has not
-# ended by then has run away.
+"""Speech hardly ever takes longer than 2 s plus 0.64 s per token of its text."""
+# `mini` makes 6 frames of silence besides one frame per id, and may hold a single word's vowel for ten: an utterance
+# that has not ended by then has run away.
 _FRAMES_AFTER_TEXT = 20
 _LANGUAGE = "english"
-# Far apart in the numbers of utterances: 2³² divided by the golden ratio, an odd number.
+# Keeps utterance numbers far apart: 2³² divided by the golden ratio, an odd number.
 _STEP = 2_654_435_769
 
 
 def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
-    """The requests of one utterance each that a request is spoken as.
+    """Turns a request into the requests, of one utterance each, that it is spoken as.
 
-    Where it asks for a split, their texts are its own in parts (see `sentences.divided`), each with the limit that is
-    expected of so long a text within that of the request.
+    If it asks for a split, their texts are parts of its own (see `sentences.divided`), each with the frame limit
+    expected for its length, within the request's limit.
 
-    Where the model reads phonemes, their texts are those of its sentences (see `phonemes.utterances`) in their
-    durations (see `durations.frame_text`), each is read as it comes, and each has a limit of frames of its own within
-    that of the request. Sentences that begin behind the request's limit are none of them.
+    If the model reads phonemes, their texts are the phonemes of its sentences (see `phonemes.utterances`) in their
+    durations (see `durations.frame_text`). Each is read as it comes and has a frame limit of its own, within the
+    request's limit. Sentences that would begin beyond that limit are left out.
 
     Raises:
         ValueError: there is nothing to say in the text, or `split` is no whole number of at least 1.
@@ -46,12 +46,12 @@ def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
     durations = tokenizer.phonemes
     if durations is None:
         return _split(request, tokenizer)
-    # Its library is for those alone whose model reads phonemes.
+    # Imported here, because only models that read phonemes need its library.
     from qwen3_tts_jax import phonemes
 
     parts, frames = [], 0
     for text in phonemes.utterances(request.text):
-        # Speech lasts longer than its phonemes, for it ends in silence.
+        # Speech lasts longer than its phonemes, because it ends in silence.
         if request.max_frames is not None and frames > request.max_frames:
             break
         parts.append(_utterance(request, durations.frame_text(text), tokenizer))
@@ -60,9 +60,9 @@ def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
 
 
 def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[Request]:
-    """`spoken_as` for models that read phonemes, of a text that `pieces` go on with.
+    """`spoken_as` for models that read phonemes, of a text that `pieces` continue.
 
-    A sentence is there once something follows it.
+    A sentence is complete once something follows it.
 
     Raises:
         ValueError: the text has ended, and there is nothing to say in it.
@@ -87,12 +87,12 @@ def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tok
 
 
 def text_tokens(text: str, tokenizer: Tokenizer) -> int:
-    """How many tokens a text is."""
+    """How many tokens a text has."""
     return len(tokenizer.assistant(text)) - ROLE_IDS - CLOSING_IDS
 
 
 def expected_frames(tokens: int) -> int:
-    """Frames that hardly any utterance of so long a text exceeds: three times what speech takes, and two seconds."""
+    """Frames that hardly any utterance of `tokens` exceeds: three times what speech takes, plus two seconds."""
     return _BASE_FRAMES + FRAMES_PER_TOKEN * tokens
 
 
@@ -113,13 +113,13 @@ def _within(request: Request, limit: int) -> int:
 
 def _utterance(request: Request, text: str, tokenizer: Tokenizer) -> Request:
     limit = _within(request, text_tokens(text, tokenizer) + _FRAMES_AFTER_TEXT)
-    # Phonemes are of one language, which such a model was always told.
+    # Phonemes belong to one language, and such a model was always told which.
     language = _LANGUAGE if str(request.language).lower() == "auto" else request.language
     return replace(request, text=text, language=language, text_mode="as_it_comes", max_frames=limit)
 
 
 def utterance_number(number: int, place: int) -> int:
-    """The number, 0 … 2³¹ − 1, of the utterance at a place in a request with a number; the first has that itself."""
+    """The number, 0 … 2³¹ − 1, of the utterance at `place` in request `number`; the first has the request's own."""
     return (int(number) + place * _STEP) % 2**31
 
 
@@ -128,7 +128,7 @@ def joined(
     counts: Sequence[int],
     limits: Sequence[int | None],
 ) -> Iterator[list[tuple[int, np.ndarray, FinishReason]]]:
-    """Puts the utterances of each request together again.
+    """Joins the utterances of each request again.
 
     Args:
         spoken: groups of utterances in any order: index among all, codes int32 [T, Q], and why it ended.
@@ -136,8 +136,8 @@ def joined(
         limits: the most frames of each request; None where its utterances' own are enough.
 
     Yields:
-        Of each group, the requests whose last utterance is in it: index, codes int32 [T, Q], and "length" where the
-        limit of any of its utterances or its own cut it, else "stop".
+        For each group, the requests that it completes: index, codes int32 [T, Q], and "length" if the request's own
+        limit or that of any of its utterances cut it, else "stop".
     """
     owners = [(index, place) for index, count in enumerate(counts) for place in range(count)]
     waiting: dict[int, dict[int, tuple[np.ndarray, FinishReason]]] = {}
@@ -153,7 +153,7 @@ def joined(
             del waiting[index]
             whole = np.concatenate([codes for codes, _ in parts])
             cut = whole[: limits[index]]
-            # What makes as many frames as it may is cut, as an utterance is: the end would have come after them.
+            # A request that makes all the frames it may counts as cut, as an utterance does: its end would come later.
             within = limits[index] is None or len(whole) < limits[index]
             ended = within and all(reason == "stop" for _, reason in parts)
             complete.append((index, cut, "stop" if ended else "length"))

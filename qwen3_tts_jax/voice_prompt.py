@@ -35,7 +35,7 @@ class VoicePrompt:
 
 
 def codes_problem(codes: np.ndarray, count: int, size: int) -> str | None:
-    """What keeps an array from being codes, in words that follow what it is called; None where nothing does.
+    """Why an array cannot be codes, in words that follow its name in a message; None if it can.
 
     Args:
         codes: int [T, Q], T > 0.
@@ -52,10 +52,10 @@ def codes_problem(codes: np.ndarray, count: int, size: int) -> str | None:
 
 
 def stand_in(config: ModelConfig, frames: int, text: str | None) -> VoicePrompt:
-    """A voice of the shapes that a base model makes of a recording, to plan prompts with before there are weights.
+    """A voice with the shapes that a base model makes of a recording, to plan prompts before there are weights.
 
     Args:
-        config: of the model.
+        config: the model's.
         frames: of the recording's codes, see `speech_tokenizer.encoded_frames`.
         text: what it says; None for the x-vector alone.
     """
@@ -68,9 +68,9 @@ def check_voice(voice: VoicePrompt, config: ModelConfig) -> None:
     """Refuses a voice that the model cannot clone.
 
     Raises:
-        TypeError: it is no `VoicePrompt`.
-        ValueError: the model is no base model, the voice is of a model of another size, its codes are no
-            codes of the model's codec, or its transcript is empty.
+        TypeError: it is not a `VoicePrompt`.
+        ValueError: the model is not a base model, the voice comes from a model of another size, its codes are
+            not codes of the model's codec, or its transcript is empty.
     """
     if not isinstance(voice, VoicePrompt):
         raise TypeError(

@@ -23,9 +23,9 @@ from qwen3_tts_jax.voice_prompt import VoicePrompt
 __all__ = ["VoicePrompt", "blend", "describe", "load", "load_all", "make_voices", "save"]
 
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 300.0
-"""Of a recording that a voice can be made from."""
+"""The shortest and the longest recording that a voice can be made from."""
 
-# The peak of the quietest recording, −80 dBFS: the noise of a microphone lies well above it.
+# The lowest peak of a recording, −80 dBFS: a microphone's noise lies well above it.
 _SILENCE = 1e-4
 # Chinese is spoken at some 4 characters a second and slow English at 8 letters, pauses included.
 _FEWEST_LETTERS_PER_SECOND = 1.0
@@ -46,7 +46,7 @@ def make_voices(
 
     Args:
         params: the whole parameter tree of a base model; its parts speaker_encoder and codec/encoder are used.
-        config: of the model.
+        config: the model's.
         recordings: as `audio.read` gives them: mono floats [N] in ±1, and their rate in Hz. From 3 to 30 s
             of one clear voice are best.
         texts: what each recording says; None makes a voice of the x-vector alone.
@@ -78,7 +78,7 @@ def make_voices(
     encoded = encode_recordings(
         params["codec"]["encoder"],
         config.codec,
-        # As published both rates are one.
+        # In the published models both rates are the same.
         [heard[i] if rate == codec_rate else _resampled(recordings[i], codec_rate) for i in in_context],
         sliding_window=sliding_window,
     )
@@ -87,7 +87,7 @@ def make_voices(
 
 
 def check_recording(name: str, samples: np.ndarray, rate: int) -> None:
-    """Refuses what no voice can be made from, with a ValueError that calls the recording `name`; see `make_voices`."""
+    """Raises a ValueError, with `name` for the recording, if no voice can be made from it; see `make_voices`."""
     problem = audio.samples_problem(samples)
     if problem is None and rate < 1:
         problem = f"has a sample rate of {rate} Hz"
@@ -150,10 +150,10 @@ def _x_vector(params: Mapping[str, Any], config: SpeakerEncoderConfig, samples: 
 
 
 def blend(a: VoicePrompt, b: VoicePrompt, weight: float) -> VoicePrompt:
-    """A voice between two, of the x-vector alone.
+    """A voice between two others, with an x-vector alone.
 
-    The direction goes along the great circle from a's to b's (spherical linear interpolation, Shoemake
-    1985), the length in a straight line.
+    Its direction lies on the great circle from a's to b's (spherical linear interpolation, Shoemake 1985);
+    its length is interpolated linearly.
 
     Args:
         a: x_vector [D].
@@ -162,7 +162,7 @@ def blend(a: VoicePrompt, b: VoicePrompt, weight: float) -> VoicePrompt:
 
     Raises:
         ValueError: another weight, x-vectors of different widths, one of length 0, or opposite ones, between
-            which no way is the shortest.
+            which no path is the shortest.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"the weight of a blend must be from 0 (the first voice) to 1 (the second), got {weight}")
