@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: the command answers --help without waiting for JAX."""
+    """Imports a public name when it is first used, so that the command answers --help without waiting for JAX."""
     if name in _HOMES:
         return getattr(import_module(f"qwen3_tts_jax.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

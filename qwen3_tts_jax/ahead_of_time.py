@@ -8,7 +8,7 @@ flat list in the order of `Programs.weights`. For one size of batch there are th
     chunk(weights, state)                                    → state, codes int32 [B, chunk_frames, Q], −1 after the end
     decode(weights, codec_state, codes [B, chunk_frames, Q]) → codec_state, samples float32 [B, N]
 
-`prompt` is a dict of the arrays of `prompt.PromptBatch`; `Programs.codec_state` has what the first `decode` takes.
+`prompt` is a dict of the arrays of `prompt.PromptBatch`; `Programs.codec_state` makes what the first `decode` takes.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Size:
         rows: B.
         prompt_slots: T, the longest prompt.
         capacity: slots of the cache: the prompt's and one for each frame.
-        text_slots: of the text that is spoken as it comes; 0 where prompts have all of it.
-        chunk_frames: frames of one call.
+        text_slots: for text that is spoken as it comes; 0 where prompts hold all of it.
+        chunk_frames: frames per call of `chunk` and `decode`.
     """
 
     rows: int
@@ -57,10 +57,10 @@ class Programs:
     """The programs of a file.
 
     Attributes:
-        sizes: that there are.
+        sizes: the sizes in the file.
         weights: [(path, shape, dtype)] of the flat list of weights.
-        facts: of the model: num_codebooks, sample_rate, frame_samples, tts_pad.
-        platforms: that they run on.
+        facts: about the model: num_codebooks, sample_rate, frame_samples, tts_pad.
+        platforms: where they run.
     """
 
     def __init__(self, manifest: dict[str, Any], programs: dict[tuple[str, Size], jax.export.Exported]):
@@ -89,7 +89,7 @@ class Programs:
             weights: the flat list.
             prompt: text_ids [B, T], codes [B, T, Q], lengths [B], trailing_text_ids [B, U], speaker_position [B];
                 and x_vectors [B, D], which are None unless the model clones voices.
-            seed: of the draws, together with the utterance's number.
+            seed: seeds the draws, together with the utterance's number.
             utterances: int32 [B].
             frame_limits: int32 [B], the most frames of each row.
 
@@ -155,7 +155,7 @@ def check_sizes(sizes: Sequence[Size], config: ModelConfig) -> None:
     """Refuses sizes that no programs can have.
 
     Raises:
-        ValueError: no sizes, sizes twice, a cache without room for a frame, or one beyond the model's context.
+        ValueError: no sizes, a size given twice, a cache without room for a frame, or one beyond the model's context.
     """
     if not sizes or len(set(sizes)) < len(sizes):
         raise ValueError(f"sizes must be at least one, and none twice, got {list(sizes)}")
@@ -182,12 +182,12 @@ def export_programs(
     """Writes the programs of a model into a file.
 
     Args:
-        file: to write; a file that is there is replaced once the new one is complete.
+        file: where to write; an existing file is replaced once the new one is complete.
         params: the model's, or their shapes (`jax.ShapeDtypeStruct`).
-        config: of the model.
+        config: the model's.
         sizes: at least one.
-        generation: how codes are drawn, which is part of the programs; the checkpoint's own by default.
-        platforms: to run on ("cpu", "cuda", "rocm", "tpu"); by default JAX's own here.
+        generation: how codes are drawn, which becomes part of the programs; the checkpoint's own by default.
+        platforms: to run on ("cpu", "cuda", "rocm", "tpu"); by default the one that JAX uses here.
 
     Raises:
         ValueError: as `check_sizes`.
@@ -278,7 +278,7 @@ def _export(
         params = tree.unflatten(weights)
         return generate.prefill(params, config, PromptBatch(**prompt), keys, limits, size.capacity)
 
-    # A file knows lists of plain arrays, not our classes and JAX's typed keys.
+    # A file knows lists of plain arrays, not the classes of this package or JAX's typed keys.
     typed, state_tree = jax.tree.flatten(jax.eval_shape(start, leaves, *request))
     first = jax.eval_shape(lambda: decoder.initial_state(config.codec.decoder, rows))
     codec_state, codec_tree = jax.tree.flatten(first)
@@ -303,7 +303,7 @@ def _export(
         return jax.tree.leaves(state), samples
 
     def export(function: Callable, *arguments: Any) -> jax.export.Exported:
-        # JAX promises nothing of how long a layout constraint, of the cache, can be read; it is only advice.
+        # JAX does not promise for how long the cache's layout constraints can be read; they are only advice.
         allowed = [jax.export.DisabledSafetyCheck.custom_call("LayoutConstraint")]
         return jax.export.export(jax.jit(function), disabled_checks=allowed, **options)(*arguments)
 

@@ -21,8 +21,8 @@ import soxr
 from qwen3_tts_jax.files import check_place, completed
 
 AudioLike = str | Path | bytes | tuple[np.ndarray, int]
-"""A recording: a file's path; as text an http or https URL or base64, raw or as a data URL; the content of a
-file; or samples, float or PCM of 16 or 32 bits, [N] or [N, channels], with their rate in Hz."""
+"""A recording: the path of a file; text that is an http or https URL or base64, raw or as a data URL; the bytes of
+a file; or samples, float or PCM of 16 or 32 bits, [N] or [N, channels], with their rate in Hz."""
 
 # (format, subtype) of libsndfile by the ending of a file's name
 _FORMATS: Mapping[str, tuple[str, str]] = {
@@ -34,7 +34,7 @@ _FORMATS: Mapping[str, tuple[str, str]] = {
 # libsndfile's Vorbis encoder keeps a whole call's samples on the stack, and overflows it on long audio.
 _BLOCK = 1 << 16
 
-# The official package takes any longer text without a path separator for base64; no file is as short.
+# The official package takes any longer text without a path separator for base64; no sound file is as short.
 _MIN_BASE64 = 256
 _MAX_DOWNLOAD = 200_000_000
 _TIMEOUT = 30.0  # seconds without an answer
@@ -42,10 +42,10 @@ _SHOWN = 80
 
 
 def read(source: AudioLike) -> tuple[np.ndarray, int]:
-    """Reads a recording of any kind, WAV, FLAC, OGG and MP3 among the formats, as mono.
+    """Reads a recording of any kind as mono; formats include WAV, FLAC, OGG and MP3.
 
-    Channels are averaged. A text is a path if a file of that name exists, unless it is a URL. Downloads end
-    at 200 MB.
+    Channels are averaged. A text is a path if a file of that name exists, unless it is a URL. Downloads are
+    limited to 200 MB.
 
     Args:
         source: see `AudioLike`.
@@ -83,7 +83,7 @@ def read(source: AudioLike) -> tuple[np.ndarray, int]:
 
 
 def samples_problem(samples: np.ndarray) -> str | None:
-    """What keeps an array from being a recording, in words that follow what it is called; None where nothing does.
+    """Why an array cannot be a recording, in words that follow its name in a message; None if it can.
 
     Args:
         samples: floats [N], N > 0, all finite.
@@ -99,7 +99,7 @@ def samples_problem(samples: np.ndarray) -> str | None:
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """Samples float32 [N] at `rate` Hz → float32 [ceil(N · new_rate / rate)] at `new_rate` Hz.
 
-    By soxr's high quality, filled up with zeros to that length, as `librosa.resample` does it for the official
+    In soxr's high quality, padded with zeros to that length, as `librosa.resample` does for the official
     package: the samples are equal bit for bit.
     """
     if rate == new_rate:
@@ -147,7 +147,7 @@ def _from_data_url(url: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    # Some hosts refuse the library's own name.
+    # Some hosts refuse urllib's own name.
     request = urllib.request.Request(url, headers={"User-Agent": "qwen3-tts-jax"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
@@ -204,7 +204,7 @@ def _shortened(text: str) -> str:
 
 
 def check_writable(path: str | Path) -> None:
-    """Finds out, before long work, whether `write(path, …)` will be able to put its file there.
+    """Checks, before long work, that `write(path, …)` will be able to put its file there.
 
     Raises:
         ValueError: the name's ending is not that of a supported format.
@@ -218,7 +218,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def write(path: str | Path, samples: np.ndarray, sample_rate: int, *, sync: bool = False) -> None:
-    """Writes mono samples as WAV or FLAC (16-bit PCM) or OGG (Vorbis), by the ending of the name.
+    """Writes mono samples as WAV or FLAC (16-bit PCM) or OGG (Vorbis), as the name's ending says.
 
     The file appears under its name only once it is complete.
 
@@ -242,7 +242,7 @@ def write(path: str | Path, samples: np.ndarray, sample_rate: int, *, sync: bool
         )
     file_format, subtype = _format_of(path)
     clipped = np.clip(samples.astype(np.float32), -1.0, 1.0)
-    # In memory first: where a disk is full, not every encoder of libsndfile says so.
+    # In memory first: not every encoder of libsndfile reports a full disk.
     content = io.BytesIO()
     with soundfile.SoundFile(
         content, "w", samplerate=sample_rate, channels=1, format=file_format, subtype=subtype
@@ -251,10 +251,10 @@ def write(path: str | Path, samples: np.ndarray, sample_rate: int, *, sync: bool
             file.write(clipped[start : start + _BLOCK])
     try:
         with completed(path, sync=sync) as temporary:
-            # A view would be kept by the error of a full disk, and then could not be freed.
+            # Not a view of it: the error of a full disk would keep that, and the content could not be freed.
             temporary.write_bytes(content.getvalue())
     except OSError:
-        # Says more, where the folder is why. Asked before, it would cost every file two more operations of the disk.
+        # Says more if the folder is the reason. Asked beforehand, it would cost two more disk operations per file.
         check_writable(path)
         raise
 

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import jax
 
-# JAX would keep only what took a second; a stream has several smaller programs, and a small model only such.
+# JAX would keep only what took a second; a stream has several smaller programs, and a small model no others.
 _MIN_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
 
 
 def keep_compiled(folder: str | Path | None = None) -> Path | None:
-    """Lets JAX keep compiled programs in a folder and take them from there. Call it before the first computation.
+    """Lets JAX keep compiled programs in a folder and reuse them. Call it before the first computation.
 
-    Whoever has given JAX a folder already (JAX_COMPILATION_CACHE_DIR) keeps that one,
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says how long the compiling of what is kept takes at least (else 0.05 s),
-    and JAX_ENABLE_COMPILATION_CACHE=false switches it off. Any of the files may be deleted at any time.
+    A folder that JAX was given before (JAX_COMPILATION_CACHE_DIR) stays in use,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS is the compile time from which programs are kept (else 0.05 s), and
+    JAX_ENABLE_COMPILATION_CACHE=false switches it off. Any of the files may be deleted at any time.
 
     Args:
-        folder: by default qwen3-tts-jax in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), apart for
-            each kind of CPU, because JAX would run on one what it had compiled for another.
+        folder: by default one for each kind of CPU under qwen3-tts-jax in the user's cache folder ($XDG_CACHE_HOME
+            or ~/.cache), because JAX would run on one kind what it had compiled for another.
 
     Returns:
         The folder in use, or None where programs are not kept.

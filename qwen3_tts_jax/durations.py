@@ -1,8 +1,8 @@
 """How long phonemes last: for models that are told which phoneme every frame says, like `mini`.
 
-Such a model reads its text as it comes, an id with each frame, so where ids are phonemes in their durations it need not
-find out what comes next nor when speech ends. Durations follow from an additive model of a speaker's: of the phoneme,
-of what follows it, and of how near a pause is, which final syllables are lengthened before (Klatt 1976).
+Such a model reads its text as it comes, an id with each frame. As each phoneme is repeated for its duration, the model
+need not find out what comes next or when speech ends. Durations come from an additive model of a speaker's, with terms
+for the phoneme, for what follows it, and for how near a pause is: syllables before a pause are longer (Klatt 1976).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Durations:
 
     Attributes:
         own: by the phoneme.
-        before: by the phoneme or pause that follows, `END` behind the last.
-        left: by "vowel" or "consonant" and how many vowels are yet to come before a pause, up to 3: "vowel 0".
+        before: by the phoneme or pause that follows, `END` after the last.
+        left: by "vowel" or "consonant" and how many vowels are yet to come before a pause, up to 3, as "vowel 0".
     """
 
     own: Mapping[str, float]
@@ -66,7 +66,7 @@ class Durations:
     def frames(self, phonemes: str) -> list[int]:
         """How many frames each unit of phonemes takes, at least one, and none for spaces.
 
-        Half of what rounding takes or adds is made good by the next.
+        Half of what rounding removes or adds is carried over to the next unit.
         """
         units = UNIT.findall(phonemes)
         wanted = {place: self._wanted(*features) for place, features in features_of(units)}
@@ -81,7 +81,7 @@ class Durations:
         return frame_text(UNIT.findall(phonemes), self.frames(phonemes))
 
     def _wanted(self, unit: str, following: str, place: str) -> float:
-        # Phonemes that the tables do not know last as long as others do.
+        # Phonemes that the tables do not know last as long as the others do on average.
         own = self.own.get(unit)
         if own is None:
             own = sum(self.own.values()) / len(self.own)
@@ -89,7 +89,7 @@ class Durations:
 
 
 def features_of(units: Sequence[str]) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    """Of each unit but spaces, its place and the keys of its terms in the tables of `Durations`."""
+    """For each unit but spaces, its place and the keys of its terms in the tables of `Durations`."""
     left, following, found = 0, END, []
     for place in reversed(range(len(units))):
         unit = units[place]
@@ -103,6 +103,6 @@ def features_of(units: Sequence[str]) -> Iterator[tuple[int, tuple[str, str, str
 
 
 def frame_text(units: Sequence[str], frames: Sequence[int]) -> str:
-    """Units as often as they last frames, behind the mark that the sentence ends with: a question is known early."""
+    """Each unit once per frame, after the mark that the sentence ends with, so that a question is known early."""
     mark = units[-1] if units[-1] in PAUSES else "."
     return mark + "".join(unit * count for unit, count in zip(units, frames, strict=True) if unit != " ")

@@ -1,5 +1,5 @@
-"""Files and folders that appear under their names only once they are complete, folders of one process alone, and what
-differs between the settings that files hold.
+"""Files and folders that appear under their names only once they are complete, folders that one process keeps to
+itself, and differences between the settings that files hold.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 LOCK = ".lock"
-"""The file by which a folder is locked."""
+"""The file that locks a folder."""
 
 _SHOWN = 60
 _PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial")
 
 
 def check_place(path: Path) -> None:
-    """Finds out, before long work, whether a file can be put there.
+    """Checks, before long work, that a file can be put at `path`.
 
     Raises:
         IsADirectoryError: `path` is a folder.
-        OSError: as `check_folder` of its folder.
+        OSError: as `check_folder` for its folder.
     """
     check_folder(path.parent)
     if path.is_dir():
@@ -34,7 +34,7 @@ def check_place(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Finds out, before long work, whether files can be put into a folder.
+    """Checks, before long work, that files can be put into a folder.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -51,16 +51,16 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder that they would lock, too; what ends the process ends the lock.
+    """Keeps other processes that lock a folder out of it; the lock ends with the process, however that ends.
 
-    The file of the lock stays: one that was removed could be held by one process, and its successor by another.
+    The lock file stays: if it were removed, one process could hold it and another its successor.
 
     Raises:
         BlockingIOError: another process is at work in it.
         PermissionError: no file can be written into it.
         OSError: its disk has no locks.
     """
-    # Not every system has it, and only this needs it.
+    # Imported here, because not every system has it, and nothing else needs it.
     import fcntl
 
     with _writing_into(folder):
@@ -76,7 +76,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise OSError(f"the folder {folder} cannot be locked: {error.strerror}; choose a local one") from None
-        # Only what other processes are told depends on it, but a disk that is full takes nothing else either.
+        # Only what other processes are told depends on it, but a full disk takes nothing else either.
         with _writing_into(folder):
             lock.truncate(0)
             lock.write(str(os.getpid()).encode())
@@ -93,7 +93,7 @@ def _writing_into(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def completed(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """A name to write a file under, which then is renamed to `path`; an error removes it and leaves `path` as it was.
+    """A name to write a file under, then renamed to `path`; an error removes the file and leaves `path` as it was.
 
     Args:
         path: of the finished file.
@@ -111,7 +111,7 @@ def completed(path: Path, *, sync: bool = False) -> Iterator[Path]:
         if sync:
             sync_path(path.parent)
     except OSError as error:
-        # Where a disk is full an error names no file, else the temporary one.
+        # The error of a full disk names no file, others the temporary one.
         if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
@@ -121,16 +121,16 @@ def completed(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def completed_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, which then is renamed to `path`; an error removes it.
+    """An empty folder to fill, then renamed to `path`; an error removes it.
 
     Args:
         path: of the finished folder; the folder that it lies in is created if need be.
 
     Raises:
-        FileExistsError: `path` is there.
+        FileExistsError: `path` exists.
     """
     require_absent(path)
-    # One name, by which what a killed process left is found again: it may be gigabytes.
+    # A fixed name, so that what a killed process left, maybe gigabytes, is found again.
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -142,7 +142,7 @@ def completed_folder(path: Path) -> Iterator[Path]:
 
 
 def require_absent(path: Path) -> None:
-    """Finds out, before long work, whether something new can be put there, with the folders that it lies in.
+    """Checks, before long work, that something new can be put at `path`, with the folders that it lies in.
 
     Raises:
         FileExistsError: something is at `path`, or a file where it needs a folder.
@@ -157,7 +157,7 @@ def require_absent(path: Path) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether it is what a process left that was killed while it wrote a file."""
+    """Whether `path` was left by a process that was killed while it wrote a file."""
     return _PARTIAL.fullmatch(path.name) is not None
 
 

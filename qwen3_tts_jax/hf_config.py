@@ -1,7 +1,7 @@
 """Reads the JSON files of a checkpoint in the published (Hugging Face) layout.
 
-With `hf_export`, which writes them, the only module that knows their key names. Whatever this package
-cannot run is refused by name.
+Only this module and `hf_export`, which writes them, know their key names. Whatever this package cannot run
+is refused by name.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_codec(folder: str | Path) -> CodecConfig:
 
 
 def read_codec_file(path: str | Path) -> CodecConfig:
-    """`read_codec` of a file of any name."""
+    """`read_codec` for a file of any name."""
     return _codec_from_hf(Keys(_read_json(Path(path)), str(path)))
 
 
@@ -171,7 +171,7 @@ def from_hf(
 
 def _speaker_encoder_from_hf(keys: Keys) -> SpeakerEncoderConfig:
     default = SpeakerEncoderConfig()
-    # What it hears is a spectrogram of `mel`, which knows no other.
+    # It hears spectrograms of `mel`, which knows no other rate.
     keys.only("sample_rate", default.sample_rate)
     return SpeakerEncoderConfig(
         mel_bins=keys.whole("mel_dim", default.mel_bins),
@@ -266,7 +266,7 @@ def _codec_from_hf(top: Keys) -> CodecConfig:
 
 
 def _generation_from_hf(keys: Keys) -> GenerationConfig:
-    """Where generation_config.json is silent, the defaults of the official package; what is null there is off."""
+    """Keys that generation_config.json lacks have the official package's defaults; null means off."""
     off = {
         "dosample": False,
         "do_sample": False,

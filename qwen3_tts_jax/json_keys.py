@@ -1,4 +1,4 @@
-"""JSON objects that others wrote: what is missing, or of another type than is needed, is refused by name."""
+"""JSON objects that others wrote: keys that are missing or of the wrong type are refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 class Keys:
-    """A JSON object; its methods return the values of keys that have the type they are named for.
+    """A JSON object; its methods return the values of keys, each of the type that the method is named for.
 
     A default stands in for a key that is missing or null.
 
@@ -43,7 +43,7 @@ class Keys:
         return _whole(self._value(key, default), f"{self.where}: {key}", least)
 
     def wholes(self, key: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
-        """Of a list, each at least 1."""
+        """The whole numbers of a list, each at least 1."""
         values, where = self._value(key, default), f"{self.where}: {key}"
         _require(isinstance(values, list | tuple), f"{where} must be a list of whole numbers, got {_shown(values)}")
         return tuple(_whole(value, where, 1) for value in values)

@@ -36,7 +36,7 @@ def mel_spectrogram(samples: jax.Array, mel_bins: int = 128, lengths: jax.Array 
         samples: floats [..., N] in ±1, 24,000 a second.
         mel_bins: how many mel bands between 0 and 12,000 Hz.
         lengths: int32 [...], how many samples of each row are its own, more than 384; they may be traced, and
-            are not checked. The frames of a row of n samples are then those that it has alone, unpadded, and
+            are not checked. A row of n samples then has the frames that it would have alone, unpadded, and
             what follows its first n // 256 frames means nothing. None: all N.
 
     Returns:
@@ -72,12 +72,12 @@ def reflect_pad(x: jax.Array, before: int, after: int, lengths: jax.Array | None
     Args:
         x: [..., T, C].
         before: how many positions to put in front, fewer than T.
-        after: how many to put behind, fewer than T.
-        lengths: int32 [...], where each row ends: it is reflected there, and nothing behind it is read. Each
+        after: how many to put at the end, fewer than T.
+        lengths: int32 [...], where each row ends: it is reflected there, and nothing beyond is read. Each
             must exceed `before` and `after`. None: all rows end at T.
 
     Returns:
-        [..., before + T + after, C]; of a row of length n, the first before + n + after positions have a meaning.
+        [..., before + T + after, C]; of a row of length n, the first before + n + after positions are meaningful.
 
     Raises:
         ValueError: `lengths` has another shape than [...].
@@ -106,7 +106,7 @@ def _windows(padded: jax.Array) -> jax.Array:
 
 @cache
 def mel_filterbank(sample_rate: int, fft_size: int, mel_bins: int) -> np.ndarray:
-    """Triangular filters at equal distances on Slaney's mel scale, each of area 1 over Hz.
+    """Triangular filters, equally spaced on Slaney's mel scale, each of area 1 over Hz.
 
     The definition is that of the Auditory Toolbox (Slaney 1998) and of librosa's `filters.mel` with its
     defaults. The triangle of bin m rises from edge m to edge m + 1 and falls to edge m + 2, where the

@@ -1,8 +1,8 @@
 """English text as it is spoken, in phonemes. For models whose texts are phonemes, like `mini`.
 
-The library gruut does the work: it tags parts of speech (to *read*, has *read*), looks words up and spells unknown ones
-by a model of its own. Numbers and symbols are words before it sees them (`verbalize`). Phonemes are IPA in lower case,
-for upper case splits words in the text tokenizer.
+The library gruut does the work: it tags parts of speech (to *read*, has *read*), looks words up and guesses unknown
+ones with a model of its own. Numbers and symbols become words before it sees them (`verbalize`). Phonemes are IPA in
+lower case, because upper case splits words in the text tokenizer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qwen3_tts_jax.sentences import sentences
 from qwen3_tts_jax.verbalize import foreign_letters, written_out
 
 VOWELS = ("ɑ", "æ", "ʌ", "ɔ", "ə", "ɛ", "ɚ", "ɪ", "i", "ʊ", "u", "aɪ", "aʊ", "eɪ", "oʊ", "oɪ")
-"""Phonemes that a stress mark may stand before. a, e and o begin nothing but diphthongs."""
+"""Phonemes that may follow a stress mark. a, e and o only begin diphthongs."""
 CONSONANTS = tuple("bdfɡhʤjklmnŋpɹsʃtʧθðvwzʒ")
 STRESSES = ("ˈ", "ˌ")
 PAUSES = (",", ".", "?", "!")
@@ -33,17 +33,17 @@ _OTHER_SPELLINGS = {"ɔɪ": "oɪ", "t͡ʃ": "ʧ", "d͡ʒ": "ʤ"}
 _LANGUAGE = "en-us"
 
 LONGEST_UTTERANCE = 116
-"""Letters of phonemes: about 8 s of speech, and with the rest of a prompt no more than `buckets.UTTERANCE_BUCKET`."""
+"""In letters: about 8 s of speech, and with the rest of a prompt no more than `buckets.UTTERANCE_BUCKET`."""
 
 _WORD = re.compile(r"[A-Za-z]+")
-# Words that stay words in capitals, as for emphasis; other short ones are spelled.
+# Words that stay words in capitals, as for emphasis; other short ones are spelled out.
 _SHORT_WORDS = {
     "all", "an", "and", "any", "are", "as", "be", "but", "by", "can", "did", "do", "for", "get", "go", "had", "has",
     "have", "he", "her", "him", "his", "how", "if", "in", "is", "its", "let", "me", "my", "new", "no", "not", "now",
     "of", "off", "oh", "old", "on", "one", "or", "our", "out", "she", "so", "the", "they", "to", "too", "two", "up",
     "was", "we", "who", "why", "yes", "yet", "you",
 }  # fmt: skip
-# Words that are hardly ever stressed but before a pause.
+# Words that are hardly ever stressed except before a pause.
 _WEAK_WORDS = {
     "am", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "could", "did", "do", "does", "for", "from",
     "had", "has", "have", "he", "her", "him", "his", "i", "if", "in", "is", "it", "its", "may", "me", "might", "must",
@@ -58,16 +58,16 @@ class UnspeakableError(ValueError):
 
 
 def utterances(text: str) -> list[str]:
-    """What is said of an English text, as `phonemize`, in pieces to be spoken one after the other.
+    """The phonemes of an English text, as from `phonemize`, in pieces to be spoken one after the other.
 
-    They are its sentences, and clauses or words of those that are longer than `LONGEST_UTTERANCE`. Sentences without a
-    mark at their end have a stop: speech of a word or two often ran on where none told that it ends.
+    They are its sentences, and clauses or words of sentences longer than `LONGEST_UTTERANCE`. Sentences without
+    a mark at the end get a stop: speech of a word or two often runs on where no mark ends it.
 
     Raises:
         UnspeakableError: no word is left of it.
 
     Warns:
-        UserWarning: as `phonemize`; of sentences too of which no word is left.
+        UserWarning: as `phonemize`, also about sentences of which no word is left.
     """
     spoken: list[str] = []
     complete, rest = sentences(text)
@@ -82,7 +82,7 @@ def utterances(text: str) -> list[str]:
 
 
 def phonemize(text: str) -> str:
-    """What is said of an English text: words of phonemes with spaces between them, pauses as , . ? or !
+    """The phonemes of an English text: words with spaces between them, pauses as , . ? or !
 
     Raises:
         UnspeakableError: no word is left of it.
@@ -107,7 +107,7 @@ def _phonemized(text: str) -> str:
     words: list[str] = []
     readable = written_out(text)
     shouted = readable.isupper() and " " in readable
-    # One library for all threads, for it takes long to load and remembers words; it is not made for several at a time.
+    # One library for all threads, as it takes long to load and remembers words; it serves one at a time.
     with _one_at_a_time:
         gruut = _gruut()
         known = gruut.get_settings(_LANGUAGE).lookup_phonemes
@@ -134,7 +134,7 @@ def _nothing_in(text: str) -> str:
 
 
 def _readable(word: str, known: Any, shouted: bool) -> str:
-    """A word as gruut should see it, which spells what is in capitals; `known` looks words up."""
+    """A word as gruut should see it, for gruut spells out words in capitals; `known` looks words up."""
     lower = word.lower()
     if known(lower, do_transforms=False):
         if word.isupper() and (shouted or len(word) > 3 or lower in _SHORT_WORDS):
@@ -185,8 +185,8 @@ _one_at_a_time = threading.Lock()
 
 @lru_cache(1)
 def _gruut() -> Any:
-    """The library, with its lexicon in memory: the file has no index, so that each new word reads all of it."""
-    # Half a second, for those alone whose model reads phonemes.
+    """The library, with its lexicon in memory: the file has no index, so each new word would read all of it."""
+    # Imported here: it takes half a second, and only models that read phonemes need it.
     from gruut.phonemize import SqlitePhonemizer
     from gruut.text_processor import TextProcessor
 

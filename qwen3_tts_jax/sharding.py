@@ -3,8 +3,8 @@
 The mesh has the axes `data`, over which rows of a batch are spread, and `model`, over which the talker and the
 code predictor are split (Shoeybi et al. 2019, arXiv:1909.08053): by key/value heads, by MLP width, and the text
 embedding by vocabulary. The codec and the speaker encoder are whole on every device. XLA does the rest: a
-compiled function whose arguments lie on a mesh computes there, and what it returns follows. On one device
-nothing here is needed.
+compiled function whose arguments lie on a mesh computes there, and leaves its results there. One device needs
+nothing of this.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Placement = Callable[[str, tuple[int, ...]], Sharding]
 
 Tree = TypeVar("Tree")
 
-# The axis of a weight that is split, by the end of its layer's path, in the talker and the code predictor. It is that
-# of the layer's scale or bias, too, where they have it. What is not here is whole: norms, and the embeddings and
-# output layers of codes. Those are small, and split they would cost five exchanges between the devices for each of
-# a frame's codes, most of them in the sampling.
+# The axis along which a weight is split, by the end of its layer's path, in the talker and the code predictor. The
+# layer's scale or bias is split along it too, if it has that axis. Everything else is whole: norms, and the embeddings
+# and output layers of codes. Those are small, and splitting them would cost five exchanges between the devices for each
+# of a frame's codes, most of them in the sampling.
 _SPLIT_AXES = {
     "attention/qkv": 0,  # [K, (G + 2) H, D], what belongs to a key/value head side by side
     "attention/o": 1,  # [D, K G H], query heads in the same order
@@ -50,10 +50,10 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
         data: parts that a batch is spread over; −1 takes as many as there are devices for.
         model: devices that share one copy of the talker and the code predictor. 1 is the fastest wherever a
             copy fits on one device; more let a single utterance, or a larger batch, use the memory of several.
-        devices: by default all of this process that are of the default device's platform.
+        devices: by default all of this process on the default device's platform.
 
     Raises:
-        ValueError: sizes below 1, or for which there are not the devices.
+        ValueError: sizes below 1, or that the devices cannot make up.
     """
     devices = local_devices() if devices is None else list(devices)
     if model < 1 or (data < 1 and data != -1):
@@ -69,7 +69,7 @@ def make_mesh(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | No
 
 
 def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
-    """Refuses a mesh without our axes, or whose `model` axis does not divide the key/value heads.
+    """Refuses a mesh with other axes, or whose `model` axis does not divide the key/value heads.
 
     Raises:
         ValueError: names the heads and the sizes that would do.
@@ -89,7 +89,7 @@ def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
 
 
 def placement(mesh: Mesh, config: ModelConfig) -> Placement:
-    """Where parameters go; what `convert.load_checkpoint` needs to put each leaf straight there.
+    """Where parameters go; `convert.load_checkpoint` needs it to put each leaf straight there.
 
     An axis whose length the mesh does not divide (a vocabulary, an MLP width) is left whole.
 
@@ -112,7 +112,7 @@ def placement(mesh: Mesh, config: ModelConfig) -> Placement:
 
 
 def shard_params(params: dict[str, Any], config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """The same parameters on the mesh; those that were there before may be dropped then.
+    """The same parameters on the mesh; the originals may then be dropped.
 
     Raises:
         ValueError: as `check_mesh`.
@@ -140,7 +140,7 @@ def data_size(params: Any) -> int:
 
 
 def whole_rows(params: Any, rows: int) -> int:
-    """The next number of rows that the devices of `params` share evenly: `rows` itself on one device."""
+    """`rows`, rounded up to a number that the devices of `params` share evenly: unchanged on one device."""
     size = data_size(params)
     return -(-rows // size) * size
 
@@ -159,7 +159,7 @@ def place_batch(params: Any, batch: Tree) -> Tree:
 def place_state(params: Any, state: Tree) -> Tree:
     """As `place_batch`, for what `generate.prefill` returns: its cache is split by key/value heads too.
 
-    This is what chunks return, so that the first of them needs no program of its own.
+    That is how chunks return it, so that the first chunk needs no program of its own.
     """
     mesh = mesh_of(params)
     if mesh is None:
@@ -188,6 +188,6 @@ def _rows_spec(mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    # On a mesh of one device an array that was not put there is the same to `is_equivalent_to`, but not to JAX's cache.
+    # On a mesh of one device, `is_equivalent_to` accepts arrays that were not put there; to JAX's cache they differ.
     on_mesh = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
     return leaf if on_mesh and leaf.sharding.is_equivalent_to(sharding, leaf.ndim) else jax.device_put(leaf, sharding)

@@ -1,8 +1,8 @@
 """ECAPA-TDNN (Desplanques et al. 2020, arXiv:2005.07143): a mel spectrogram → an x-vector, the voice's timbre.
 
 It has no batch normalisation and runs in float32. Every convolution reflects its input at both ends and the
-pooling spans all of time, so the frames that fill up a batch or a bucket would be heard: `lengths` says where
-each recording ends, and each is then encoded as it would be alone.
+pooling spans all of time, so the padding of a batch or a bucket would be heard: `lengths` says where each
+recording ends, and each is then encoded as it would be alone.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class SERes2NetBlock(nn.Module):
         return x + SqueezeExcitation(self.se_channels, name="se")(y, lengths)
 
     def _res2net(self, x: jax.Array, lengths: jax.Array | None) -> jax.Array:
-        """Groups of channels, each convolved after the one before was added to it (arXiv:1904.01169).
+        """Groups of channels, each convolved after the output of the one before was added (arXiv:1904.01169).
 
-        The first passes as it is, and the second is convolved alone.
+        The first passes unchanged, and the second is convolved alone.
         """
         first, *groups = jnp.split(x, self.res2net_scale, axis=-1)
         outputs = [first]
@@ -120,7 +120,7 @@ class SERes2NetBlock(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a gate that sees the means of all over time (Hu et al. 2018), [B, T, C] → same."""
+    """Scales each channel by a gate that sees all channels' means over time (Hu et al. 2018), [B, T, C] → same."""
 
     hidden_channels: int
 

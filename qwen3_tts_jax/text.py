@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 Pattern = Literal["official", "qwen2"]
 
 PHONEMES = "en-us"
-"""The phonemes that a model may read in the place of letters: those of `phonemes.phonemize`."""
+"""The phonemes that a model may read instead of letters: those of `phonemes.phonemize`."""
 
 _BYTES = 256
 _ROLE = "<|im_start|>assistant\n"
 _CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
 
 # How text is cut into words before BPE. "qwen2" is the pattern of the Qwen2 family. "official" is the
-# one that the official package ends up with: it loads its tokenizer with `fix_mistral_regex=True`,
-# upon which transformers 4.57.3 puts Mistral's pattern in the place of Qwen2's. Prose in the model's ten
-# languages is cut alike by both; camelCase, Thai and vowelled Arabic are not.
+# one that the official package ends up with: it loads its tokenizer with `fix_mistral_regex=True`, for
+# which transformers 4.57.3 replaces Qwen2's pattern by Mistral's. Both cut prose in the model's ten
+# languages alike, but not camelCase, Thai or vowelled Arabic.
 _PATTERNS: Mapping[str, str] = {
     "official": (
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -55,8 +55,8 @@ class TextTokenizer:
     package. Immutable, and safe to share between threads.
 
     Attributes:
-        phonemes: how long phonemes last, where the model reads those, one per frame, as tokenizer_config.json says
-            by "phonemes": "en-us", and texts are yet to become such; `utterances.spoken_as` does it, and nothing here.
+        phonemes: how long phonemes last, if the model reads them, one per frame ("phonemes": "en-us" in
+            tokenizer_config.json), and texts are yet to become such, by `utterances.spoken_as`; else None.
     """
 
     def __init__(self, tokenizer: Tokenizer, phonemes: Durations | None = None):
@@ -70,7 +70,7 @@ class TextTokenizer:
             folder: where the files lie.
             pattern: "official" gives the ids of the official package, "qwen2" those of Qwen2's own
                 pattern.
-            phonemize: False is for texts that are phonemes already, where the model reads those.
+            phonemize: False if texts are phonemes already, for models that read them.
 
         Raises:
             FileNotFoundError: one of the files is missing.
@@ -104,7 +104,7 @@ class TextTokenizer:
                 )
         if not phonemize or not _reads_phonemes(folder / "tokenizer_config.json"):
             return cls(tokenizer)
-        # Phonemes are for those alone whose model reads them.
+        # Imported here, because only models that read phonemes need it.
         from qwen3_tts_jax.durations import Durations
 
         try:
@@ -145,13 +145,13 @@ class TextTokenizer:
         return self.encode(f"<|im_start|>user\n{text}<|im_end|>\n")
 
     def incremental(self) -> IncrementalText:
-        """For a text to be spoken that arrives in pieces."""
+        """A tokenizer for one text to be spoken that arrives in pieces."""
         added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
         return IncrementalText(self, added)
 
 
 class IncrementalText:
-    """Token ids of a text that arrives in pieces: the same as those of the whole text in its frame.
+    """Token ids of a text that arrives in pieces: the same as those of the whole text in its chat template.
 
     An id is given out once no later piece can change it: up to the last place where a word is certain
     to end, which is where white space follows anything else or where letters end. A sentence of
@@ -250,8 +250,8 @@ def _read_merges(path: Path, vocab: Mapping[str, int], added: Mapping[int, Added
             merges.append((pair[0], pair[1]))
         elif pair:
             raise TokenizerError(f"{path} is damaged: line {number} has {len(pair)} parts, a merge has 2")
-    # A file cut off at the end of a line would go on to give wrong ids: every token of the vocabulary
-    # but the single bytes and the added tokens has a merge that makes it.
+    # A file cut off at the end of a line would silently give wrong ids: every token of the vocabulary
+    # except the single bytes and the added tokens needs a merge that makes it.
     needed = len(vocab) - _BYTES - sum(token.content in vocab for token in added.values())
     if len(merges) < needed:
         raise TokenizerError(f"{path} is cut off: {len(merges)} merges, vocab.json needs {needed}")

@@ -23,7 +23,7 @@ MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 """What a file of `torch.save` starts with: a zip archive, or the bare pickles of PyTorch before 1.6."""
 
 LARGEST_BYTES = 1 << 28
-"""Of a file: it is read whole. Five minutes of codes are half a megabyte."""
+"""The largest file accepted: it is read whole. Five minutes of codes are half a megabyte."""
 
 _MOST_AXES = 8
 
@@ -51,14 +51,14 @@ _INSTRUCTIONS = frozenset([
 
 
 class TorchFileError(ValueError):
-    """A file that is not of `torch.save`, is broken, or asks for more than plain data; one line."""
+    """A file that is not of `torch.save`, is broken, or asks for more than plain data; the message is one line."""
 
 
 def read(path: str | Path) -> Any:
     """What was given to `torch.save`, its tensors as read-only NumPy arrays.
 
-    Dicts, lists, tuples, strings, numbers, None and dense tensors of real numbers are understood. Dtypes stay,
-    but for bfloat16, which becomes float32 and loses nothing.
+    Dicts, lists, tuples, strings, numbers, None and dense tensors of real numbers are understood. Dtypes are
+    kept, except for bfloat16, which becomes float32 and loses nothing.
 
     Raises:
         TorchFileError: anything else.
@@ -88,7 +88,7 @@ class _Archive:
 
     def __init__(self, archive: zipfile.ZipFile, file_size: int):
         entries = archive.infolist()
-        # What is not compressed and adds up to no more than the file cannot fill the memory.
+        # Entries that are not compressed and add up to no more than the file cannot fill the memory.
         if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
             raise TorchFileError("has compressed or encrypted entries, which torch.save does not write")
         if sum(entry.file_size for entry in entries) > file_size:
@@ -99,7 +99,7 @@ class _Archive:
         if len(roots) != 1:
             raise TorchFileError("is a zip archive, but not one of torch.save: it needs one entry data.pkl")
         self._root = roots[0]
-        # Files from before PyTorch 2.1 do not say; machines of the other order hardly wrote any.
+        # Files from before PyTorch 2.1 do not say; big-endian machines hardly wrote any.
         order = self._read("byteorder") if self._root + "byteorder" in self._names else b"little"
         if order not in (b"little", b"big"):
             raise TorchFileError(f"is broken: its byte order is {order[:20]!r}")
@@ -169,7 +169,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _no_hooks() -> dict:
-    """The gradient hooks of a tensor. It takes no arguments, for copies of a large dict could fill the memory."""
+    """The gradient hooks of a tensor. It takes no arguments, because copies of a large dict could fill the memory."""
     return {}
 
 
@@ -178,7 +178,7 @@ def _rebuild_tensor(
 ) -> np.ndarray:
     """The read-only view of `storage` that the arguments describe; offset and strides count elements.
 
-    Not a copy, for any number of tensors may view one storage.
+    Not a copy, because any number of tensors may view one storage.
     """
     if not isinstance(storage, np.ndarray) or not len(shape) == len(strides) <= _MOST_AXES or metadata:
         raise TorchFileError("is broken: it has a tensor that is not dense")
@@ -194,5 +194,5 @@ def _rebuild_tensor(
 
 
 def _quoted(text: str) -> str:
-    """A name out of the file, safe to print in one line."""
+    """A name from the file, safe to print in one line."""
     return ascii(text if len(text) <= 80 else text[:80] + "…")

@@ -1,7 +1,7 @@
 """English text with everything in words: numbers, dates, money, units, symbols, abbreviations, addresses.
 
-A table of patterns and what is said of them, applied in order, each to what those before left. Numbers are said in the
-words of num2words. What is left are letters, spaces, apostrophes, hyphens and the marks of sentences.
+A table of patterns and what is said for them, applied in order, each to what the ones before it left. The words for
+numbers are those of num2words. What remains are letters, spaces, apostrophes, hyphens and the marks of sentences.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LAST_ABBREVIATIONS = {
     "etc.": "et cetera", "Sr.": "Senior", "Jr.": "Junior", "Ave.": "Avenue", "Blvd.": "Boulevard", "Ph.D.": "P H D",
     "Dept.": "Department", "Inc.": "Incorporated", "Corp.": "Corporation", "Ltd.": "Limited",
 }  # fmt: skip
-"""Those whose stop may be a sentence's too."""
+"""Abbreviations whose stop may also end a sentence."""
 _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",
@@ -51,7 +51,7 @@ _NUMBERED = {
     "no": "number", "nos": "numbers", "p": "page", "pp": "pages", "ch": "chapter", "vol": "volume", "fig": "figure",
     "figs": "figures", "sec": "section", "eq": "equation", "ver": "version",
 }  # fmt: skip
-"""What is short before a number alone."""
+"""Abbreviations that are such only before a number."""
 _DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
 _MONTH = "|".join([*_MONTHS, rf"(?:{_SHORT_MONTHS})\b\.?"])
 _MONEY = {
@@ -80,7 +80,7 @@ _SIGN = "[$£€¥₹₩]"
 _TOP_DOMAIN = r"(?:com|org|net|edu|gov|io|ai|co|uk|de|info|dev|app)"
 _MEASURE = "|".join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))
 _STOP = r"(?:\.(?!\s+[A-Z]|\s*$)|(?=\.))"
-"""A stop that is no sentence's, or none."""
+"""A stop that ends no sentence; one that does is left."""
 _HALF = rf"([ap]m\b|[AP]M\b|[ap]\.m{_STOP}|[AP]\.M{_STOP})"
 _PHONE = (
     r"(?:\+?1[ -])?(?:\(\d{3}\) ?|\d{3}[ -])?\d{3}-\d{4}|\d{3}\.\d{3}\.\d{4}|\+\d{1,3}(?:[ -]\(?\d{1,8}\)?){2,}"
@@ -89,26 +89,26 @@ _PHONE = (
 _PARTS = "page|slide|step|part|chapter|section|question|exercise|episode|round|track"
 _PER = r"(?:second|minute|hour|day|night|week|month|year|person)\b"
 _NO_STREETS = "The|A|My|Your|His|Her|Our|Their|This|That|Dear|Hi|Hello|Thanks|Yes|No"
-"""What *Dr.* is a doctor's after."""
+"""Words after which *Dr.* is a doctor, and no street."""
 _ROMAN = "(?!(?:XL|L[IV])\\b)(?=[IVXL]{2})((?:XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?<! )"
-"""Of two letters or more, up to 89, which are no size nor initials."""
+"""Roman numerals of two letters or more, up to 89, that are neither a size nor initials."""
 _RULERS = (
     "Alexander|Alfonso|Benedict|Boniface|Carl|Catherine|Charles|Christian|Clement|Edward|Elizabeth|Ferdinand|"
     "Francis|Frederick|George|Gregory|Gustav|Haakon|Henry|Innocent|Ivan|James|John|Joseph|Leo|Leopold|Louis|"
     "Margaret|Mary|Maximilian|Napoleon|Nicholas|Olav|Otto|Paul|Pedro|Peter|Philip|Pius|Ptolemy|Ramses|Richard|"
     "Rudolf|Sixtus|Urban|Victor|Wilhelm|William"
 )
-"""Names that are mostly those of kings, queens and popes where a number follows: *the fourteenth*."""
+"""Names that, before a number, are mostly those of kings, queens and popes: *the fourteenth*."""
 _POWERS = "⁰¹²³⁴-⁹"
 _LONGEST_NUMBER = 15
-"""Digits; what is longer is said digit by digit."""
+"""In digits; longer numbers are said digit by digit."""
 
 
 def written_out(text: str) -> str:
-    """What is said of an English text, in words.
+    """An English text as it is said, in words.
 
-    Letters without accents, one space between words, and , . ? ! : ; " ' - ( ) are left. Letters of other alphabets
-    and symbols that have no name here are left out.
+    What remains are letters without accents, one space between words, and , . ? ! : ; " ' - ( ). Letters of other
+    alphabets, and symbols that have no name here, are left out.
     """
     text = unicodedata.normalize("NFC", text).translate(_PUNCTUATION)
     for pattern, said in _RULES:
@@ -135,8 +135,8 @@ def _apart(match: re.Match) -> str:
 
 
 def _words(number: str, to: str = "cardinal") -> str:
-    """A number of digits, with thousands' commas and a decimal point if it has them."""
-    # A tenth of a second, for those alone whose model reads phonemes.
+    """A number in words, from digits that may have thousands' commas and a decimal point."""
+    # Imported here: it takes a tenth of a second, and only models that read phonemes need it.
     from num2words import num2words
 
     whole, point, decimals = number.replace(",", "").partition(".")
@@ -150,7 +150,7 @@ def _digits(text: str) -> str:
 
 
 def _plain_number(match: re.Match) -> str:
-    """A number that nothing is known about: as a year where it may be one."""
+    """A number that nothing is known about, read as a year if it may be one."""
     number = match[0]
     if re.fullmatch(r"0\d+", number):
         return _digits(number)
@@ -198,7 +198,7 @@ def _money(number: str, sign: str, magnitude: str | None) -> str:
 
 
 def _address(match: re.Match) -> str:
-    """Of the web or of e-mail."""
+    """An address of the web or of e-mail."""
     text = re.sub(r"^https?://", "", match[0])
     text = re.sub(r"^www\.", "w w w dot ", text)
     for sign, word in ((".", "dot"), ("/", "slash"), ("@", "at"), ("_", "underscore"), ("-", "dash"), ("+", "plus")):
@@ -244,7 +244,7 @@ def _day_and_month(match: re.Match) -> str:
 
 
 def _days(*days: str | None) -> str:
-    """One, or the first and the last of several."""
+    """One day, or the first and the last of several."""
     return " to ".join(_words(day, "ordinal") for day in days if day)
 
 

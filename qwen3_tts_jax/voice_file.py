@@ -1,8 +1,8 @@
-"""Files of voices: written and read as safetensors; the official demo's .pt files are read too. No JAX.
+"""Voice files: written and read as safetensors; the official demo's .pt files are read too. No JAX.
 
-A voice file holds the tensors x_vector float32 [D] and, of a voice that is cloned in context, codes int32
-[T, Q]; its metadata are format, version, tool (which wrote it) and, where known, text (the transcript),
-name, model_size, model_type and seconds.
+A voice file holds the tensors x_vector float32 [D] and, for a voice cloned in context, codes int32 [T, Q];
+its metadata are format, version, tool (which wrote it) and, where known, text (the transcript), name,
+model_size, model_type and seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 FORMAT = "qwen3-tts-jax voice"
 VERSION = 1
-"""Bumped when earlier releases would misread the files that are written."""
+"""Bumped when earlier releases would misread new files."""
 
 _TENSORS = {"x_vector": "F32", "codes": "I32"}
 _NO_TRANSCRIPT = "has codes but no transcript: make the voice again with the text of its recording"
@@ -41,7 +41,7 @@ def save(
     Args:
         voice: what is written.
         path: any name in a folder that exists; an older file is replaced.
-        name: of the voice.
+        name: the voice's.
         model_size: of the model that made it (`ModelConfig.model_size`).
         model_type: likewise.
         seconds: how long its recording is.
@@ -73,9 +73,9 @@ def save(
 
 
 def load(path: str | Path) -> VoicePrompt:
-    """Reads a file of `save`, or a .pt file of the official demo, by its content and without PyTorch.
+    """Reads a file of `save` or a .pt file of the official demo, told apart by content, without PyTorch.
 
-    Whether the voice fits a model is for `voice_prompt.check_voice` to say.
+    `voice_prompt.check_voice` tells whether the voice fits a model.
 
     Raises:
         ValueError: another kind of file, a broken one, a newer format, or several voices (see `load_all`).
@@ -85,12 +85,12 @@ def load(path: str | Path) -> VoicePrompt:
 
 
 def load_all(path: str | Path) -> list[VoicePrompt]:
-    """Every voice of a file that `load` reads: a .pt file may have several."""
+    """Reads all voices of a file, as `load` reads one: a .pt file may have several."""
     return _read(Path(path))[0]
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What is known of the voice in a file that `load` reads; what is not known is None.
+    """What is known about the voice in a file that `load` reads; what is unknown is None.
 
     Returns:
         format ("qwen3-tts-jax voice" or "torch"), tool, name, model_size, model_type and seconds (float), as

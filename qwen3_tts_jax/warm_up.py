@@ -35,11 +35,11 @@ from qwen3_tts_jax.voices import BUCKET_SECONDS, make_voices
 
 @dataclass(frozen=True)
 class Warmed:
-    """One way of speaking that needs no compiling any more.
+    """A way of speaking that no longer needs compiling.
 
     Attributes:
-        name: which, and of how long a text.
-        seconds: it took.
+        name: which it is, and from what length of text on.
+        seconds: how long it took.
         compiled: programs that were compiled and kept.
         found: programs that had been kept before.
     """
@@ -64,27 +64,27 @@ def warm_up(
 ) -> Iterator[Warmed]:
     """Compiles what `Qwen3TTS.synthesize` of one request, `Qwen3TTS.stream`, `.stream_batch` and batch jobs need.
 
-    The cache of a single stream may double once, and its text may be still to come.
+    That includes a single stream whose cache doubles once, or whose text is still arriving.
 
-    Programs are kept where `compile_cache.keep_compiled` says; call it before.
+    Programs are kept where `compile_cache.keep_compiled` says; call it first.
 
     Args:
-        model: which compiles them, on its devices and in its dtypes.
+        model: compiles them, on its devices and in its dtypes.
         request: what all requests have in common, such as a voice of that length; its text is replaced by texts of
             up to `tokens` tokens.
-        tokens: of the longest text.
-        batch_sizes: of batch jobs, too.
-        stream: for streams, too.
-        stream_batches: for so many streams at a time, too.
-        recordings: seconds of recordings that voices are made of, too (base models).
+        tokens: length of the longest text.
+        batch_sizes: also for batch jobs of these sizes.
+        stream: also for streams.
+        stream_batches: also for these numbers of streams at a time.
+        recordings: also for making voices from recordings of these lengths in seconds (base models).
         generation: how codes are drawn; the checkpoint's own by default.
         progress: called with the number of ways that are done, and of all.
 
     Yields:
-        What took how long.
+        Each way once it is done.
     """
     generation = generation or model.config.generation
-    # A word of one token, and of few phonemes.
+    # "the" is one token, and few phonemes.
     texts = [" ".join(["the"] * count) for count in range(1, tokens + 1)]
     requests = [replace(request, text=text) for text in texts]
     ways = [*_ways(model, requests, batch_sizes, stream, stream_batches, generation), *_voices(model, recordings)]
@@ -107,7 +107,7 @@ def _ways(
     stream_batches: Sequence[int],
     generation: GenerationConfig,
 ) -> list[tuple[str, Callable[[], None]]]:
-    """Ways of speaking of different shapes: a name, and the longest text that has them, which needs most programs."""
+    """One way of speaking per shape: its name, and a call with the longest text of it, which needs most programs."""
     ways: dict[tuple[Any, ...], tuple[str, Callable[[], None]]] = {}
     step = shape_step(model.tokenizer)
 
@@ -163,7 +163,7 @@ def _longest(model: Qwen3TTS, request: Request) -> tuple[Request, PromptPlan]:
 
 
 def _job_limit(model: Qwen3TTS, request: Request) -> int:
-    """The most frames of such an item of a batch job."""
+    """The frame limit of such an item in a batch job."""
     return min(expected_frames(text_tokens(request.text, model.tokenizer)), model.config.max_new_tokens - 1)
 
 
@@ -211,7 +211,7 @@ def _stream_together(model: Qwen3TTS, request: Request, generation: GenerationCo
 
 
 def _decode_chunks(model: Qwen3TTS, rows: int) -> None:
-    """One of each length that the decoder is compiled for."""
+    """Decodes one chunk of each length that the decoder is compiled for."""
     silence = np.zeros((sum(CODEC_FRAMES), model.config.talker.num_codebooks), np.int32)
     StreamDecoder(model.params["codec"]["decoder"], model.config.codec, rows).decode({0: silence})
 
@@ -223,7 +223,7 @@ def _pieces() -> Iterator[str]:
 
 def _voices(model: Qwen3TTS, recordings: Sequence[float]) -> Iterator[tuple[str, Callable[[], None]]]:
     for count, seconds in enumerate(sorted({bucket(math.ceil(each), BUCKET_SECONDS) for each in recordings})):
-        # Codes are made in steps of one length, x-vectors at once.
+        # Codes, which need a text, are made in steps of one length; x-vectors are made of the whole at once.
         text = "one two three" if count == 0 else None
         yield f"voices of recordings of {seconds} s", partial(_make_voice, model, seconds, text)
 
@@ -237,7 +237,7 @@ def _make_voice(model: Qwen3TTS, seconds: int, text: str | None) -> None:
 
 @contextmanager
 def _counted() -> Iterator[dict[str, int]]:
-    """Counts what JAX's persistent cache is asked for."""
+    """Counts the hits and misses of JAX's persistent cache."""
     count = {"cache_misses": 0, "cache_hits": 0}
 
     def listen(event: str, **_: Any) -> None:
