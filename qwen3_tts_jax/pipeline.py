@@ -80,7 +80,7 @@ class Qwen3TTS:
                 "pallas" on one TPU chip, "xla" anywhere, or "auto", which takes the kernel where there is one. "xla"
                 also keeps the three-pass codec from using the kernels for Hopper GPUs (`codec.hopper`).
             weights: "int8" rounds those of the talker and the code predictor to a quarter of the size (see `quantize`).
-                It saves memory, and time where reading weights is what takes it: on accelerators, and on CPUs that
+                It saves memory, and time where that goes into reading weights: on accelerators, and on CPUs that
                 speak a few utterances at a time. Codes are no longer those of the reference.
             revision: branch, tag or commit on Hugging Face.
             cache_dir: where downloads are kept; Hugging Face's own cache by default.
@@ -204,7 +204,7 @@ class Qwen3TTS:
         ref_text: str | list[str | None] | None = None,
         x_vector_only_mode: bool | list[bool] = False,
     ) -> list[VoicePrompt]:
-        """Makes voices from recordings (Base models); `voices.save` keeps them.
+        """Makes voices from recordings (Base models); `voices.save` saves them.
 
         Args:
             ref_audio: one recording or several, each 3 to 30 s of one clear voice, in any form `audio.read` takes.

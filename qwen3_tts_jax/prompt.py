@@ -151,7 +151,7 @@ def check_seed(seed: Any, name: str = "seed") -> None:
 
 
 def check_whole(name: str, value: Any, least: int | None = None) -> None:
-    """Refuses a count below `least`, or no whole number: the device would round it down, the host wait for the rest.
+    """Refuses a count below `least` or not whole: the device would round it down, and the host wait for the rest.
 
     Raises:
         ValueError: names it and its value.

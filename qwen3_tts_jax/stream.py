@@ -112,7 +112,7 @@ def _plan_utterance(
 
 
 def _utterances_of_text(request: Request, tokenizer: TextTokenizer, config: ModelConfig) -> Iterator[_Utterance]:
-    """Those of a whole text: the first of many waits only until the second, not until all, are phonemes."""
+    """The utterances of a whole text: the first of many waits for the phonemes of the second, not of all."""
     parts = spoken_as_it_arrives(request, (), tokenizer) if tokenizer.phonemes else iter(spoken_as(request, tokenizer))
     part = next(parts)
     for following in parts:
@@ -124,7 +124,7 @@ def _utterances_of_text(request: Request, tokenizer: TextTokenizer, config: Mode
 def _utterances_of_pieces(
     request: Request, pieces: Iterable[str], tokenizer: TextTokenizer, config: ModelConfig
 ) -> Iterator[_Utterance]:
-    """Those of a text that is still arriving."""
+    """The utterances of a text that is still arriving."""
     if tokenizer.phonemes:
         for part in spoken_as_it_arrives(request, pieces, tokenizer):
             yield _plan_utterance(part, tokenizer, config)

@@ -133,11 +133,11 @@ class TextTokenizer:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def assistant(self, text: str) -> list[int]:
-        """A text to be spoken in its chat template: 3 ids of role, the text, 5 ids that close it."""
+        """A text to be spoken in its chat template: 3 role ids, the text, 5 closing ids."""
         return self.encode(f"{_ROLE}{text}{_CLOSING}")
 
     def reference(self, text: str) -> list[int]:
-        """A reference's transcript in its chat template: 3 ids of role, the text, 2 ids that close it."""
+        """A reference's transcript in its chat template: 3 role ids, the text, 2 closing ids."""
         return self.encode(f"{_ROLE}{text}<|im_end|>\n")
 
     def instruct(self, text: str) -> list[int]:
