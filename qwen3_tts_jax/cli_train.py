@@ -104,7 +104,10 @@ def sft(
     """
     from qwen3_tts_jax.cli_model import Source
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
+    from qwen3_tts_jax.prompt import check_seed
 
+    with refusing(ValueError):
+        check_seed(seed, "--seed")
     refuse_idle(context, patience and validation is None, "without --validation", "patience")
     refuse_idle(context, not lora, "without --lora", "lora_alpha", "lora_modules")
     refuse_idle(context, batch_seconds is None, "without --batch-seconds", "buckets")

@@ -100,7 +100,10 @@ def codec(
     there all learn together.
     """
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
+    from qwen3_tts_jax.prompt import check_seed
 
+    with refusing(ValueError):
+        check_seed(seed, "--seed")
     refuse_idle(context, patience and validation is None, "without --validation", "patience")
     refuse_idle(context, config is not None, "with --config", "size")
     refuse_idle(context, start is not None, "with --start", "size")

@@ -118,7 +118,10 @@ def talker(
     """
     from qwen3_tts_jax.cli_model import Source
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
+    from qwen3_tts_jax.prompt import check_seed
 
+    with refusing(ValueError):
+        check_seed(seed, "--seed")
     refuse_idle(context, patience and validation is None, "without --validation", "patience")
     refuse_idle(context, guide and not alignment, "without --alignment", "guide")
     refuse_idle(context, not alignment, "without --alignment", "alignment_layer", "alignment_steps")

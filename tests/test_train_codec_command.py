@@ -209,6 +209,7 @@ def test_a_decoder_from_given_codes(recordings, shape, tmp_path, monkeypatch):
         (("--discriminator-start", 0), "the discriminator cannot hear 0.75 s of pieces of 0.1 s"),
         (("--learning-rate", 0), "learning rate must be above 0"),
         (("--validation", "none.jsonl"), "none.jsonl is no folder"),
+        (("--seed", -1), "--seed must be 0 … 2147483647, got -1"),
     ],
 )
 def test_refused_options(options, part, recordings, shape, tmp_path):

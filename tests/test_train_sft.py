@@ -235,8 +235,11 @@ def test_refused_before_anything_is_encoded(base, recordings, tmp_path, monkeypa
         (("--clip", "nan"), "largest norm must be above 0, got nan"),
         (("--weight-decay", -1), "weight decay must be at least 0, got -1"),
         (("--tensorboard",), "tensorboardX"),
+        (("--seed", -1), "--seed must be 0 … 2147483647, got -1"),
+        (("--seed", 2**31), "--seed must be 0 … 2147483647, got 2147483648"),
     ):
-        assert_refused(run(write_data(recordings, *ROWS), "-o", tmp_path / "run", "-m", base, *options), part)
+        assert_refused(run(write_data(recordings, *ROWS), "-o", tmp_path / "other", "-m", base, *options), part)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_is_refused_leaves_nothing_for_tensorboard(base, recordings, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from qwen3_tts_jax import generate as g
 from qwen3_tts_jax.config import ConfigError, GenerationConfig
 from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
+from qwen3_tts_jax.train.codec_job import CodecTraining
 from qwen3_tts_jax.train.lora import (
     LoraConfig,
     LoraError,
@@ -26,7 +27,9 @@ from qwen3_tts_jax.train.lora import (
 )
 from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, loss, total
 from qwen3_tts_jax.train.score import code_logits_of, log_probability, teacher_force
+from qwen3_tts_jax.train.sft import SftConfig
 from qwen3_tts_jax.train.step import OptimizerConfig, Recipe, assemble, evaluate, start, train_step
+from qwen3_tts_jax.train.talker_job import TalkerTraining
 from tests.train_model import CUSTOM_VOICE, Letters, Q, own_params, params, random_codes
 
 LENGTHS = (9, 6, 8, 4, 7, 5, 9, 3)
@@ -247,6 +250,10 @@ def test_what_cannot_be_trained():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=match):
             OptimizerConfig(**arguments)
+    for config in (SftConfig, TalkerTraining, CodecTraining):
+        for seed in (-1, 2**31, 0.5):
+            with pytest.raises(ValueError, match="seed must be"):
+                config(seed=seed)
 
 
 def test_the_learning_rate_warms_up_and_falls():

@@ -202,10 +202,11 @@ def test_refused_options(data, codec, tmp_path, tokenizer_folder):
         (("--codebook-weights", "1,x"), "numbers with commas"),
         (("--codebook-weights", "1,1"), "2 weights of codebooks for codes 1 … 4"),
         (("--tokenizer", tmp_path), "vocab.json is missing"),
+        (("--seed", -1), "--seed must be 0 … 2147483647, got -1"),
     ):
         assert_refused(run(*common, *options), part)
     assert_refused(run(*common[:-1], tmp_path), "config.json")
-    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from qwen3_tts_jax import audio, hf_config, hf_export
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.convert import export_codec, load_codec, resolve_codec
 from qwen3_tts_jax.files import completed_folder, require_absent
+from qwen3_tts_jax.prompt import check_seed
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec_codes import read_recording_codes, with_codes
@@ -65,6 +66,7 @@ class CodecTraining:
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if not self.spectral:
             return
         if self.start is not None:

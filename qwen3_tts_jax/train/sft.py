@@ -20,7 +20,7 @@ from qwen3_tts_jax.convert.check import CODEC_FOLDER
 from qwen3_tts_jax.files import require_absent
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.pipeline import Qwen3TTS
-from qwen3_tts_jax.prompt import TextMode
+from qwen3_tts_jax.prompt import TextMode, check_seed
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
@@ -80,6 +80,7 @@ class SftConfig:
     export_dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.batch_size < 1 or self.accumulate < 1:
             raise ConfigError(f"batches must be at least 1, got {self.batch_size} rows and {self.accumulate} per step")
         if self.batch_seconds is not None and not self.batch_seconds > 0:

@@ -17,7 +17,7 @@ from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.convert import load_checkpoint, load_codec
 from qwen3_tts_jax.convert.check import CODEC_FOLDER
 from qwen3_tts_jax.files import require_absent
-from qwen3_tts_jax.prompt import TextMode
+from qwen3_tts_jax.prompt import TextMode, check_seed
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.alignment import AlignmentConfig
 from qwen3_tts_jax.train.buckets import BucketedBatches
@@ -80,6 +80,7 @@ class TalkerTraining:
     export_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if not self.batch_seconds > 0 or self.accumulate < 1:
             raise ConfigError(
                 f"batches must be above 0 seconds and at least 1 per step, got {self.batch_seconds} and "
