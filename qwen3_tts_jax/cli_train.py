@@ -15,6 +15,14 @@ from qwen3_tts_jax.cli_train_merge import EPILOG as MERGE_EPILOG
 from qwen3_tts_jax.cli_train_merge import merge
 from qwen3_tts_jax.cli_train_report import (
     EXPORT_LAST,
+    FROM_ZERO,
+    NORM,
+    POSITIVE,
+    ROWS,
+    SECONDS,
+    Interval,
+    check_numbers,
+    check_schedule,
     check_tensorboard,
     counter,
     names,
@@ -112,6 +120,23 @@ def sft(
     refuse_idle(context, not lora, "without --lora", "lora_alpha", "lora_modules")
     refuse_idle(context, batch_seconds is None, "without --batch-seconds", "buckets")
     refuse_idle(context, batch_seconds is not None, "with --batch-seconds", "batch_size")
+    check_schedule(
+        steps,
+        warmup,
+        log_every=log_every,
+        evaluate_every=evaluate_every,
+        save_every=save_every,
+        sample_every=sample_every,
+        patience=patience,
+    )
+    check_numbers(ROWS, batch_size=batch_size, buckets=buckets, accumulate=accumulate)
+    check_numbers(SECONDS, batch_seconds=batch_seconds)
+    check_numbers(POSITIVE, learning_rate=learning_rate, lora_alpha=lora_alpha)
+    check_numbers(NORM, clip=clip)
+    check_numbers(FROM_ZERO, weight_decay=weight_decay, code_weight=code_weight)
+    check_numbers(Interval(0, ROWS.high), lora=lora)
+    if lora and freeze:
+        refuse("--freeze is for runs without --lora: there the adapters alone are trained")
     if tensorboard:
         check_tensorboard()
     with plain_messages():
@@ -126,10 +151,6 @@ def sft(
         from qwen3_tts_jax.train.progress import Schedule
         from qwen3_tts_jax.train.sft import SftConfig, prepare, run
 
-        if lora < 0:
-            refuse(f"--lora must be 0 or a rank, got {lora}")
-        if lora and freeze:
-            refuse("--freeze is for runs without --lora: there the adapters alone are trained")
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         rate = learning_rate if learning_rate is not None else (_LORA_RATE if lora else _FULL_RATE)

@@ -10,7 +10,22 @@ import typer
 
 from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_options import examples
-from qwen3_tts_jax.cli_train_report import Steps, counter, training, warmup_steps
+from qwen3_tts_jax.cli_train_report import (
+    NORM,
+    PART,
+    PART_BELOW,
+    POSITIVE,
+    SECONDS,
+    STEPS,
+    STEPS_OR_NONE,
+    Interval,
+    Steps,
+    check_numbers,
+    check_schedule,
+    counter,
+    training,
+    warmup_steps,
+)
 
 EPILOG = examples(
     "qwen3-tts-jax train codec recordings/ -o my-codec --validation held-out/",
@@ -110,6 +125,26 @@ def codec(
     refuse_idle(context, feature_rate is None, "without --feature-rate", "teacher_weight")
     hearing = ("discriminator_every", "discriminator_seconds", "discriminator_kind")
     refuse_idle(context, discriminator_start is None, "without --discriminator-start", *hearing)
+    check_schedule(
+        steps,
+        warmup,
+        log_every=log_every,
+        evaluate_every=evaluate_every,
+        save_every=save_every,
+        sample_every=sample_every,
+        patience=patience,
+    )
+    check_numbers(STEPS, encoder_steps=encoder_steps, discriminator_every=discriminator_every)
+    check_numbers(STEPS_OR_NONE, spectral_steps=spectral_steps, continuous_steps=continuous_steps)
+    check_numbers(STEPS_OR_NONE, discriminator_start=discriminator_start)
+    check_numbers(SECONDS, batch_seconds=batch_seconds, crop_seconds=crop_seconds)
+    check_numbers(SECONDS, discriminator_seconds=discriminator_seconds)
+    check_numbers(Interval(0, SECONDS.high), context_seconds=context_seconds)
+    check_numbers(POSITIVE, learning_rate=learning_rate, spectral_rate=spectral_rate)
+    check_numbers(POSITIVE, feature_rate=feature_rate, teacher_weight=teacher_weight)
+    check_numbers(NORM, clip=clip)
+    check_numbers(PART, dropout=dropout, unquantized=unquantized)
+    check_numbers(PART_BELOW, average=average)
     with plain_messages():
         if start is not None and config is not None:
             refuse("--start brings its own shape: omit --config")

@@ -3,17 +3,62 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import typer
 
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers from `low` to `high`, without the ends that are left out; no number is in it that is none (NaN)."""
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        from_low = self.low < number if self.above else self.low <= number
+        return from_low and (number < self.high if self.below else number <= self.high)
+
+    def __str__(self) -> str:
+        return f"{'above ' * self.above}{self.low} … {'below ' * self.below}{self.high}"
+
+
+# What is larger than these is no choice but a slip, of which a full memory or a loss that is no number would tell late.
+_LARGEST = 1_000_000
+STEPS, STEPS_OR_NONE, ROWS = Interval(1, 2**31 - 1), Interval(0, 2**31 - 1), Interval(1, 65_536)
+POSITIVE, FROM_ZERO = Interval(0, _LARGEST, above=True), Interval(0, _LARGEST)
+SECONDS = Interval(0, 86_400, above=True)
+PART, PART_ABOVE, PART_BELOW = Interval(0, 1), Interval(0, 1, above=True), Interval(0, 1, below=True)
+NORM = Interval(0, math.inf, above=True)  # that of no end clips nothing
+
 EXPORT_LAST = "; `export RUN --checkpoint last` makes a model of that state"
+
+
+def check_numbers(interval: Interval, **options: float | None) -> None:
+    """Refuses options, by their names in Python, that are not in `interval`; None was not given."""
+    from qwen3_tts_jax.console import refuse
+
+    for name, value in options.items():
+        if value is not None and value not in interval:
+            got = f"{value:g}" if isinstance(value, float) else value
+            refuse(f"--{name.replace('_', '-')} must be {interval}, got {got}")
+
+
+def check_schedule(steps: int, warmup: int | None, **every: int) -> None:
+    """Refuses a number of steps, a warm-up or a time between events that no run can have."""
+    check_numbers(STEPS, steps=steps)
+    check_numbers(Interval(0, steps - 1), warmup=warmup)
+    check_numbers(STEPS_OR_NONE, **every)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -11,6 +11,17 @@ from qwen3_tts_jax import cli_options as option
 from qwen3_tts_jax.cli_options import examples
 from qwen3_tts_jax.cli_train_report import (
     EXPORT_LAST,
+    FROM_ZERO,
+    NORM,
+    PART,
+    PART_ABOVE,
+    PART_BELOW,
+    POSITIVE,
+    ROWS,
+    SECONDS,
+    STEPS_OR_NONE,
+    check_numbers,
+    check_schedule,
     check_tensorboard,
     counter,
     names,
@@ -125,6 +136,31 @@ def talker(
     refuse_idle(context, patience and validation is None, "without --validation", "patience")
     refuse_idle(context, guide and not alignment, "without --alignment", "guide")
     refuse_idle(context, not alignment, "without --alignment", "alignment_layer", "alignment_steps")
+    check_schedule(
+        steps,
+        warmup,
+        log_every=log_every,
+        evaluate_every=evaluate_every,
+        save_every=save_every,
+        sample_every=sample_every,
+        patience=patience,
+    )
+    check_numbers(ROWS, buckets=buckets, accumulate=accumulate)
+    check_numbers(SECONDS, batch_seconds=batch_seconds)
+    check_numbers(POSITIVE, learning_rate=learning_rate)
+    check_numbers(NORM, clip=clip)
+    check_numbers(FROM_ZERO, weight_decay=weight_decay, code_weight=code_weight, end_weight=end_weight)
+    check_numbers(FROM_ZERO, alignment=alignment, guide=guide)
+    check_numbers(PART, final_rate=final_rate)
+    check_numbers(PART_ABOVE, predictor_share=predictor_share)
+    check_numbers(PART_BELOW, noise=noise, noise_0=noise_0, forget=forget, dropout=dropout, average=average)
+    check_numbers(STEPS_OR_NONE, alignment_layer=alignment_layer, alignment_steps=alignment_steps)
+    try:
+        weights = tuple(float(weight) for weight in names(codebook_weights)) or None
+    except ValueError:
+        refuse(f"--codebook-weights must be numbers with commas between them, got {codebook_weights!r}")
+    for weight in weights or ():
+        check_numbers(FROM_ZERO, codebook_weights=weight)
     if tensorboard:
         check_tensorboard()
     with plain_messages():
@@ -142,10 +178,6 @@ def talker(
 
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        try:
-            weights = tuple(float(weight) for weight in names(codebook_weights)) or None
-        except ValueError:
-            refuse(f"--codebook-weights must be numbers with commas between them, got {codebook_weights!r}")
         with refusing(ValueError, OSError):
             aligned = None
             if alignment:

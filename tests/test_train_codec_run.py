@@ -386,6 +386,7 @@ def test_shapes_to_start_from():
     [
         ({"dropout": 1.5}, "dropout must be a part"),
         ({"average": 1.0}, "average must be a part"),
+        ({"continuous_steps": -1}, "continuous_steps must be 0 or more"),
         ({"decoder_only": True}, "all rows are quantized and there is no teacher"),
     ],
 )

@@ -219,11 +219,7 @@ def test_refused_before_anything_is_encoded(base, recordings, tmp_path, monkeypa
     assert_refused(run(data, "-o", sound, "-m", base), "0.wav is a file, not a folder")
     assert_refused(run(data, "-o", sound / "run", "-m", base), "0.wav is a file, not a folder")
     for options, part in (
-        (("--learning-rate", 0), "learning rate"),
-        (("--batch-size", 0), "batches"),
-        (("--batch-seconds", 0), "seconds of a batch"),
-        (("--warmup", 9, "--steps", 9), "warm-up"),
-        (("--lora", -1), "--lora"),
+        (("--warmup", 9, "--steps", 9), "--warmup must be 0 … 8, got 9"),
         (("--lora", 2, "--freeze", "talker"), "--freeze"),
         (("--freeze", "taker"), "nothing to freeze in 'taker'"),
         (("--lora", 2, "--lora-modules", "mpl"), "no weight of a transformer lies in 'mpl'"),
@@ -232,8 +228,6 @@ def test_refused_before_anything_is_encoded(base, recordings, tmp_path, monkeypa
         (("--lora-modules", "mlp"), "--lora-modules does nothing without --lora"),
         (("--buckets", 2), "--buckets does nothing without --batch-seconds"),
         (("--batch-size", 8, "--batch-seconds", 9), "--batch-size does nothing with --batch-seconds"),
-        (("--clip", "nan"), "largest norm must be above 0, got nan"),
-        (("--weight-decay", -1), "weight decay must be at least 0, got -1"),
         (("--tensorboard",), "tensorboardX"),
         (("--seed", -1), "--seed must be 0 … 2147483647, got -1"),
         (("--seed", 2**31), "--seed must be 0 … 2147483647, got 2147483648"),
@@ -246,8 +240,8 @@ def test_what_is_refused_leaves_nothing_for_tensorboard(base, recordings, tmp_pa
     writers = SimpleNamespace(SummaryWriter=lambda folder: Path(folder).mkdir(parents=True))
     monkeypatch.setitem(sys.modules, "tensorboardX", writers)
     data = write_data(recordings, *ROWS)
-    result = run(data, "-o", tmp_path / "run", "-m", base, "--tensorboard", "--learning-rate", 0)
-    assert_refused(result, "learning rate")
+    result = run(data, "-o", tmp_path / "run", "-m", base, "--tensorboard", "--freeze", "taker")
+    assert_refused(result, "nothing to freeze")
     assert not (tmp_path / "run").exists()
 
 

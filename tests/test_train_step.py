@@ -16,6 +16,7 @@ from qwen3_tts_jax import generate as g
 from qwen3_tts_jax.config import ConfigError, GenerationConfig
 from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
 from qwen3_tts_jax.train.codec_job import CodecTraining
+from qwen3_tts_jax.train.codec_teacher import Teacher
 from qwen3_tts_jax.train.lora import (
     LoraConfig,
     LoraError,
@@ -26,6 +27,8 @@ from qwen3_tts_jax.train.lora import (
     save_adapters,
 )
 from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, loss, total
+from qwen3_tts_jax.train.progress import Schedule
+from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.score import code_logits_of, log_probability, teacher_force
 from qwen3_tts_jax.train.sft import SftConfig
 from qwen3_tts_jax.train.step import OptimizerConfig, Recipe, assemble, evaluate, start, train_step
@@ -247,9 +250,27 @@ def test_what_cannot_be_trained():
         start(own_params(), replace(RECIPE, frozen=("talker", "code_predictor")))
     for arguments, match in (
         ({"learning_rate": 0}, "learning rate"), ({"steps": 5, "warmup_steps": 5}, "warm-up"), ({"clip": 0}, "norm"),
+        ({"clip": np.nan}, "largest norm must be above 0, got nan"), ({"weight_decay": -1}, "decay must be at least 0"),
+        ({"steps": 0}, "steps must be at least 1"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=match):
             OptimizerConfig(**arguments)
+    for config, arguments, match in (
+        (LossConfig, {"codebooks": (1.0, np.nan)}, "weights of codebooks"),
+        (Regularization, {"noise": 1.0}, "noise must be a part"),
+        (Regularization, {"predictor_share": 0.0}, "a part of the frames"),
+        (Schedule, {"save": -1}, "save must be 0 or a number of steps"),
+        (SftConfig, {"batch_size": 0}, "batches must be at least 1"),
+        (SftConfig, {"batch_seconds": np.inf}, "seconds of a batch"),
+        (SftConfig, {"buckets": 0}, "buckets must be at least 1"),
+        (TalkerTraining, {"batch_seconds": np.inf}, "above 0 seconds"),
+        (TalkerTraining, {"buckets": 0}, "of at least 1 bucket"),
+        (CodecTraining, {"crop_seconds": np.nan}, "crop_seconds must be above 0, got nan"),
+        (CodecTraining, {"context_seconds": -1}, "cannot be -1 s of context"),
+        (Teacher, {"width": 4, "weight": np.nan}, "weight of the teacher must be above 0"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            config(**arguments)
     for config in (SftConfig, TalkerTraining, CodecTraining):
         for seed in (-1, 2**31, 0.5):
             with pytest.raises(ValueError, match="seed must be"):

@@ -189,10 +189,8 @@ def test_refused_sizes(changed, parts, data, codec, tmp_path):
 def test_refused_options(data, codec, tmp_path, tokenizer_folder):
     common = (data, "-o", tmp_path / "run", "--config", write_sizes(tmp_path), "--codec", codec)
     for options, part in (
-        (("--batch-seconds", 0), "batches must be above 0 seconds"),
-        (("--noise", 1), "noise must be a part"),
-        (("--predictor-share", 0), "a part of the frames"),
-        (("--average", 1), "average"),
+        (("--noise", 1), "--noise must be 0 … below 1, got 1"),
+        (("--predictor-share", 0), "--predictor-share must be above 0 … 1, got 0"),
         (("--alignment", 0.1, "--alignment-layer", 2), "layer 2, the talker has 2"),
         (("--alignment", 0.1, "--text-mode", "both"), "all at once"),
         (("--alignment", 0.1, "--tokenizer", tokenizer_folder), "text vocabularies of up to 4096"),
@@ -228,7 +226,10 @@ def test_what_helps_after_a_failure(error, line, data, codec, tmp_path, monkeypa
 def test_what_is_refused_leaves_nothing_for_tensorboard(data, codec, tmp_path, monkeypatch):
     writers = SimpleNamespace(SummaryWriter=lambda folder: Path(folder).mkdir(parents=True))
     common = (data, "-o", tmp_path / "run", "--config", write_sizes(tmp_path), "--codec", codec, "--tensorboard")
-    for module, options, part in ((writers, ("--average", 1), "average"), (None, (), "tensorboardX")):
+    for module, options, part in (
+        (writers, ("--codebook-weights", "1,1"), "2 weights of codebooks"),
+        (None, (), "tensorboardX"),
+    ):
         monkeypatch.setitem(sys.modules, "tensorboardX", module)
         assert_refused(run(*common, *options), part)
     assert not (tmp_path / "run").exists()

@@ -60,8 +60,11 @@ class Discriminator:
     def __post_init__(self) -> None:
         if self.samples < max(self.fft_sizes):
             raise ConfigError(f"the discriminator must hear at least {max(self.fft_sizes)} samples, got {self.samples}")
-        if self.every < 1:
-            raise ConfigError(f"the discriminator must learn in every 1 or more steps, got {self.every}")
+        if self.every < 1 or self.start < 0:
+            raise ConfigError(
+                f"the discriminator must learn in every 1 or more steps, from step 0 or later, got {self.every} and "
+                f"{self.start}"
+            )
 
     def optimizer(self) -> optax.GradientTransformation:
         """Adam with the betas that are usual for a discriminator."""

@@ -67,6 +67,11 @@ class CodecTraining:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        for name in ("batch_seconds", "crop_seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.context_seconds < float("inf"):
+            raise ConfigError(f"there cannot be {self.context_seconds} s of context")
         if not self.spectral:
             return
         if self.start is not None:
@@ -80,8 +85,8 @@ class CodecTraining:
         """Rows and samples of a step, and, with given codes, their context.
 
         Raises:
-            ConfigError: pieces shorter than the losses' longest window or than what the discriminator hears, no whole
-                piece in a batch, or less than no context.
+            ConfigError: pieces shorter than the losses' longest window or than what the discriminator hears, or no
+                whole piece in a batch.
         """
         codec = self.recipe.codec
         samples = round(self.crop_seconds * codec.frame_rate) * codec.frame_samples
@@ -98,8 +103,6 @@ class CodecTraining:
         rows = round(self.batch_seconds * codec.sample_rate / samples)
         if rows < 1:
             raise ConfigError(f"a batch of {self.batch_seconds} s holds no piece of {self.crop_seconds} s")
-        if self.context_seconds < 0:
-            raise ConfigError(f"there cannot be {self.context_seconds} s of context")
         context = round(self.context_seconds * codec.frame_rate) if given_codes else 0
         return Crops(rows, samples, self.starts, self.seed, context)
 

@@ -88,6 +88,8 @@ class CodecRecipe:
         for name in ("dropout", "unquantized", "average"):
             if not 0 <= getattr(self, name) <= 1 or (name == "average" and self.average == 1):
                 raise ConfigError(f"{name} must be a part, 0 … 1, got {getattr(self, name)}")
+        if self.continuous_steps < 0:
+            raise ConfigError(f"continuous_steps must be 0 or more, got {self.continuous_steps}")
         if self.decoder_only and (self.continuous_steps or self.unquantized_steps or self.teacher):
             raise ConfigError("where the decoder alone is trained, all rows are quantized and there is no teacher")
 

@@ -40,7 +40,7 @@ class Teacher:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
+        if not 0 < self.weight < float("inf"):
             raise ConfigError(f"the weight of the teacher must be above 0, got {self.weight}")
 
 

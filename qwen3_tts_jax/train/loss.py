@@ -60,7 +60,8 @@ class LossConfig:
         for name, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise ConfigError(f"the loss weight {name} must be 0 or positive, got {weight}")
-        if self.codebooks is not None and (min(self.codebooks, default=0) < 0 or sum(self.codebooks) <= 0):
+        several = self.codebooks
+        if several is not None and not (all(weight >= 0 for weight in several) and 0 < sum(several) < float("inf")):
             raise ConfigError(f"the weights of codebooks must be 0 or positive, and one above 0, got {self.codebooks}")
 
 

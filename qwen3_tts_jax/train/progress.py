@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.files import completed
 
 Progress = Callable[[int, int], None]
@@ -37,6 +38,11 @@ class Schedule:
     save: int = 100
     sample: int = 0
     patience: int = 0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) < 0:
+                raise ConfigError(f"{each.name} must be 0 or a number of steps, got {getattr(self, each.name)}")
 
     def due(self, name: str, step: int, last: int) -> bool:
         """Whether `name` is to happen after `step`; what happens at all happens after the last step too."""

@@ -83,8 +83,10 @@ class SftConfig:
         check_seed(self.seed)
         if self.batch_size < 1 or self.accumulate < 1:
             raise ConfigError(f"batches must be at least 1, got {self.batch_size} rows and {self.accumulate} per step")
-        if self.batch_seconds is not None and not self.batch_seconds > 0:
+        if self.batch_seconds is not None and not 0 < self.batch_seconds < float("inf"):
             raise ConfigError(f"the seconds of a batch must be above 0, got {self.batch_seconds}")
+        if self.buckets < 1:
+            raise ConfigError(f"the number of buckets must be at least 1, got {self.buckets}")
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,10 @@ class TalkerTraining:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if not self.batch_seconds > 0 or self.accumulate < 1:
+        if not 0 < self.batch_seconds < float("inf") or self.accumulate < 1 or self.buckets < 1:
             raise ConfigError(
-                f"batches must be above 0 seconds and at least 1 per step, got {self.batch_seconds} and "
-                f"{self.accumulate}"
+                f"batches must be above 0 seconds, at least 1 per step and of at least 1 bucket, got "
+                f"{self.batch_seconds}, {self.accumulate} and {self.buckets}"
             )
         if self.alignment is not None and self.text_modes != ("all_at_once",):
             raise ConfigError("the alignment's loss is for texts that are read all at once")
