@@ -175,7 +175,7 @@ def sft(
                 schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
                 export_dtype=export_dtype,
             )
-            job = prepare(folder, data, output, config, validation)
+            job = prepare(folder, data, output, config, validation, cache)
         quiet_orbax()
         count = jax.device_count()
         mesh = make_mesh() if count > 1 and (batch_seconds or batch_size % count == 0) else None
@@ -187,6 +187,6 @@ def sft(
             tensorboard_writer(output, tensorboard) as write_scalars,
         ):
             report = reporter(quiet, write_scalars, steps)
-            result = run(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=report)
+            result = run(job, mesh=mesh, encoding=counter(quiet), report=report)
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'model'}: {end}, the state after step {result.step}, loss {result.loss:.3f}")

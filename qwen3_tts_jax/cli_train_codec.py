@@ -205,11 +205,11 @@ def codec(
                 seed=seed,
                 schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
             )
-            job = prepare_codec(data, output, settings, validation, features)
+            job = prepare_codec(data, output, settings, validation, features, cache)
         quiet_orbax()
         counts = {None: steps} | {one.hears: one.optimizer.steps for one in spectral}
         with training(output, quiet, "a smaller --batch-seconds"):
-            result = run_codec(job, cache=cache, decoding=counter(quiet, "decoded"), report=_reporter(quiet, counts))
+            result = run_codec(job, decoding=counter(quiet, "decoded"), report=_reporter(quiet, counts))
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'codec'}: {end}, the state after step {result.step}, mel distance {result.mel:.3f}")
 

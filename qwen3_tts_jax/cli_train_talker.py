@@ -217,6 +217,7 @@ def talker(
                 tokenizer=tokenizer,
                 validation=validation,
                 start=start,
+                cache=cache,
             )
         quiet_orbax()
         mesh = make_mesh() if jax.device_count() > 1 else None
@@ -226,6 +227,6 @@ def talker(
             tensorboard_writer(output, tensorboard) as write_scalars,
         ):
             report = reporter(quiet, write_scalars, steps)
-            result = run_talker(job, cache=cache, mesh=mesh, encoding=counter(quiet), report=report)
+            result = run_talker(job, mesh=mesh, encoding=counter(quiet), report=report)
     end = "ended early" if result.ended_early else "done"
     typer.echo(f"{output / 'model'}: {end}, the state after step {result.step}, loss {result.loss:.3f}")

@@ -208,6 +208,7 @@ def test_a_decoder_from_given_codes(recordings, shape, tmp_path, monkeypatch):
         (("--discriminator-start", 0), "the discriminator cannot hear 0.75 s of pieces of 0.1 s"),
         (("--crop-seconds", "nan"), "--crop-seconds must be above 0 … 86400, got nan"),
         (("--validation", "none.jsonl"), "none.jsonl is no folder"),
+        (("--cache", "/proc/none/cache"), "cannot write into the folder /"),
         (("--seed", -1), "--seed must be 0 … 2147483647, got -1"),
     ],
 )

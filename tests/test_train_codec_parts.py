@@ -98,6 +98,7 @@ def test_recordings_are_decoded_once(recordings, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(codec_data, "_decode", nothing)
+        patch.setattr(codec_data, "check_folder", nothing)
         found = find_recordings(recordings)
         data = decode_recordings(found, cache, 24_000, lambda *numbers: told.append(numbers))
     assert told == []

@@ -168,6 +168,7 @@ def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(examples, "encode_recordings", None)
         patch.setattr(examples, "make_voices", None)
+        patch.setattr(examples, "check_folder", None)
         result = run(data, "-o", tmp_path / "two", "-m", converted, *options, "--cache", cache)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "encoded" not in result.stderr
@@ -229,6 +230,7 @@ def test_refused_before_anything_is_encoded(base, recordings, tmp_path, monkeypa
         (("--buckets", 2), "--buckets does nothing without --batch-seconds"),
         (("--batch-size", 8, "--batch-seconds", 9), "--batch-size does nothing with --batch-seconds"),
         (("--tensorboard",), "tensorboardX"),
+        (("--cache", sound / "cache"), "0.wav is a file, not a folder"),
         (("--seed", -1), "--seed must be 0 … 2147483647, got -1"),
         (("--seed", 2**31), "--seed must be 0 … 2147483647, got 2147483648"),
     ):

@@ -200,6 +200,7 @@ def test_refused_options(data, codec, tmp_path, tokenizer_folder):
         (("--codebook-weights", "1,x"), "numbers with commas"),
         (("--codebook-weights", "1,1"), "2 weights of codebooks for codes 1 … 4"),
         (("--tokenizer", tmp_path), "vocab.json is missing"),
+        (("--cache", data), "data.jsonl is a file, not a folder"),
         (("--seed", -1), "--seed must be 0 … 2147483647, got -1"),
     ):
         assert_refused(run(*common, *options), part)

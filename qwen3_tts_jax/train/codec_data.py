@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from qwen3_tts_jax import audio
-from qwen3_tts_jax.files import completed
+from qwen3_tts_jax.files import check_folder, completed
 from qwen3_tts_jax.train.lines import DataError, codes_problem, json_lines, raise_problems
 from qwen3_tts_jax.train.progress import Progress
 
@@ -217,12 +217,15 @@ def decode_recordings(
     Raises:
         DataError: recordings that are silent, not finite or cannot be decoded, after all others are; the first ten
             are named.
+        PermissionError: no file can be put into `folder`, and it does not hold all.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     keys = [_key(recording.audio, sample_rate) for recording in recordings]
     held, problems = _held(folder), []
     missing = {key: recording for key, recording in zip(keys, recordings, strict=True) if key not in held}
+    if missing:
+        check_folder(folder)
     pieces: list[tuple[str, np.ndarray]] = []
     for done, (key, recording) in enumerate(missing.items(), 1):
         try:

@@ -27,7 +27,7 @@ from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import CodecRecipe
 from qwen3_tts_jax.train.codec_teacher import Features, Teacher, read_features
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.progress import Progress, Schedule
+from qwen3_tts_jax.train.progress import Progress, Schedule, check_cache
 
 CODEC, CACHE, SAMPLES, PHASES = "codec", "cache", "samples", "spectral"
 _SHORTEST_CROP = 2048  # the longest window of the losses
@@ -112,6 +112,9 @@ class CodecJob:
     """A run whose input has been checked, before any sample is decoded; `prepare_codec` makes it.
 
     Attributes:
+        output: folder of the run.
+        cache: folder of decoded recordings.
+        training: as it was given.
         recipe: that of `training`, with the teacher where there are no spectra.
         spectral: likewise, with the teacher.
         crops: of a step.
@@ -121,6 +124,7 @@ class CodecJob:
     """
 
     output: Path
+    cache: Path
     training: CodecTraining
     recipe: CodecRecipe
     spectral: tuple[SpectralRecipe, ...]
@@ -144,6 +148,7 @@ def prepare_codec(
     training: CodecTraining,
     validation: str | Path | None = None,
     features: str | Path | None = None,
+    cache: str | Path | None = None,
 ) -> CodecJob:
     """Checks all that can be checked without decoding.
 
@@ -153,17 +158,21 @@ def prepare_codec(
         training: the run.
         validation: more such recordings, to judge by.
         features: a folder of a teacher's features of `data`, whose lines else name them.
+        cache: folder of decoded recordings; `output`/cache by default.
 
     Raises:
         lines.DataError: see `codec_data.find_recordings` and `check_headers`, `codec_codes.read_recording_codes`, and
             `codec_teacher.read_features`.
-        FileExistsError: `output` holds a finished codec.
+        FileExistsError: `output` holds a finished codec, or as `progress.check_cache`.
+        PermissionError: as `progress.check_cache`.
         state_files.RunError: `output` holds a run with other settings or other data.
         ConfigError: as `CodecTraining.crops`, or recordings with codes where not the decoder alone learns, or
             without where the encoder is not trained and the decoder alone learns.
     """
     output = Path(output)
     require_absent(output / CODEC)
+    cache = output / CACHE if cache is None else Path(cache)
+    check_cache(cache)
     recordings = find_recordings(data, features)
     held_out = [] if validation is None else find_recordings(validation)
     everything = [*recordings, *held_out]
@@ -197,13 +206,12 @@ def prepare_codec(
     for one in spectral:
         Checkpoints(output / PHASES / one.hears, describe_spectra(one, crops) | settings).check()
     Checkpoints(output, describe_codec(recipe, crops) | settings).check()
-    return CodecJob(output, training, recipe, spectral, crops, recordings, held_out, taught, codes, settings)
+    return CodecJob(output, cache, training, recipe, spectral, crops, recordings, held_out, taught, codes, settings)
 
 
 def run_codec(
     job: CodecJob,
     *,
-    cache: str | Path | None = None,
     decoding: Progress | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> CodecResult:
@@ -211,7 +219,6 @@ def run_codec(
 
     Args:
         job: of `prepare_codec`.
-        cache: of decoded recordings; `output`/cache by default.
         decoding: told of recordings decoded.
         report: called with every line of the logs; those of spectra have "phase".
 
@@ -222,8 +229,7 @@ def run_codec(
     """
     training, recipe, settings = job.training, job.recipe, job.settings
     everything = [*job.recordings, *job.validation]
-    folder = job.output / CACHE if cache is None else cache
-    clips = decode_recordings(everything, folder, recipe.codec.sample_rate, decoding)
+    clips = decode_recordings(everything, job.cache, recipe.codec.sample_rate, decoding)
     if job.codes is not None:
         clips = with_codes(clips, job.codes, recipe.codec.frame_samples)
     data, held_out = _split(clips, len(job.recordings))

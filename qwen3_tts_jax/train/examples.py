@@ -13,7 +13,7 @@ import soundfile
 
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.config import ModelConfig
-from qwen3_tts_jax.files import completed
+from qwen3_tts_jax.files import check_folder, completed
 from qwen3_tts_jax.prompt import PromptPlan, Request, TextMode, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encode_recordings, encoded_frames
 from qwen3_tts_jax.train.fingerprint import fingerprint
@@ -132,6 +132,7 @@ def make_examples(
     Raises:
         DataError: a recording that is silent, broken, or shorter than 0.5 s or longer than 300 s. All are read and
             checked before the first is encoded.
+        PermissionError: there are such, and no file can be put into `cache`.
     """
     hears = config.speaker_encoder is not None
     sources = {line: line.ref_audio or line.audio for line in lines if line.codes is None}
@@ -146,9 +147,12 @@ def make_examples(
         if hears:
             x_vectors.want(sources[line], line, "audio" if line.ref_audio is None else "ref_audio")
 
+    wanted, done = len(codes.todo) + len(x_vectors.todo), 0
+    if wanted:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        check_folder(Path(cache))
     for store in (codes, x_vectors):
         store.check()
-    wanted, done = len(codes.todo) + len(x_vectors.todo), 0
 
     def encode(samples: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
         rate = config.codec.sample_rate
@@ -209,7 +213,6 @@ class _Encoded:
 
     def put(self, file: Path, array: np.ndarray) -> None:
         target = self.files[file]
-        target.parent.mkdir(parents=True, exist_ok=True)
         with completed(target) as temporary, temporary.open("wb") as stream:
             np.save(stream, array)
 

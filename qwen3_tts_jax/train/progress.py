@@ -1,4 +1,4 @@
-"""What all training loops share: when things happen, the numbers that are written, and the end by NaN."""
+"""What all training shares: when things happen, the numbers that are written, the end by NaN, where recordings go."""
 
 from __future__ import annotations
 
@@ -11,10 +11,26 @@ from typing import Any
 import numpy as np
 
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.files import completed
+from qwen3_tts_jax.files import check_folder, completed
 
 Progress = Callable[[int, int], None]
 """progress(recordings done, recordings in all)."""
+
+
+def check_cache(folder: Path) -> None:
+    """Finds out, before long work, whether a folder of recordings is there or can be created with what it lies in.
+
+    One that is there may be read alone: perhaps it holds all that is needed.
+
+    Raises:
+        FileExistsError: a file is in its place, or where it needs a folder.
+        PermissionError: no file can be created where it would be.
+    """
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise FileExistsError(f"{nearest} is a file, not a folder")
+    if nearest != folder.absolute():
+        check_folder(nearest)
 
 
 class DivergedError(ArithmeticError):

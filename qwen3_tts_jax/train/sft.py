@@ -32,7 +32,7 @@ from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import Line, add_speakers, check_speakers, read_lines
 from qwen3_tts_jax.train.lora import LoraConfig, save_adapters
 from qwen3_tts_jax.train.loss import LossConfig
-from qwen3_tts_jax.train.progress import Progress, Schedule
+from qwen3_tts_jax.train.progress import Progress, Schedule, check_cache
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
 from qwen3_tts_jax.train.shards import placement
@@ -96,6 +96,7 @@ class Job:
     Attributes:
         source: folder of the model to start from.
         output: folder of the run.
+        cache: folder of encoded recordings.
         config: of the run.
         base: the model to start from, with the dtypes that steps compute in.
         tokenizer: of the model.
@@ -109,6 +110,7 @@ class Job:
 
     source: Path
     output: Path
+    cache: Path
     config: SftConfig
     base: ModelConfig
     tokenizer: TextTokenizer
@@ -121,7 +123,12 @@ class Job:
 
 
 def prepare(
-    source: str | Path, data: str | Path, output: str | Path, config: SftConfig, validation: str | Path | None = None
+    source: str | Path,
+    data: str | Path,
+    output: str | Path,
+    config: SftConfig,
+    validation: str | Path | None = None,
+    cache: str | Path | None = None,
 ) -> Job:
     """Checks all that can be checked without weights.
 
@@ -131,16 +138,20 @@ def prepare(
         output: folder of the run; one that was interrupted is continued.
         config: of the run.
         validation: more JSON lines, to judge by.
+        cache: folder of encoded recordings; `output`/cache by default.
 
     Raises:
         lines.DataError: see `read_lines`, `add_speakers`, `check_speakers`, `code_files.read_codes` and
             `check_lengths`.
-        FileExistsError: `output` holds a finished model.
+        FileExistsError: `output` holds a finished model, or as `progress.check_cache`.
+        PermissionError: as `progress.check_cache`.
         state_files.RunError: `output` holds a run with other settings or other data.
         ConfigError, lora.LoraError: as `step.frozen_paths`, or a codec whose encoder is not trained.
     """
     source, output = Path(source), Path(output)
     require_absent(output / MODEL)
+    cache = output / CACHE if cache is None else Path(cache)
+    check_cache(cache)
     base = hf_config.read_folder(source).with_dtypes(config.dtype)
     lines = read_lines(data, base)
     held_out = [] if validation is None else read_lines(validation, base)
@@ -156,7 +167,7 @@ def prepare(
     frozen_paths(tree_shapes(model_rules(model)), recipe)
     settings = {"data": digest_of([*lines, *held_out], codes)}
     Checkpoints(output, describe(recipe) | settings).check()
-    return Job(source, output, config, base, tokenizer, lines, held_out, codes, rows, recipe, settings)
+    return Job(source, output, cache, config, base, tokenizer, lines, held_out, codes, rows, recipe, settings)
 
 
 def digest_of(lines: Sequence[Line], codes: Mapping[Line, np.ndarray]) -> str:
@@ -190,7 +201,6 @@ def _batches(job: Job, examples: list[Example], devices: int) -> Batches | Bucke
 def run(
     job: Job,
     *,
-    cache: str | Path | None = None,
     encoding: Progress | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
     mesh: Mesh | None = None,
@@ -199,7 +209,6 @@ def run(
 
     Args:
         job: of `prepare`.
-        cache: of encoded recordings; `output`/cache by default.
         encoding: told of recordings encoded.
         report: called with every line of the log.
         mesh: see `run.fit`.
@@ -215,8 +224,7 @@ def run(
     params = load_checkpoint(job.source, job.base, parts)
     settings = job.settings | {"encoders": fingerprint(params)}
     Checkpoints(job.output, settings).check()
-    folder = job.output / CACHE if cache is None else cache
-    examples = make_examples(params, job.base, [*job.lines, *job.validation], job.codes, folder, encoding)
+    examples = make_examples(params, job.base, [*job.lines, *job.validation], job.codes, job.cache, encoding)
     learnt, held_out = examples[: len(job.lines)], examples[len(job.lines) :]
     del params
 

@@ -31,7 +31,7 @@ from qwen3_tts_jax.train.lines import Line, read_lines
 from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.new_model import new_params, read_new_config, with_speakers_of
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
-from qwen3_tts_jax.train.progress import Progress, Schedule
+from qwen3_tts_jax.train.progress import Progress, Schedule, check_cache
 from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
@@ -99,6 +99,7 @@ class TalkerJob:
         codec_folder: of the codec whose codes are learnt.
         start: folder of the model whose weights come first; None draws them.
         output: folder of the run.
+        cache: folder of encoded recordings.
         config: of the run.
         tokenizer: that of `tokenizer_folder`.
         lines: to learn.
@@ -112,6 +113,7 @@ class TalkerJob:
     codec_folder: Path
     start: Path | None
     output: Path
+    cache: Path
     config: TalkerTraining
     tokenizer: TextTokenizer
     lines: list[Line]
@@ -131,6 +133,7 @@ def prepare_talker(
     tokenizer: str | Path | None = None,
     validation: str | Path | None = None,
     start: str | Path | None = None,
+    cache: str | Path | None = None,
 ) -> TalkerJob:
     """Checks all that can be checked before any work.
 
@@ -143,17 +146,20 @@ def prepare_talker(
         tokenizer: the text tokenizer's folder; None writes one of bytes into `output`/tokenizer.
         validation: more JSON lines, to judge by.
         start: folder of a model of these sizes and speakers, whose weights come first; None draws them.
+        cache: folder of encoded recordings; `output`/cache by default.
 
     Raises:
         lines.DataError: see `read_lines`, `code_files.read_codes` and `check_lengths`.
         ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`; `start` is another kind of model; or
             recordings without codes where the codec's encoder is not trained.
-        FileExistsError: `output` holds a finished model.
+        FileExistsError: `output` holds a finished model, or as `progress.check_cache`.
         state_files.RunError: `output` holds a run with other settings or other data.
         OSError: a file that cannot be read.
     """
     output, codec = Path(output), Path(codec)
     require_absent(output / MODEL)
+    cache = output / CACHE if cache is None else Path(cache)
+    check_cache(cache)
     codec_folder = codec / CODEC_FOLDER if (codec / CODEC_FOLDER).is_dir() else codec
     codec_config = hf_config.read_codec(codec_folder)
     with TemporaryDirectory() as folder:
@@ -186,6 +192,7 @@ def prepare_talker(
         codec_folder,
         None if start is None else Path(start),
         output,
+        cache,
         config,
         text_tokenizer,
         lines,
@@ -199,7 +206,6 @@ def prepare_talker(
 def run_talker(
     job: TalkerJob,
     *,
-    cache: str | Path | None = None,
     encoding: Progress | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
     mesh: Mesh | None = None,
@@ -208,7 +214,6 @@ def run_talker(
 
     Args:
         job: of `prepare_talker`.
-        cache: of encoded recordings; `output`/cache by default.
         encoding: told of recordings encoded.
         report: called with every line of the log.
         mesh: see `run.fit`.
@@ -229,8 +234,7 @@ def run_talker(
         params = load_checkpoint(job.start, base, PARTS, placement=placement(mesh))
         settings |= {"base": fingerprint(params)}
     Checkpoints(job.output, settings).check()
-    folder = job.output / CACHE if cache is None else cache
-    examples = make_examples({"codec": codec}, model, [*job.lines, *job.validation], job.codes, folder, encoding)
+    examples = make_examples({"codec": codec}, model, [*job.lines, *job.validation], job.codes, job.cache, encoding)
     learnt, held_out = examples[: len(job.lines)], examples[len(job.lines) :]
     speak = None
     if config.schedule.sample:
