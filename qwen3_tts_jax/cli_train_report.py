@@ -90,7 +90,8 @@ def training(output: Path, quiet: bool, memory: str, advice: str = "") -> Iterat
     """Where a command trains, alone in the folder of its run: tells where it goes on, and ends as it ends.
 
     Exit status 2 and one line: data or settings that do not fit. 1 and one line: a loss that is no number, a file that
-    cannot be written, not enough memory. 130 or 143: a signal, after a checkpoint. All else is an error of the program.
+    cannot be written, not enough memory. 130 or 143: a signal, once what was done is kept. All else is an error of the
+    program.
 
     Args:
         output: folder of the run.
@@ -104,8 +105,8 @@ def training(output: Path, quiet: bool, memory: str, advice: str = "") -> Iterat
     from qwen3_tts_jax.console import fail, refusing
     from qwen3_tts_jax.convert import CheckpointError
     from qwen3_tts_jax.files import locked_folder
+    from qwen3_tts_jax.train.interrupts import Interrupted, Signals
     from qwen3_tts_jax.train.lines import DataError
-    from qwen3_tts_jax.train.loop import Interrupted
     from qwen3_tts_jax.train.progress import DivergedError
     from qwen3_tts_jax.train.state_files import RunError
 
@@ -118,7 +119,9 @@ def training(output: Path, quiet: bool, memory: str, advice: str = "") -> Iterat
         stack.enter_context(refusing(OSError, end=fail))
         stack.enter_context(refusing(DataError, RunError, ConfigError, CheckpointError))
         try:
-            yield
+            # One that comes while the model is written stops nothing: the run is done.
+            with Signals():
+                yield
         except DivergedError as error:
             fail(f"{error}{advice}")
         except jax.errors.JaxRuntimeError as error:

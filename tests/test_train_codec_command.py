@@ -19,7 +19,7 @@ from qwen3_tts_jax.train.codec_run import CodecResult
 from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import finish_codec, start_codec
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.loop import Interrupted
+from qwen3_tts_jax.train.interrupts import Interrupted
 from qwen3_tts_jax.train.progress import DivergedError
 from qwen3_tts_jax.train.state_files import RunError, save_state
 from tests.command import assert_failed, assert_refused, run, write_recording
@@ -256,8 +256,8 @@ def test_a_run_with_other_data_is_refused(recordings, shape, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (Interrupted(signal.SIGINT, 7), 130, "stopped after step 7; the same command goes on\n"),
-        (Interrupted(signal.SIGTERM, 7), 143, "stopped after step 7; the same command goes on\n"),
+        (Interrupted(signal.SIGINT, "after step 7"), 130, "stopped after step 7; the same command goes on\n"),
+        (Interrupted(signal.SIGTERM, "after step 7"), 143, "stopped after step 7; the same command goes on\n"),
         (DivergedError("step 3: the loss is nan"), 1, "error: step 3: the loss is nan\n"),
         (OSError(28, "No space left on device", "log.jsonl"), 1, "error: log.jsonl: No space left on device\n"),
         (RunError("it is of another run"), 2, "error: it is of another run\n"),

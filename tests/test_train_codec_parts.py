@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from dataclasses import replace
 
 import jax
@@ -18,6 +19,7 @@ from qwen3_tts_jax.train.codec_codes import cut_codes, read_recording_codes, wit
 from qwen3_tts_jax.train.codec_data import Clips, Recording, check_headers, decode_recordings, find_recordings
 from qwen3_tts_jax.train.codec_discriminator import Discriminator, codec_losses, discriminator_step, start_discriminator
 from qwen3_tts_jax.train.codec_teacher import Features, Teacher, distance, read_features
+from qwen3_tts_jax.train.interrupts import Interrupted
 from qwen3_tts_jax.train.lines import DataError
 from tests.command import write_recording
 from tests.train_codec import CODEC, FRAME, FRAMES, clips, clips_with_codes
@@ -115,6 +117,23 @@ def test_recordings_are_decoded_once(recordings, tmp_path, monkeypatch):
     assert [len(one) for one in again.samples] == [19_200, *[len(one) for one in data.samples[1:]]]
     other = decode_recordings(found, cache, 16_000)
     assert [len(one) for one in other.samples] == [12_800, 9600, 14_400]
+
+
+def test_a_signal_while_recordings_are_decoded(recordings, tmp_path, monkeypatch):
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        pytest.skip("another handles SIGTERM")
+    decode, found, told = codec_data._decode, find_recordings(recordings), []
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return decode(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codec_data, "_decode", interrupted)
+        with pytest.raises(Interrupted, match=r"^stopped after 1 of 2 recordings, which are kept$"):
+            decode_recordings(found, tmp_path / "cache", 24_000)
+    decode_recordings(found, tmp_path / "cache", 24_000, lambda *numbers: told.append(numbers))
+    assert told == [(1, 1)]
 
 
 def test_crops_follow_from_seed_and_step_alone():

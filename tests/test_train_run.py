@@ -20,8 +20,9 @@ from qwen3_tts_jax.sharding import make_mesh
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.examples import Example
+from qwen3_tts_jax.train.interrupts import Interrupted, Signals
 from qwen3_tts_jax.train.lines import DataError, Line
-from qwen3_tts_jax.train.loop import Interrupted, Stepped, run_steps
+from qwen3_tts_jax.train.loop import Stepped, run_steps
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.run import fit
 from qwen3_tts_jax.train.shards import spread
@@ -199,7 +200,7 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, caplog):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with caplog.at_level("INFO", "qwen3_tts_jax.train"), pytest.raises(Interrupted, match="stopped after step 3") as e:
         train(tmp_path / "stopped", report=stop)
-    assert (e.value.number, e.value.step) == (signal.SIGTERM, 3)
+    assert e.value.number == signal.SIGTERM
     assert latest(tmp_path / "stopped" / "checkpoints").name == "00000003"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     steps = []
@@ -217,6 +218,22 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, caplog):
     rates = [line["learning_rate"] for line in log_of(tmp_path / "stopped")]
     np.testing.assert_allclose(rates, [RECIPE.optimizer.schedule()(step) for step in range(STEPS)], rtol=1e-6)
     assert rates[0] == pytest.approx(3e-3) != pytest.approx(rates[-1])
+
+
+def test_a_signal_before_the_steps(tmp_path, monkeypatch):
+    """While what comes before them is computed: it is kept for them, and nothing is compiled any more."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        pytest.skip("another handles SIGTERM")
+    with Signals() as signals:
+        signals.stop("too soon")
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="stopped before step 1"):
+            take_steps(tmp_path, str)
+        with pytest.raises(Interrupted, match="stopped here"):
+            signals.stop("here")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert Signals().number is None
+    take_steps(tmp_path, "batch {}".format)
 
 
 def take_steps(folder, batch_of, loss=lambda step: np.float32(2.0)):

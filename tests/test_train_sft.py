@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +26,7 @@ from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train import examples, lines
 from qwen3_tts_jax.train.lines import DataError, Line, add_speakers, read_lines
 from qwen3_tts_jax.train.sft import digest_of
-from tests.command import assert_refused, write_model, write_recording
+from tests.command import assert_refused, start, write_model, write_recording
 from tests.command import run as run_command
 from tests.shapes import SMALL
 from tests.train_model import random_codes
@@ -177,6 +179,53 @@ def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
     np.testing.assert_array_equal(one["talker"]["codec_head"]["weight"], two["talker"]["codec_head"]["weight"])
     assert "speaker_encoder" in one
     assert not (tmp_path / "two" / "model" / "qwen3_tts_jax.json").exists()
+
+
+def test_a_signal_while_recordings_are_encoded(base, recordings, tmp_path, monkeypatch):
+    """It ends the command once those are kept that are encoded together; the same command goes on."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        pytest.skip("another handles SIGTERM")
+    data, output = write_data(recordings, *ROWS), tmp_path / "run"
+    encoded, stops = [], {"read": 1, "encode": 1}
+
+    def passing(name, value):
+        stops[name] -= 1
+        if not stops[name]:
+            signal.raise_signal(signal.SIGTERM)
+        return value
+
+    def encode(params, config, recordings):
+        encoded.extend(recordings)
+        return passing("encode", [random_codes((4,))] * len(recordings))
+
+    check = examples.check_recording
+    monkeypatch.setattr(examples, "_TOGETHER", 2)
+    monkeypatch.setattr(examples, "encode_recordings", encode)
+    monkeypatch.setattr(examples, "check_recording", lambda *told: passing("read", check(*told)))
+    monkeypatch.setattr(examples, "make_voices", None)
+    for line in ("before recordings were encoded", "after 2 of 5 recordings, which are kept"):
+        result = run(data, "-o", output, "-m", base, *SHORT, "--quiet")
+        assert (result.exit_code, result.stderr) == (143, f"stopped {line}; the same command goes on\n")
+    assert len(encoded) == 2
+    assert len(list((output / "cache").iterdir())) == 2
+    stops["encode"] = 1
+    result = run(data, "-o", output, "-m", base, *SHORT, "--quiet")
+    assert result.stderr == "stopped after 1 of 3 recordings, which are kept; the same command goes on\n"
+    assert len(encoded) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_an_interrupt_while_the_encoder_is_compiled(base, recordings, tmp_path):
+    """XLA does that in a thread, which must not outlive the interpreter."""
+    output = tmp_path / "run"
+    process = start("train", "sft", write_data(recordings, *ROWS), "-o", output, "-m", base, text=True)
+    while process.poll() is None and not (output / "cache").exists():
+        time.sleep(0.01)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (130, ""), stderr
+    assert stderr.endswith("; the same command goes on\n")
 
 
 @pytest.mark.parametrize(

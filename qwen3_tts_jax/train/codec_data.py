@@ -15,6 +15,7 @@ import soundfile
 
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.files import check_folder, completed
+from qwen3_tts_jax.train.interrupts import Signals
 from qwen3_tts_jax.train.lines import DataError, codes_problem, json_lines, raise_problems
 from qwen3_tts_jax.train.progress import Progress
 
@@ -218,6 +219,7 @@ def decode_recordings(
         DataError: recordings that are silent, not finite or cannot be decoded, after all others are; the first ten
             are named.
         PermissionError: no file can be put into `folder`, and it does not hold all.
+        interrupts.Interrupted: a signal, as in `loop.run_steps`, after what was decoded is kept.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,16 +229,20 @@ def decode_recordings(
     if missing:
         check_folder(folder)
     pieces: list[tuple[str, np.ndarray]] = []
-    for done, (key, recording) in enumerate(missing.items(), 1):
-        try:
-            pieces.append((key, _decode(recording, sample_rate)))
-        except (OSError, ValueError) as error:
-            problems.append(f"{recording.where}: {error}")
-        if sum(len(samples) for _, samples in pieces) >= _SHARD_SAMPLES or (pieces and done == len(missing)):
-            _write_shard(folder, pieces)
-            pieces = []
-        if progress is not None and (done % 100 == 0 or done == len(missing)):
-            progress(done, len(missing))
+    with Signals() as signals:
+        for done, (key, recording) in enumerate(missing.items(), 1):
+            try:
+                pieces.append((key, _decode(recording, sample_rate)))
+            except (OSError, ValueError) as error:
+                problems.append(f"{recording.where}: {error}")
+            many, stopping = sum(len(samples) for _, samples in pieces) >= _SHARD_SAMPLES, signals.number is not None
+            if pieces and (many or stopping or done == len(missing)):
+                _write_shard(folder, pieces)
+                pieces = []
+            if progress is not None and (done % 100 == 0 or done == len(missing)):
+                progress(done, len(missing))
+            if stopping:
+                signals.stop(f"after {done} of {len(missing)} recordings, which are kept")
     if pieces:
         _write_shard(folder, pieces)
     raise_problems(problems)

@@ -94,7 +94,7 @@ def fit_codec(
         speak: called as speak(params, step) for samples.
 
     Raises:
-        DivergedError, Interrupted, state_files.RunError: as `loop.run_steps`.
+        DivergedError, interrupts.Interrupted, state_files.RunError: as `loop.run_steps`.
     """
     key = jax.random.key(crops.seed)
 

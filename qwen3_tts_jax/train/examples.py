@@ -17,6 +17,7 @@ from qwen3_tts_jax.files import check_folder, completed
 from qwen3_tts_jax.prompt import PromptPlan, Request, TextMode, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encode_recordings, encoded_frames
 from qwen3_tts_jax.train.fingerprint import fingerprint
+from qwen3_tts_jax.train.interrupts import Signals
 from qwen3_tts_jax.train.lines import DataError, Line
 from qwen3_tts_jax.train.progress import Progress
 from qwen3_tts_jax.utterances import text_tokens
@@ -133,6 +134,7 @@ def make_examples(
         DataError: a recording that is silent, broken, or shorter than 0.5 s or longer than 300 s. All are read and
             checked before the first is encoded.
         PermissionError: there are such, and no file can be put into `cache`.
+        interrupts.Interrupted: a signal, as in `loop.run_steps`, after what was encoded together is kept.
     """
     hears = config.speaker_encoder is not None
     sources = {line: line.ref_audio or line.audio for line in lines if line.codes is None}
@@ -140,19 +142,6 @@ def make_examples(
         return [Example(line, written[line]) for line in lines]
     codes = _Encoded(Path(cache), "codes", fingerprint(params["codec"]["encoder"]))
     x_vectors = _Encoded(Path(cache), "x_vector", fingerprint(params["speaker_encoder"]) if hears else "")
-    for line in sources:
-        codes.want(line.audio, line, "audio")
-        if line.ref_text is not None:
-            codes.want(line.ref_audio, line, "ref_audio")
-        if hears:
-            x_vectors.want(sources[line], line, "audio" if line.ref_audio is None else "ref_audio")
-
-    wanted, done = len(codes.todo) + len(x_vectors.todo), 0
-    if wanted:
-        Path(cache).mkdir(parents=True, exist_ok=True)
-        check_folder(Path(cache))
-    for store in (codes, x_vectors):
-        store.check()
 
     def encode(samples: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
         rate = config.codec.sample_rate
@@ -162,15 +151,30 @@ def make_examples(
     def listen(samples: list[tuple[np.ndarray, int]]) -> list[np.ndarray]:
         return [voice.x_vector for voice in make_voices(params, config, samples, [None] * len(samples))]
 
-    for store, compute in ((codes, encode), (x_vectors, listen)):
-        todo = list(store.todo)
-        for first in range(0, len(todo), _TOGETHER):
-            files = todo[first : first + _TOGETHER]
-            for file, result in zip(files, compute([audio.read(file) for file in files]), strict=True):
-                store.put(file, result)
-            done += len(files)
-            if progress is not None:
-                progress(done, wanted)
+    with Signals() as signals:
+        for line in sources:
+            signals.stop("before recordings were encoded")
+            codes.want(line.audio, line, "audio")
+            if line.ref_text is not None:
+                codes.want(line.ref_audio, line, "ref_audio")
+            if hears:
+                x_vectors.want(sources[line], line, "audio" if line.ref_audio is None else "ref_audio")
+        wanted, done = len(codes.todo) + len(x_vectors.todo), 0
+        if wanted:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+            check_folder(Path(cache))
+        for store in (codes, x_vectors):
+            store.check(signals)
+        for store, compute in ((codes, encode), (x_vectors, listen)):
+            todo = list(store.todo)
+            for first in range(0, len(todo), _TOGETHER):
+                files = todo[first : first + _TOGETHER]
+                for file, result in zip(files, compute([audio.read(file) for file in files]), strict=True):
+                    store.put(file, result)
+                done += len(files)
+                if progress is not None:
+                    progress(done, wanted)
+                signals.stop(f"after {done} of {wanted} recordings, which are kept")
     return [
         Example(line, written[line]) if line in written else _example(line, sources[line], codes, x_vectors)
         for line in lines
@@ -201,9 +205,10 @@ class _Encoded:
         if not self.files[file].is_file():
             self.todo[file] = f"{line.where}: {name} {file}"
 
-    def check(self) -> None:
+    def check(self, signals: Signals) -> None:
         """Reads and checks every recording that is to be encoded."""
         for file, name in self.todo.items():
+            signals.stop("before recordings were encoded")
             try:
                 samples, rate = audio.read(file)
                 check_recording(name, samples, rate)

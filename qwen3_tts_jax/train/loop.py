@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 
 from qwen3_tts_jax.train.checkpoints import Checkpoints
+from qwen3_tts_jax.train.interrupts import Signals
 from qwen3_tts_jax.train.progress import Log, Schedule, plain
 
 _log = logging.getLogger(__name__)
@@ -57,19 +55,6 @@ class Ended(Generic[State]):
     step: int
     value: float
     early: bool
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended a run after a whole step, whose state is saved.
-
-    Attributes:
-        number: of the signal.
-        step: steps done.
-    """
-
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped after step {step}")
-        self.number, self.step = number, step
 
 
 def run_steps(
@@ -114,8 +99,8 @@ def run_steps(
 
     Raises:
         DivergedError: loss or gradient are not finite. The last good state is saved before.
-        Interrupted: a signal, in the main thread, whose handler is Python's own. The state is saved before; a second
-            signal ends the process at once.
+        interrupts.Interrupted: a signal, in the main thread, whose handler is Python's own. The state is saved before;
+            a second signal ends the process at once.
         state_files.RunError: `folder` holds a run with other settings.
     """
     checkpoints = Checkpoints(folder, agreed)
@@ -124,8 +109,9 @@ def run_steps(
     log = Log(Path(folder) / "log.jsonl", step, report)
     told = {} if phase is None else {"phase": phase}
     pace = _Pace(unit)
-    with _Signals() as signals, ThreadPoolExecutor(1) as maker:
+    with Signals() as signals, ThreadPoolExecutor(1) as maker:
         if step < last and not early:
+            signals.stop(f"after step {step}" if step else "before step 1")
             _log.info("compiling step %d of %d", step + 1, last)
             coming = maker.submit(batch_of, step)
         while step < last and not early:
@@ -156,7 +142,7 @@ def run_steps(
             if signals.number is not None:
                 if not save:
                     checkpoints.save(state, step)
-                raise Interrupted(signals.number, step)
+                signals.stop(f"after step {step}")
     value = checkpoints.value
     if judge is not None and (best := checkpoints.best_state(state)) is not None:
         state, value = best, checkpoints.best
@@ -184,29 +170,3 @@ class _Pace:
             taken["compiling"] = self._compiling
         self._seconds = self._amount = self._compiling = 0
         return taken
-
-
-class _Signals:
-    """Keeps the first SIGINT or SIGTERM for the loop; the next does what the system does with it."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        # Only the main thread may have handlers; whoever handles or ignores these signals goes on doing so.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                    self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def _hear(self, number: int, _: FrameType | None) -> None:
-        # Nothing is told here: it may come in the midst of a write to the same stream, which takes no other.
-        self.number = number
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

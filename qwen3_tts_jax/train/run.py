@@ -80,7 +80,7 @@ def fit(
 
     Raises:
         ValueError: a batch that the mesh's devices cannot share.
-        DivergedError, Interrupted, state_files.RunError: as `loop.run_steps`.
+        DivergedError, interrupts.Interrupted, state_files.RunError: as `loop.run_steps`.
     """
     if mesh is not None:
         for batches in (data, validation or data):
