@@ -1,7 +1,7 @@
 """Programs in a file: exported once with `jax.export`, run by processes that have JAX and NumPy, but not the model.
 
 `export_programs` writes a ZIP archive of serialized programs and `programs.json`, which says what they take;
-`load_programs` reads it, and imports nothing of this package. Weights are not in the file: they are given as a
+`load_programs` reads it, and imports nothing else of this package. Weights are not in the file: they are given as a
 flat list in the order of `Programs.weights`. For one size of batch there are three programs:
 
     prefill(weights, prompt, seed, utterances, frame_limits) → state

@@ -230,7 +230,7 @@ def speak_codes(
     if not fixed_capacity:
         frames = min(frames, max(map(expected_frames_of, plans)))
     capacity = prompt_slots + bucket(frames, step)
-    # Prompts that each device reads at once: few, so that a single row that is free need not wait for others.
+    # Prompts read at once, shared by the devices: few, because a single free row is filled up with surplus ones.
     devices = data_size(params)
     readers = devices * max(1, min(8, rows // devices // 8))
 

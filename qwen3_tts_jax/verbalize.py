@@ -1,7 +1,8 @@
 """English text with everything in words: numbers, dates, money, units, symbols, abbreviations, addresses.
 
 A table of patterns and what is said for them, applied in order, each to what the ones before it left. The words for
-numbers are those of num2words. What remains are letters, spaces, apostrophes, hyphens and the marks of sentences.
+numbers are those of num2words. What remains are letters, spaces, apostrophes, hyphens, quotes, brackets and the marks
+of sentences.
 """
 
 from __future__ import annotations
