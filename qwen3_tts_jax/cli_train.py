@@ -112,6 +112,7 @@ def sft(
     """
     from qwen3_tts_jax.cli_model import Source
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
+    from qwen3_tts_jax.packaged import local_folder
     from qwen3_tts_jax.prompt import check_seed
 
     with refusing(ValueError):
@@ -140,8 +141,6 @@ def sft(
     if tensorboard:
         check_tensorboard()
     with plain_messages():
-        folder = Source(model, revision, cache_dir, offline).folder()
-
         import jax
 
         from qwen3_tts_jax.sharding import make_mesh
@@ -149,7 +148,7 @@ def sft(
         from qwen3_tts_jax.train.loss import LossConfig
         from qwen3_tts_jax.train.optimizer import OptimizerConfig
         from qwen3_tts_jax.train.progress import Schedule
-        from qwen3_tts_jax.train.sft import SftConfig, prepare, run
+        from qwen3_tts_jax.train.sft import SftConfig, check_without_model, prepare, run
 
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -175,6 +174,11 @@ def sft(
                 schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
                 export_dtype=export_dtype,
             )
+            source = Source(model, revision, cache_dir, offline)
+            if local_folder(model) is None:
+                check_without_model(data, output, config, validation, cache, source.config_at_hand())
+        folder = source.folder()
+        with refusing(ValueError, OSError):
             job = prepare(folder, data, output, config, validation, cache)
         quiet_orbax()
         count = jax.device_count()

@@ -161,21 +161,26 @@ def codec(
             refuse("--features needs --feature-rate, how many of them there are per second")
 
         from qwen3_tts_jax import hf_config
+        from qwen3_tts_jax.cli_model import Source
+        from qwen3_tts_jax.config import CodecConfig
+        from qwen3_tts_jax.packaged import local_folder
+        from qwen3_tts_jax.presets import preset
         from qwen3_tts_jax.train.codec_discriminator import Discriminator
-        from qwen3_tts_jax.train.codec_job import CodecTraining, codec_to_start_from, prepare_codec, run_codec
+        from qwen3_tts_jax.train.codec_job import (
+            CodecTraining,
+            check_without_codec,
+            codec_to_start_from,
+            prepare_codec,
+            run_codec,
+        )
         from qwen3_tts_jax.train.codec_spectral import spectral_recipes
         from qwen3_tts_jax.train.codec_start import codec_shape
         from qwen3_tts_jax.train.codec_step import CodecRecipe
         from qwen3_tts_jax.train.optimizer import OptimizerConfig
         from qwen3_tts_jax.train.progress import Schedule
 
-        folder = None
-        with refusing(ValueError, OSError):
-            if start is not None:
-                folder, shape = codec_to_start_from(start)
-            else:
-                shape = codec_shape(size) if config is None else hf_config.read_codec_file(config)
-            discriminator = None
+        def settings_of(shape: CodecConfig, folder: Path | None) -> CodecTraining:
+            discriminator, spectral = None, ()
             if discriminator_start is not None:
                 heard = round(discriminator_seconds * shape.sample_rate)
                 discriminator = Discriminator(heard, discriminator_start, discriminator_every, discriminator_kind)
@@ -190,10 +195,9 @@ def codec(
                 average=average,
                 discriminator=discriminator,
             )
-            spectral = ()
             if spectral_steps:
                 spectral = spectral_recipes(shape, spectral_steps, encoder_steps, spectral_rate, clip, dropout)
-            settings = CodecTraining(
+            return CodecTraining(
                 recipe,
                 batch_seconds,
                 crop_seconds,
@@ -205,9 +209,21 @@ def codec(
                 seed=seed,
                 schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
             )
-            job = prepare_codec(data, output, settings, validation, features, cache)
+
+        folder, files = None, (validation, features, cache)
+        with refusing(ValueError, OSError):
+            if start is not None:
+                if local_folder(start) is None:
+                    published = Source(start).published()
+                    known = None if published is None else settings_of(preset(published).codec, None)
+                    check_without_codec(data, output, known, *files)
+                folder, shape = codec_to_start_from(start)
+            else:
+                shape = codec_shape(size) if config is None else hf_config.read_codec_file(config)
+            settings = settings_of(shape, folder)
+            job = prepare_codec(data, output, settings, *files)
         quiet_orbax()
-        counts = {None: steps} | {one.hears: one.optimizer.steps for one in spectral}
+        counts = {None: steps} | {one.hears: one.optimizer.steps for one in settings.spectral}
         with training(output, quiet, "a smaller --batch-seconds"):
             result = run_codec(job, decoding=counter(quiet, "decoded"), report=_reporter(quiet, counts))
     end = "ended early" if result.ended_early else "done"

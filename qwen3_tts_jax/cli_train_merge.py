@@ -42,6 +42,10 @@ def merge(
         refuse(f"{lora} is not there")
     quiet_orbax()
     with plain_messages(), refusing(ValueError, OSError):
+        from qwen3_tts_jax.train.lora import read_adapters
+
+        # Before a download.
+        read_adapters(lora)
         folder = Source(model, revision, cache_dir, offline).folder()
         config = read_config(folder).with_dtypes("float32")
 

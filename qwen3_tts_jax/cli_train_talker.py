@@ -129,6 +129,8 @@ def talker(
     """
     from qwen3_tts_jax.cli_model import Source
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
+    from qwen3_tts_jax.packaged import local_folder
+    from qwen3_tts_jax.presets import preset
     from qwen3_tts_jax.prompt import check_seed
 
     with refusing(ValueError):
@@ -164,8 +166,6 @@ def talker(
     if tensorboard:
         check_tensorboard()
     with plain_messages():
-        codec_folder = Source(codec, revision, cache_dir, offline).codec_folder()
-
         import jax
 
         from qwen3_tts_jax.sharding import make_mesh
@@ -174,7 +174,7 @@ def talker(
         from qwen3_tts_jax.train.optimizer import OptimizerConfig
         from qwen3_tts_jax.train.progress import Schedule
         from qwen3_tts_jax.train.regularization import Regularization
-        from qwen3_tts_jax.train.talker_job import TalkerTraining, prepare_talker, run_talker
+        from qwen3_tts_jax.train.talker_job import TalkerTraining, check_without_codec, prepare_talker, run_talker
 
         if dtype == "auto":
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -208,17 +208,15 @@ def talker(
                 schedule=Schedule(log_every, evaluate_every, save_every, sample_every, patience),
                 export_dtype=export_dtype,
             )
-            job = prepare_talker(
-                data,
-                config,
-                codec_folder,
-                output,
-                settings,
-                tokenizer=tokenizer,
-                validation=validation,
-                start=start,
-                cache=cache,
-            )
+            source = Source(codec, revision, cache_dir, offline)
+            files = {"tokenizer": tokenizer, "validation": validation, "start": start, "cache": cache}
+            if local_folder(codec) is None:
+                published = source.published()
+                shape = None if published is None else preset(published).codec
+                check_without_codec(data, config, output, settings, codec=shape, **files)
+        codec_folder = source.codec_folder()
+        with refusing(ValueError, OSError):
+            job = prepare_talker(data, config, codec_folder, output, settings, **files)
         quiet_orbax()
         mesh = make_mesh() if jax.device_count() > 1 else None
         smaller = "a smaller --batch-seconds"

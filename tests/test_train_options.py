@@ -1,12 +1,15 @@
 """Options of the commands that train: what is wrong with them, or with files, is told before a model is looked for."""
 
+import json
 from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
+from safetensors.numpy import save_file
 
 from qwen3_tts_jax.cli_train import codec, sft, talker
-from tests.command import assert_refused, run
+from tests.command import assert_refused, run, write_recording
 
 ARGUMENTS = {
     "sft": ("none.jsonl", "-o", "run", "--validation", "none.jsonl"),
@@ -61,3 +64,67 @@ def test_refused_weights_of_codebooks(tmp_path, monkeypatch):
     for weights in ("1,nan", "1,-1", "1,inf"):
         result = run("train", "talker", *ARGUMENTS["talker"], "--codebook-weights", weights)
         assert_refused(result, "error: --codebook-weights must be 0 … 1000000, got ")
+
+
+MISSING = ("0.6B-Base", "someone/something")
+OFFLINE = {
+    "sft": ("--model",), "talker": ("--config", "talker.json", "--codec"), "codec": ("--steps", 1, "--start")
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with data, and no model to be had."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    write_recording(tmp_path / "0.wav")
+    row = {"audio": "0.wav", "text": "Hello.", "speaker": "anna"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "wrong.jsonl").write_text('{"audio": "0.wav", ')
+    stack = {"num_layers": 1, "width": 8, "mlp_width": 8, "num_heads": 1, "head_dim": 8}
+    (tmp_path / "talker.json").write_text(json.dumps({"talker": stack, "code_predictor": stack}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("model", MISSING)
+@pytest.mark.parametrize("command", OFFLINE)
+def test_files_come_before_a_download(command, model, place):
+    common = ("-o", "run", *OFFLINE[command], model)
+    assert_refused(run("train", command, "data.jsonl", *common), f"{model!r} is not a folder, and")
+    for files, part in (
+        (("none.jsonl",), "none.jsonl"),
+        (("wrong.jsonl",), "wrong.jsonl line 1 is not JSON"),
+        (("data.jsonl", "--validation", "none.jsonl"), "none.jsonl"),
+        (("data.jsonl", "--cache", "0.wav"), "0.wav is a file, not a folder"),
+        (("data.jsonl", "-o", "0.wav"), "0.wav is a file, not a folder"),
+    ):
+        result = run("train", command, *common, *files)
+        assert_refused(result, part)
+        assert model not in result.stderr
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "part"),
+    [
+        ("sft", ("--freeze", "taker"), "nothing to freeze in 'taker'"),
+        ("sft", ("--lora", 2, "--lora-modules", "mpl"), "no weight of a transformer lies in 'mpl'"),
+        ("talker", ("--codebook-weights", "1,1"), "2 weights of codebooks for codes 1 … 15"),
+        ("talker", ("--start", "none"), "none"),
+        ("talker", ("--config", "none.json"), "none.json"),
+        ("codec", ("--crop-seconds", 0.01), "pieces of 0.01 s are too short"),
+        ("codec", ("--discriminator-start", 0, "--discriminator-seconds", 9), "the discriminator cannot hear 9 s"),
+    ],
+)
+def test_options_of_a_published_model_come_before_its_download(command, options, part, place):
+    result = run("train", command, "data.jsonl", "-o", "run", *OFFLINE[command], MISSING[0], *options)
+    assert_refused(result, part)
+    assert MISSING[0] not in result.stderr
+
+
+def test_adapters_come_before_the_download_of_their_base(place):
+    common = ("-o", "merged", "--model", MISSING[0])
+    assert_refused(run("train", "merge", "data.jsonl", *common), "data.jsonl cannot be read")
+    save_file({"weight": np.zeros(2)}, place / "other.safetensors")
+    assert_refused(run("train", "merge", "other.safetensors", *common), "other.safetensors holds no LoRA")

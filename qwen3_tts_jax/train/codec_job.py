@@ -14,7 +14,7 @@ import numpy as np
 from qwen3_tts_jax import audio, hf_config, hf_export
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.convert import export_codec, load_codec, resolve_codec
-from qwen3_tts_jax.files import completed_folder, require_absent
+from qwen3_tts_jax.files import completed_folder
 from qwen3_tts_jax.prompt import check_seed
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train.checkpoints import Checkpoints
@@ -27,7 +27,7 @@ from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec_step import CodecRecipe
 from qwen3_tts_jax.train.codec_teacher import Features, Teacher, read_features
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.progress import Progress, Schedule, check_cache
+from qwen3_tts_jax.train.progress import Progress, Schedule, check_places
 
 CODEC, CACHE, SAMPLES, PHASES = "codec", "cache", "samples", "spectral"
 _SHORTEST_CROP = 2048  # the longest window of the losses
@@ -163,16 +163,14 @@ def prepare_codec(
     Raises:
         lines.DataError: see `codec_data.find_recordings` and `check_headers`, `codec_codes.read_recording_codes`, and
             `codec_teacher.read_features`.
-        FileExistsError: `output` holds a finished codec, or as `progress.check_cache`.
-        PermissionError: as `progress.check_cache`.
+        FileExistsError, PermissionError: as `progress.check_places`, of `output`/codec.
         state_files.RunError: `output` holds a run with other settings or other data.
         ConfigError: as `CodecTraining.crops`, or recordings with codes where not the decoder alone learns, or
             without where the encoder is not trained and the decoder alone learns.
     """
     output = Path(output)
-    require_absent(output / CODEC)
     cache = output / CACHE if cache is None else Path(cache)
-    check_cache(cache)
+    check_places(output / CODEC, cache)
     recordings = find_recordings(data, features)
     held_out = [] if validation is None else find_recordings(validation)
     everything = [*recordings, *held_out]
@@ -207,6 +205,27 @@ def prepare_codec(
         Checkpoints(output / PHASES / one.hears, describe_spectra(one, crops) | settings).check()
     Checkpoints(output, describe_codec(recipe, crops) | settings).check()
     return CodecJob(output, cache, training, recipe, spectral, crops, recordings, held_out, taught, codes, settings)
+
+
+def check_without_codec(
+    data: str | Path,
+    output: str | Path,
+    training: CodecTraining | None,
+    validation: str | Path | None = None,
+    features: str | Path | None = None,
+    cache: str | Path | None = None,
+) -> None:
+    """Checks, of what `prepare_codec` checks, what needs no codec to start from, which may have to be downloaded first.
+
+    `training` is None where the codec's shape is not known; all else, and what is raised, as for `prepare_codec`.
+    """
+    output = Path(output)
+    check_places(output / CODEC, output / CACHE if cache is None else Path(cache))
+    recordings = find_recordings(data, features)
+    held_out = [] if validation is None else find_recordings(validation)
+    check_headers([*recordings, *held_out])
+    if training is not None:
+        training.crops()
 
 
 def run_codec(

@@ -76,9 +76,25 @@ def read_lines(path: str | Path, config: ModelConfig) -> list[Line]:
             problems.append(str(error))
     problems += _speaker_problems(lines, config)
     raise_problems(problems)
+    _require(lines, path)
+    return lines
+
+
+def check_lines(path: str | Path) -> None:
+    """Checks of such a file what needs no config: that there are lines, and that they are objects.
+
+    Raises:
+        DataError: as `read_lines`.
+    """
+    problems: list[str] = []
+    lines = list(json_lines(Path(path), problems))
+    raise_problems(problems)
+    _require(lines, Path(path))
+
+
+def _require(lines: Sequence[Any], path: Path) -> None:
     if not lines:
         raise DataError(f"{path} has no lines; give one JSON object per utterance, with audio and text")
-    return lines
 
 
 def json_lines(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

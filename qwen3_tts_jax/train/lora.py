@@ -120,12 +120,11 @@ def save_adapters(
     return path
 
 
-def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters, LoraConfig, dict[str, np.ndarray]]:
-    """Reads adapters for `params`, the trees talker and code_predictor of their base, and rows of speakers by name,
-    in the order that they were saved in.
+def read_adapters(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """What a file of `save_adapters` holds, whatever model it is for: metadata and tensors.
 
     Raises:
-        LoraError: no such file, another file, or adapters of another base.
+        LoraError: no such file, or another file.
     """
     try:
         with safe_open(path, "numpy") as file:
@@ -137,6 +136,17 @@ def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters
         raise LoraError(f"{path} holds no LoRA of this package")
     if "speakers" not in metadata:
         raise LoraError(f"{path} is of an earlier version of this package; `export` makes a model of its run's folder")
+    return metadata, tensors
+
+
+def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters, LoraConfig, dict[str, np.ndarray]]:
+    """Reads adapters for `params`, the trees talker and code_predictor of their base, and rows of speakers by name,
+    in the order that they were saved in.
+
+    Raises:
+        LoraError: no such file, another file, or adapters of another base.
+    """
+    metadata, tensors = read_adapters(path)
     settings = json.loads(metadata["lora"])
     config = LoraConfig(**settings | {"modules": tuple(settings["modules"])})
     speakers = {name: tensors.pop(f"{_SPEAKERS}{name}") for name in json.loads(metadata["speakers"])}

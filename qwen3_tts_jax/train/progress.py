@@ -11,25 +11,28 @@ from typing import Any
 import numpy as np
 
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.files import check_folder, completed
+from qwen3_tts_jax.files import check_folder, completed, require_absent
 
 Progress = Callable[[int, int], None]
 """progress(recordings done, recordings in all)."""
 
 
-def check_cache(folder: Path) -> None:
-    """Finds out, before long work, whether a folder of recordings is there or can be created with what it lies in.
+def check_places(result: Path, cache: Path) -> None:
+    """Finds out, before long work, whether a run can write what it makes, and keep recordings.
 
-    One that is there may be read alone: perhaps it holds all that is needed.
+    Args:
+        result: folder that it is to write.
+        cache: folder of recordings. One that is there may be read alone: perhaps it holds all that is needed.
 
     Raises:
-        FileExistsError: a file is in its place, or where it needs a folder.
-        PermissionError: no file can be created where it would be.
+        FileExistsError: `result` is there, or a file where one of them needs a folder.
+        PermissionError: no file can be created where `cache` would be.
     """
-    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    require_absent(result)
+    nearest = next(place for place in (cache.absolute(), *cache.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise FileExistsError(f"{nearest} is a file, not a folder")
-    if nearest != folder.absolute():
+    if nearest != cache.absolute():
         check_folder(nearest)
 
 

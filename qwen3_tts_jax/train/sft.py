@@ -17,7 +17,6 @@ from qwen3_tts_jax import audio, hf_config
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.convert import load_checkpoint, model_rules, tree_shapes
 from qwen3_tts_jax.convert.check import CODEC_FOLDER
-from qwen3_tts_jax.files import require_absent
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import TextMode, check_seed
@@ -29,10 +28,10 @@ from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.examples import Example, check_lengths, make_examples, speaker_rows
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.lines import Line, add_speakers, check_speakers, read_lines
+from qwen3_tts_jax.train.lines import Line, add_speakers, check_lines, check_speakers, read_lines
 from qwen3_tts_jax.train.lora import LoraConfig, save_adapters
 from qwen3_tts_jax.train.loss import LossConfig
-from qwen3_tts_jax.train.progress import Progress, Schedule, check_cache
+from qwen3_tts_jax.train.progress import Progress, Schedule, check_places
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
 from qwen3_tts_jax.train.shards import placement
@@ -143,31 +142,59 @@ def prepare(
     Raises:
         lines.DataError: see `read_lines`, `add_speakers`, `check_speakers`, `code_files.read_codes` and
             `check_lengths`.
-        FileExistsError: `output` holds a finished model, or as `progress.check_cache`.
-        PermissionError: as `progress.check_cache`.
+        FileExistsError, PermissionError: as `progress.check_places`, of `output`/model.
         state_files.RunError: `output` holds a run with other settings or other data.
         ConfigError, lora.LoraError: as `step.frozen_paths`, or a codec whose encoder is not trained.
     """
     source, output = Path(source), Path(output)
-    require_absent(output / MODEL)
     cache = output / CACHE if cache is None else Path(cache)
-    check_cache(cache)
+    check_places(output / MODEL, cache)
     base = hf_config.read_folder(source).with_dtypes(config.dtype)
+    lines, held_out, rows, recipe = _read(data, validation, base, config)
+    tokenizer = TextTokenizer.from_folder(source)
+    codes = read_codes([*lines, *held_out], recipe.model.codec)
+    check_lengths([*lines, *held_out], codes, tokenizer, recipe.model)
+    settings = {"data": digest_of([*lines, *held_out], codes)}
+    Checkpoints(output, describe(recipe) | settings).check()
+    return Job(source, output, cache, config, base, tokenizer, lines, held_out, codes, rows, recipe, settings)
+
+
+def check_without_model(
+    data: str | Path,
+    output: str | Path,
+    config: SftConfig,
+    validation: str | Path | None = None,
+    cache: str | Path | None = None,
+    base: ModelConfig | None = None,
+) -> None:
+    """Checks, of what `prepare` checks, what needs no model, which may be gigabytes that are downloaded first.
+
+    `base` is the model's config, if that is known; all else, and what is raised, as for `prepare`.
+    """
+    output = Path(output)
+    check_places(output / MODEL, output / CACHE if cache is None else Path(cache))
+    if base is not None:
+        _read(data, validation, base.with_dtypes(config.dtype), config)
+        return
+    check_lines(data)
+    if validation is not None:
+        check_lines(validation)
+
+
+def _read(
+    data: str | Path, validation: str | Path | None, base: ModelConfig, config: SftConfig
+) -> tuple[list[Line], list[Line], dict[str, int], Recipe]:
+    """Lines to learn and to judge by, the rows of their new speakers, and the recipe of the model with them."""
     lines = read_lines(data, base)
     held_out = [] if validation is None else read_lines(validation, base)
     if any(line.codes is None for line in (*lines, *held_out)):
         base.codec.require_encoder()
     model, rows = add_speakers(base, lines, known=config.known_speakers)
     check_speakers(held_out, model)
-    tokenizer = TextTokenizer.from_folder(source)
-    codes = read_codes([*lines, *held_out], model.codec)
-    check_lengths([*lines, *held_out], codes, tokenizer, model)
     lora_rows = tuple(rows.values()) if config.lora is not None else ()
     recipe = Recipe(model, config.loss, config.optimizer, config.lora, config.frozen, lora_rows, config.remat)
     frozen_paths(tree_shapes(model_rules(model)), recipe)
-    settings = {"data": digest_of([*lines, *held_out], codes)}
-    Checkpoints(output, describe(recipe) | settings).check()
-    return Job(source, output, cache, config, base, tokenizer, lines, held_out, codes, rows, recipe, settings)
+    return lines, held_out, rows, recipe
 
 
 def digest_of(lines: Sequence[Line], codes: Mapping[Line, np.ndarray]) -> str:

@@ -13,10 +13,10 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from qwen3_tts_jax import hf_config
-from qwen3_tts_jax.config import ConfigError, ModelConfig
+from qwen3_tts_jax.config import CodecConfig, ConfigError, ModelConfig
 from qwen3_tts_jax.convert import load_checkpoint, load_codec
 from qwen3_tts_jax.convert.check import CODEC_FOLDER
-from qwen3_tts_jax.files import require_absent
+from qwen3_tts_jax.presets import PRESETS, preset
 from qwen3_tts_jax.prompt import TextMode, check_seed
 from qwen3_tts_jax.text import TextTokenizer
 from qwen3_tts_jax.train.alignment import AlignmentConfig
@@ -31,7 +31,7 @@ from qwen3_tts_jax.train.lines import Line, read_lines
 from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.new_model import new_params, read_new_config, with_speakers_of
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
-from qwen3_tts_jax.train.progress import Progress, Schedule, check_cache
+from qwen3_tts_jax.train.progress import Progress, Schedule, check_places
 from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
@@ -152,39 +152,19 @@ def prepare_talker(
         lines.DataError: see `read_lines`, `code_files.read_codes` and `check_lengths`.
         ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`; `start` is another kind of model; or
             recordings without codes where the codec's encoder is not trained.
-        FileExistsError: `output` holds a finished model, or as `progress.check_cache`.
+        FileExistsError: as `progress.check_places`, of `output`/model.
         state_files.RunError: `output` holds a run with other settings or other data.
         OSError: a file that cannot be read.
     """
     output, codec = Path(output), Path(codec)
-    require_absent(output / MODEL)
     cache = output / CACHE if cache is None else Path(cache)
-    check_cache(cache)
+    check_places(output / MODEL, cache)
     codec_folder = codec / CODEC_FOLDER if (codec / CODEC_FOLDER).is_dir() else codec
     codec_config = hf_config.read_codec(codec_folder)
-    with TemporaryDirectory() as folder:
-        texts = write_byte_tokenizer(folder) if tokenizer is None else Path(tokenizer)
-        new = read_new_config(model, texts, codec_config).with_dtypes(config.dtype)
-        text_tokenizer = TextTokenizer.from_folder(texts)
-    lines = read_lines(data, new)
-    held_out = [] if validation is None else read_lines(validation, new)
-    if any(line.codes is None for line in (*lines, *held_out)):
-        codec_config.require_encoder()
-    full = with_speakers_of(new, [*lines, *held_out])
-    if start is not None:
-        _check_same(Path(start), full, config.dtype)
-    codes = read_codes([*lines, *held_out], full.codec)
+    text_tokenizer, lines, held_out, full = _read(data, model, codec_config, tokenizer, validation)
+    recipe = _recipe(full, config, start)
+    codes = read_codes([*lines, *held_out], codec_config)
     check_lengths([*lines, *held_out], codes, text_tokenizer, full)
-    recipe = Recipe(
-        full,
-        config.loss,
-        config.optimizer,
-        remat=config.remat,
-        regularization=config.regularization,
-        alignment=config.alignment,
-        average=config.average,
-        seed=config.seed,
-    )
     settings = {"data": digest_of([*lines, *held_out], codes)}
     Checkpoints(output, describe(recipe) | settings).check()
     return TalkerJob(
@@ -200,6 +180,67 @@ def prepare_talker(
         codes,
         recipe,
         settings,
+    )
+
+
+def check_without_codec(
+    data: str | Path,
+    model: str | Path,
+    output: str | Path,
+    config: TalkerTraining,
+    *,
+    tokenizer: str | Path | None = None,
+    validation: str | Path | None = None,
+    start: str | Path | None = None,
+    cache: str | Path | None = None,
+    codec: CodecConfig | None = None,
+) -> None:
+    """Checks, of what `prepare_talker` checks, what needs no codec, which may have to be downloaded first.
+
+    `codec` is its config, if that is known; all else, and what is raised, as for `prepare_talker`.
+    """
+    output = Path(output)
+    check_places(output / MODEL, output / CACHE if cache is None else Path(cache))
+    # Neither sizes nor lines are checked against the codec: any does.
+    _, _, _, full = _read(data, model, codec or preset(PRESETS[0]).codec, tokenizer, validation)
+    if codec is not None:
+        _recipe(full, config, start)
+    elif start is not None:
+        hf_config.read_folder(start)
+
+
+def _read(
+    data: str | Path,
+    model: str | Path,
+    codec: CodecConfig,
+    tokenizer: str | Path | None,
+    validation: str | Path | None,
+) -> tuple[TextTokenizer, list[Line], list[Line], ModelConfig]:
+    """The text tokenizer, lines to learn and to judge by, and the model that is to learn them."""
+    with TemporaryDirectory() as folder:
+        texts = write_byte_tokenizer(folder) if tokenizer is None else Path(tokenizer)
+        new = read_new_config(model, texts, codec)
+        text_tokenizer = TextTokenizer.from_folder(texts)
+    lines = read_lines(data, new)
+    held_out = [] if validation is None else read_lines(validation, new)
+    if any(line.codes is None for line in (*lines, *held_out)):
+        codec.require_encoder()
+    return text_tokenizer, lines, held_out, with_speakers_of(new, [*lines, *held_out])
+
+
+def _recipe(model: ModelConfig, config: TalkerTraining, start: str | Path | None) -> Recipe:
+    model = model.with_dtypes(config.dtype)
+    if start is not None:
+        _check_same(Path(start), model, config.dtype)
+    return Recipe(
+        model,
+        config.loss,
+        config.optimizer,
+        remat=config.remat,
+        regularization=config.regularization,
+        alignment=config.alignment,
+        average=config.average,
+        seed=config.seed,
     )
 
 
