@@ -1,7 +1,7 @@
 """Many streams at once: requests join a batch whenever they come, and their chunks are made side by side.
 
-A frame of a batch takes hardly longer than a frame of one utterance, because the weights are read once. Each stream
-has the codes that it would have alone with the same seed.
+On accelerators a frame of a batch takes little longer than that of one utterance, because the weights are read once.
+Each stream has the codes that it would have alone with the same seed.
 """
 
 from __future__ import annotations
