@@ -2,10 +2,10 @@
 
     python -m tests.parity.random_checkpoint /tmp/random --preset 0.6B-CustomVoice
     python benchmarks/bench_stream.py /tmp/random --output stream.jsonl
-    python benchmarks/bench_stream.py /tmp/random --kinds ours --batches 1 4 8 16 --output stream_batch.jsonl
+    python benchmarks/bench_stream.py /tmp/random --kinds ours --batches 1 4 8 --output stream_batch.jsonl
 
 These commands made the README's figures (`results/stream_cpu_epyc.jsonl`, `results/stream_batch_cpu_avx512.jsonl`) in
-about 5 and 15 minutes on two cores. The official package does not stream: its first sound comes with the whole
+about 5 and 10 minutes on two cores. The official package does not stream: its first sound comes with the whole
 utterance. For several streams begun together, the first sound is that of the last of them; later, while all but one
 stream run, one more joins. Each measurement runs in a fresh process, ours and theirs in turn, both in float32, and is
 of a second call; what the first takes beyond it is compilation. Any checkpoint with the published speakers or for
