@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +40,10 @@ app.add_typer(codec_app)
 app.add_typer(train_app)
 
 
+# The exit statuses of commands that a signal ends, as shells have them.
+_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
 def main() -> None:
     """The entry point of the installed command."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -51,6 +57,14 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
             raise
         sys.exit(cannot_write_standard_output(error))
+    except SystemExit as end:
+        if end.code in _BY_SIGNAL:
+            # XLA may be compiling in a thread of its own, which crashes if the interpreter is taken apart meanwhile.
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
+            os._exit(end.code)
+        raise
 
 
 def _show_version(show: bool) -> None:

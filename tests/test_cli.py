@@ -475,6 +475,20 @@ def test_an_interrupt_that_was_lost_is_noticed():
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
+@pytest.mark.parametrize(("status", "taken_apart"), [(0, True), (1, True), (130, False), (143, False)])
+def test_a_signal_ends_without_taking_the_interpreter_apart(status, taken_apart):
+    """What XLA compiles meanwhile would crash."""
+    script = f"""
+import atexit, sys
+from qwen3_tts_jax import cli
+atexit.register(print, "taken apart")
+cli.app = lambda **_: print("said") or sys.exit({status})
+cli.main()
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (status, "said\n" + "taken apart\n" * taken_apart)
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
 def test_how_others_handle_an_interrupt_is_left_alone(handler):
     before = signal.signal(signal.SIGINT, handler)
