@@ -1,12 +1,12 @@
-"""Help to find which words a frame says, while the talker trains: reading the text off its states, and guiding a head.
+"""Losses that help the talker find which part of the text a frame says: a CTC readout and a guided attention head.
 
-Connectionist temporal classification (Graves et al. 2006). The states of a middle layer at the frames, each of
-which has seen the text and the speech so far, must spell out the text in its order; that is learnt far sooner than
-to listen to the text for the sake of the next frame alone, and leads to it. The readout is no part of the model.
+Connectionist temporal classification (Graves et al. 2006): a middle layer's states at the frames, each of which has
+seen the text and the speech so far, must spell out the text in order. That is learnt far sooner than attending to
+the text is from predicting the next frame alone, and leads to it. The readout is no part of the model.
 
-A guide for the attention of one head (after Tachibana et al. 2018, arXiv:1710.08969): speech goes through its text
-from start to end at about one pace, so a frame's attention belongs to the ids around its own part of the way, or, where
-an aligner has told the ids' durations, around the id that it says.
+Guided attention in one head (after Tachibana et al. 2018, arXiv:1710.08969): speech goes through its text from start
+to end at a nearly even pace, so a frame should attend to the ids around the same fraction of the text or, where an
+aligner gave the ids' durations, around the id that it says.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from qwen3_tts_jax.train.loss import Batch
 
 _WEIGHT, _BIAS = "alignment/weight", "alignment/bias"
 _LARGEST_VOCABULARY = 4096
-# Half the width of what a guided head may attend to: so many ids, and such a part of the text; and where it is known
-# which id a frame says.
+# Half the width of a guided head's window: this many ids plus this part of the text, or the last where the id that a
+# frame says is known.
 _IDS, _PART, _KNOWN_IDS = 3.0, 0.1, 1.0
 
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """The auxiliary loss.
+    """The auxiliary losses.
 
     Attributes:
-        weight: of its mean over the text's ids, in nats.
-        layer: of the talker, from 0, whose output is read; None takes the one after its middle.
-        steps: after which it is left out.
-        outputs: read from each frame; the text has to fit into their number.
-        guide: weight of the guide of the layer's first head, beside that of CTC; 0 is without.
+        weight: of the CTC loss, a mean over the text's ids in nats.
+        layer: of the talker, from 0, whose output is read; None takes `num_layers // 2`.
+        steps: how many steps have these losses, from the first on.
+        outputs: CTC outputs per frame; a text has to fit into those of all its frames.
+        guide: weight of the guided attention of the layer's first head; 0 is without.
     """
 
     weight: float = 0.2
@@ -53,7 +53,7 @@ class AlignmentConfig:
         """Refuses what does not fit the model.
 
         Raises:
-            ConfigError: no such layer, or a text vocabulary too large to be read off every frame.
+            ConfigError: no such layer, a text vocabulary too large to be read off every frame, or impossible weights.
         """
         if not 0 <= self.layer_of(model) < model.talker.transformer.num_layers:
             raise ConfigError(
@@ -74,25 +74,25 @@ class AlignmentConfig:
         return model.talker.transformer.num_layers // 2 if self.layer is None else self.layer
 
     def path(self, model: ModelConfig) -> str:
-        """Of the activation that is read, see `score.teacher_force`."""
+        """Path of the activation that is read; see `score.teacher_force`."""
         return f"talker/transformer/layers_{self.layer_of(model)}"
 
     def paths(self, model: ModelConfig) -> tuple[str, ...]:
-        """Of all activations that the losses need."""
+        """Paths of all activations that the losses need."""
         return (self.path(model), *((f"{self.path(model)}/attention/qk_norm",) if self.guide else ()))
 
 
 def init_readout(key: jax.Array, model: ModelConfig, config: AlignmentConfig) -> dict[str, jax.Array]:
-    """{path: leaf} of the readout, to be trained with the rest."""
+    """The readout's {path: leaf}, to be trained with the rest."""
     rows = config.outputs * (model.talker.text_vocab_size + 1)
     weight = 0.02 * jax.random.normal(key, (rows, model.talker.transformer.width), jnp.float32)
     return {_WEIGHT: weight, _BIAS: jnp.zeros(rows)}
 
 
 def spoken_ids(model: ModelConfig, prompts: PromptBatch) -> tuple[jax.Array, jax.Array]:
-    """The ids of the texts that are to be said, int32 [B, P] with 0 behind them, and their number int32 [B].
+    """The ids of the texts to be said, int32 [B, P] padded with 0, and how many they are, int32 [B].
 
-    Of prompts with the text all at once: they lie over codec_pad, between tts_bos and tts_eos.
+    For prompts with the text all at once: it lies over codec_pad, between tts_bos and tts_eos.
     """
     ids = prompts.text_ids
     is_text = _is_text(model, prompts)
@@ -109,13 +109,13 @@ def _is_text(model: ModelConfig, prompts: PromptBatch) -> jax.Array:
 
 
 def guide_loss(model: ModelConfig, batch: Batch, queries_key: jax.Array) -> jax.Array:
-    """Mean of −log of what a head's attention has around a frame's part of the text, in nats, float32 [].
+    """Mean −log of the attention that a head gives to a frame's window of the text, in nats, float32 [].
 
     Args:
         model: static under jit.
         batch: with the text all at once.
-        queries_key: [B, S, K, G + 1, H], query heads and their key before their rotation, each row's prompt and its
-            frames right behind; head 0 is guided.
+        queries_key: [B, S, K, G + 1, H], query heads and their key before RoPE, over each row's prompt and then its
+            frames; head 0 is guided.
     """
     stack, prompts = model.talker.transformer, batch.prompts
     slots, frames = queries_key.shape[1], batch.codes.shape[1]
@@ -158,8 +158,8 @@ def alignment_loss(
         readout: with the leaves of `init_readout`.
         model: static under jit.
         config: static under jit.
-        batch: with the text all at once. A text with more ids than its frames have outputs counts nowhere.
-        states: [B, S, D], each row's prompt and its frames right behind.
+        batch: with the text all at once. Texts with more ids than their frames have outputs do not count.
+        states: [B, S, D], over each row's prompt and then its frames.
     """
     rows, frames = batch.codes.shape[:2]
     positions = jnp.asarray(batch.prompts.lengths)[:, None] + jnp.arange(frames)
@@ -172,7 +172,7 @@ def alignment_loss(
     ids, counts = spoken_ids(model, batch.prompts)
     label_paddings = (jnp.arange(ids.shape[1]) >= counts[:, None]).astype(jnp.float32)
     there = jnp.repeat(batch.codes[..., 0] >= 0, config.outputs, axis=1)
-    # It picks log-probabilities by a product with one-hot rows.
+    # `ctc_loss` picks log-probabilities by products with one-hot rows, which are to be exact.
     with jax.default_matmul_precision("highest"):
         losses = optax.ctc_loss(logits, 1.0 - there, ids + 1, label_paddings)
     # Equal ids in a row need a blank between them.

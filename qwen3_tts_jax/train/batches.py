@@ -1,4 +1,4 @@
-"""Examples → batches that follow from the seed and the step alone."""
+"""Examples → batches, determined by the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PROMPT_BUCKET, _FRAME_BUCKET = 32, 16
 
 
 def with_other_texts(examples: Sequence[Example]) -> list[Example]:
-    """The same speech, each with the text of the example before it."""
+    """The same speech, each clip with the text of the one before it."""
     texts = [each.line.text for each in examples]
     return [
         replace(each, line=replace(each.line, text=text, durations=None))
@@ -28,7 +28,7 @@ def with_other_texts(examples: Sequence[Example]) -> list[Example]:
 
 
 def places_of(examples: Sequence[Example], frames: int) -> np.ndarray:
-    """`Batch.places` of the examples' durations."""
+    """`Batch.places` from the examples' durations."""
     places = np.full((len(examples), frames), -1, np.int32)
     for row, each in enumerate(examples):
         durations = each.line.durations
@@ -39,15 +39,15 @@ def places_of(examples: Sequence[Example], frames: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Batches of examples: a function of the step alone, so that a resumed run sees what it would have seen.
+    """Batches of examples: a function of the step alone, so that a resumed run sees the same data.
 
     Attributes:
         examples: all there are; every epoch has its own order.
-        tokenizer: of the model.
-        config: of the model as it will be.
-        batch_size: rows of a batch on all devices.
+        tokenizer: the model's.
+        config: of the model being trained, new speakers included.
+        batch_size: rows of a batch, over all devices.
         accumulate: batches per step.
-        text_modes: by turns, how the text is read.
+        text_modes: how the text is read, taken in turn.
         seed: of the order.
     """
 
@@ -61,11 +61,11 @@ class Batches:
 
     @property
     def row_counts(self) -> set[int]:
-        """How many rows a batch may have."""
+        """The numbers of rows that batches may have."""
         return {self.batch_size}
 
     def describe(self) -> dict[str, Any]:
-        """What decides the batches, as JSON values."""
+        """What determines the batches, as JSON values."""
         return {"batch": [self.batch_size, self.accumulate, list(self.text_modes), self.seed]}
 
     def of_step(self, step: int) -> tuple[Batch, list[Example]]:
@@ -79,7 +79,7 @@ class Batches:
         return batch, [self.examples[index] for index, _ in picked]
 
     def in_order(self, *, other_texts: bool = False) -> list[Batch]:
-        """All examples once, in batches [B, …]; rows that fill up the last one have no frames.
+        """All examples once, in batches [B, …]; rows that pad the last one have no frames.
 
         With `other_texts` each has the text of the one before it.
         """
@@ -93,7 +93,7 @@ class Batches:
         return batches
 
     def batch(self, examples: Sequence[Example], turns: Sequence[int]) -> Batch:
-        """One batch [B, …], padded to a bucket of shapes; `turns` choose the text modes."""
+        """One batch [B, …], padded to bucketed lengths; `turns` choose the text modes."""
         plans = [
             each.plan(self.tokenizer, self.config, self.text_modes[turn % len(self.text_modes)])
             for each, turn in zip(examples, turns, strict=True)

@@ -1,4 +1,4 @@
-"""Batches of about as many seconds each: clips of like length together, in a few shapes that compile once."""
+"""Batches of about equal duration: clips of similar length together, in a few shapes that each compile once."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class _Bucket:
 class BucketedBatches:
     """Batches of examples, with the interface of `batches.Batches`: a function of the step alone.
 
-    The examples are cut by length into buckets of equally much speech, each with one shape of batches. In an epoch
-    every bucket has its turns in an order of the epoch's own; its examples go round, each time in another order.
+    The examples are split by length into buckets of about equal duration, each with one batch shape. Every epoch
+    shuffles the buckets' turns; a bucket goes through its examples again and again, each time in another order.
 
     Attributes:
         examples: all there are.
-        tokenizer: of the model.
-        config: of the model as it will be.
-        batch_frames: the most frames of a batch, padding included; a clip that is longer has one of its own.
+        tokenizer: the model's.
+        config: of the model being trained, new speakers included.
+        batch_frames: the most frames of a batch, padding included; a longer clip has one of its own.
         accumulate: batches per step, all of one shape.
-        text_modes: by turns, how the text is read.
+        text_modes: how the text is read, taken in turn.
         seed: of the order.
-        count: of buckets, at most.
-        multiple: of rows in a batch, for devices that share them.
+        count: the most buckets.
+        multiple: what the rows of a batch are a multiple of, for devices that share them.
     """
 
     examples: Sequence[Example]
@@ -74,12 +74,12 @@ class BucketedBatches:
 
     @property
     def row_counts(self) -> set[int]:
-        """How many rows a batch may have."""
+        """The numbers of rows that batches may have."""
         return {each.rows for each in self._buckets}
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every example comes about once."""
+        """Steps in which every example comes up about once."""
         return sum(self._turns)
 
     @property
@@ -88,7 +88,7 @@ class BucketedBatches:
         return [(each.rows, each.prompt, each.frames) for each in self._buckets]
 
     def describe(self) -> dict[str, Any]:
-        """What decides the batches, as JSON values."""
+        """What determines the batches, as JSON values."""
         shape = [self.batch_frames, self.count, self.multiple]
         return {"batch": [*shape, self.accumulate, list(self.text_modes), self.seed]}
 
@@ -101,7 +101,7 @@ class BucketedBatches:
         bucket = self._buckets[number]
         earlier = epoch * self._turns[number] + int(np.sum(order[:place] == number))
         rows = bucket.rows * self.accumulate
-        # Places of the bucket's endless list, and how often all its members have been there before.
+        # Of each index into the bucket's endless list, the round and the place in it.
         chosen = [divmod(index, len(bucket.members)) for index in range(earlier * rows, (earlier + 1) * rows)]
         orders = {around: self._order(number, around) for around in {around for around, _ in chosen}}
         picked = [(bucket.members[orders[around][place]], around) for around, place in chosen]
@@ -134,7 +134,7 @@ class BucketedBatches:
     def _make_buckets(self) -> list[_Bucket]:
         lengths = np.array([len(each.codes) for each in self.examples])
         order = np.argsort(lengths, kind="stable")
-        # Cut where the sum of frames passes a share of all.
+        # Cut where the running sum of frames passes equal shares of the total.
         shares = np.cumsum(lengths[order]) - lengths[order] / 2
         cuts = np.minimum(shares * self.count // max(lengths.sum(), 1), self.count - 1)
         buckets = []
@@ -150,7 +150,7 @@ class BucketedBatches:
 
     def _batch(self, bucket: _Bucket, examples: Sequence[Example], turns: Sequence[int]) -> Batch:
         plans = [self._plan(each, turn) for each, turn in zip(examples, turns, strict=True)]
-        # Longer than the bucket's own only where texts were exchanged.
+        # Longer than the bucket's own only where texts were swapped.
         prompts = batch_plans(
             plans,
             tts_pad=self.config.prompt.tts_pad,

@@ -1,4 +1,4 @@
-"""A text tokenizer of single bytes, in the files of the published one: for models that are trained from nothing."""
+"""A text tokenizer of single bytes, in the published one's file format, for models that are trained from nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _BYTES = 256
-# "assistant" and "user" are one id each, because a prompt's frame is counted in ids.
+# "assistant" and "user" are one id each, because a prompt's template is counted in ids.
 _TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tts_pad>", "<tts_text_bos>", "<tts_text_eod>", "assistant", "user",
 )  # fmt: skip
@@ -16,12 +16,12 @@ _TOKENS = (
 def write_byte_tokenizer(folder: str | Path, units: Iterable[str] = ()) -> Path:
     """Writes vocab.json, merges.txt and tokenizer_config.json into `folder`, which is created; returns it.
 
-    The ids 0 … 255 are the bytes of a text in UTF-8. Behind them are the units of more than one byte in their order,
-    what these are merged of (such as stress marks), and the tokens of a prompt.
+    Ids 0 … 255 are the bytes of a text in UTF-8. After them come the units of more than one byte, in their order, the
+    tokens these are merged from (such as stress marks), and the tokens of a prompt.
 
     Args:
-        folder: of the files.
-        units: strings of letters that are one token each, such as phonemes; none with white space in it.
+        folder: where the files go.
+        units: strings that are to be one token each, such as phonemes; none contains white space.
     """
     units = tuple(unit for unit in dict.fromkeys(units) if len(unit.encode()) > 1)
     folder = Path(folder)
@@ -53,13 +53,13 @@ def write_byte_tokenizer(folder: str | Path, units: Iterable[str] = ()) -> Path:
 
 
 def _merges(units: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
-    """Pairs that make the units of their bytes: first all characters, then longer units, the shorter ones first."""
+    """Merges that build the units from bytes: first all characters, then longer units, shortest first."""
     pairs: dict[bytes, tuple[bytes, bytes]] = {}
     for character in dict.fromkeys("".join(units)):
         token = character.encode()
         for end in range(2, len(token) + 1):
             pairs.setdefault(token[:end], (token[: end - 1], token[end - 1 : end]))
-    # From the end, so that a stress mark comes before a whole diphthong.
+    # From the end, so that a stress mark joins a whole diphthong.
     for unit in sorted(units, key=len):
         for start in range(len(unit) - 2, -1, -1):
             left, right = unit[start].encode(), unit[start + 1 :].encode()

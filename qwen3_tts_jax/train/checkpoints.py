@@ -1,4 +1,4 @@
-"""The states of one run on disk: where it goes on, which is the best, and what is left when the loss is NaN."""
+"""One run's states on disk: where it resumes, which is the best, and what is left when the loss is NaN."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ State = TypeVar("State")
 
 
 class Checkpoints:
-    """Those of the run in a folder.
+    """The checkpoints of the run in a folder.
 
     Attributes:
-        folder: that they lie in.
-        settings: JSON values that a run which goes on must have too.
-        best: the lowest value by which a state was judged.
-        waited: judgements since.
-        value: what the last step told of its state.
+        folder: where they lie.
+        settings: JSON values that a resumed run must have too.
+        best: the lowest value that a state was judged by.
+        waited: judgements since then.
+        value: the metric of the last step.
     """
 
     def __init__(self, run: str | Path, settings: Mapping[str, Any]):
@@ -50,9 +50,9 @@ class Checkpoints:
             check_settings(found, self.settings)
 
     def resume(self, state: State) -> State:
-        """The last state of a run that was interrupted, with its judgements; `state` itself where there is none.
+        """The last state of an interrupted run, with its judgements; `state` itself where there is none.
 
-        `state` is given away.
+        `state` is donated.
 
         Raises:
             state_files.RunError: a broken checkpoint, or one of other settings.
@@ -69,7 +69,7 @@ class Checkpoints:
         return state
 
     def save(self, state: Any, step: int) -> None:
-        """Keeps the state after `step`, in the place of older ones."""
+        """Keeps the state after `step`, and drops older ones."""
         self._write(f"{step:08}", state)
         drop_old(self.folder, _KEPT)
 
@@ -82,22 +82,22 @@ class Checkpoints:
             self.waited += 1
 
     def out_of_patience(self, schedule: Schedule) -> bool:
-        """Whether as many judgements as the schedule waits for have passed since the best."""
+        """Whether the schedule's patience has run out: that many judgements have passed since the best."""
         return 0 < schedule.patience <= self.waited
 
     def best_state(self, state: State) -> State | None:
-        """The state that was judged best, like `state`, which is given away; None where none was."""
+        """The state that was judged best, shaped like `state`, which is donated; None where none was judged."""
         path = self.folder / BEST
         return load_state(path, state, self.settings) if path.exists() else None
 
     def diverged(self, state: Any, step: int, metrics: Mapping[str, Any], data: str) -> DivergedError:
-        """Keeps the last good state, that after `step`, and returns the error to raise.
+        """Keeps the last good state, the one after `step`, and returns the error to raise.
 
         Args:
-            state: that one.
-            step: of it.
-            metrics: loss and gradient_norm of the next.
-            data: what that has read.
+            state: the last good one.
+            step: steps it has seen.
+            metrics: loss and gradient_norm of the next step.
+            data: what the next step read.
         """
         self._write(f"{step:08}", state)
         return DivergedError(

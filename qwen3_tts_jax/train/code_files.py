@@ -1,4 +1,4 @@
-"""Codes that were written to files, as data to learn."""
+"""Codes stored in files, as data to learn."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib
 
 
 def read_codes(lines: Sequence[Line | Recording], config: CodecConfig) -> dict[Line | Recording, np.ndarray]:
-    """Codes int32 [T, Q] of those that name a file of them; a .npz file is opened once.
+    """Codes int32 [T, Q] of the lines that name a file of them; each .npz file is opened once.
 
     Raises:
-        DataError: a broken file, an array that is not there, or one that holds no codes of the codec.
+        DataError: a broken file, a missing array, or one that does not hold codes of the codec.
     """
     codes: dict[Line | Recording, np.ndarray] = {}
     archives: dict[Path, list[Line | Recording]] = {}

@@ -1,8 +1,8 @@
-"""Codes that recordings come with, for a decoder that learns from them alone: checked, cut, and decoded by crops.
+"""Codes that come with recordings, for a decoder that learns from them alone: checked, cut, and decoded in crops.
 
-The decoder looks back, most of all its transformer, so crops are decoded with codes before them. All of those go
-through the quantizer, the transformer and the upsampling of latents, which cost little; of the rest, only the
-frames that the crop's samples depend on.
+The decoder looks back, its transformer furthest, so crops are decoded with the codes before them. All of these go
+through the quantizer, the transformer and the upsampling of latents, which cost little; the rest of the decoder
+computes only the frames that the crop's samples depend on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qwen3_tts_jax.train.codec_data import Clips, Length, Recording
 from qwen3_tts_jax.train.lines import raise_problems
 from qwen3_tts_jax.train.soft_codes import decode_latents
 
-_TOLERANCE = 1  # frames that codes may be shorter or longer than their recording
+_TOLERANCE = 1  # frames by which codes may be shorter or longer than their recording
 
 
 def read_recording_codes(
@@ -36,13 +36,13 @@ def read_recording_codes(
     """Codes int32 [T, Q] of each recording; None where no recording has any.
 
     Args:
-        recordings: of `codec_data.find_recordings`.
-        lengths: of `codec_data.check_headers`.
-        config: of the codec that the codes are of.
+        recordings: from `codec_data.find_recordings`.
+        lengths: from `codec_data.check_headers`.
+        config: of the codec that made the codes.
 
     Raises:
-        lines.DataError: codes of some recordings only, files that hold no codes of the codec, or codes of another
-            length than the recording. The first ten of those are named.
+        lines.DataError: codes for some recordings only, files that do not hold codes of the codec, or codes whose
+            length is not the recording's. The first ten of the last kind are named.
     """
     if all(recording.codes is None for recording in recordings):
         return None
@@ -63,7 +63,7 @@ def read_recording_codes(
 
 
 def with_codes(clips: Clips, codes: Sequence[np.ndarray], frame_samples: int) -> Clips:
-    """Clips whose crops begin on whole frames; samples without codes and codes without samples are cut off."""
+    """Adds codes to clips, whose crops then begin on whole frames; what only one of the two has at the end is cut."""
     pairs = list(zip(clips.samples, codes, strict=True))
     return replace(
         clips,
@@ -75,13 +75,13 @@ def with_codes(clips: Clips, codes: Sequence[np.ndarray], frame_samples: int) ->
 
 @flax.struct.dataclass
 class GivenCodes:
-    """Codes of crops of T frames, with up to C frames before them.
+    """Codes of crops of T frames, with up to C frames of context before them.
 
     Attributes:
         codes: int32 [B, C + T, Q].
         before: int32 [B], frames of a row that come before its crop: C, or fewer where the row begins with its
             recording.
-        ends: int32 [B], frames of the crop that there are: T, or fewer where its recording is shorter.
+        ends: int32 [B], frames that the crop really has: T, or fewer where its recording ends.
     """
 
     codes: jax.Array
@@ -94,7 +94,7 @@ class GivenCodes:
 
 
 def cut_codes(clips: Clips, places: Sequence[tuple[int, int]], frames: int, context: int) -> GivenCodes:
-    """Codes of crops of `frames` frames that `Clips.places` or `middles` gave, with up to `context` frames before."""
+    """Codes of crops of `frames` frames from `Clips.places` or `middles`, with up to `context` frames before."""
     rows = np.zeros((len(places), context + frames, clips.codes[0].shape[1]), np.int32)
     before, ends = np.zeros((2, len(places)), np.int32)
     for row, (which, sample) in enumerate(places):
@@ -115,15 +115,15 @@ def decode_crops(
 ) -> jax.Array:
     """Samples [B, T·frame_samples] of crops of T = `frames` frames; 0 after the end of a recording.
 
-    They are those of decoding the whole recording, as far as the frames that were left out do not matter: rows that
-    begin with their recording are decoded from the decoder's own first state.
+    They equal those of decoding the whole recording, up to the effect of the frames left out: rows that begin with
+    their recording are decoded from the decoder's own initial state.
 
     Args:
         params: the subtree codec/decoder.
         config: its shapes.
-        given: codes of the crops and before.
+        given: codes of the crops and of the frames before.
         frames: T.
-        latents: called with the quantizer, gives [B, C + T, quantizer_width].
+        latents: called with the quantizer, returns [B, C + T, quantizer_width].
     """
     past = min(_waveform_past(config), given.codes.shape[1] - frames)
     first = jnp.maximum(given.before - past, 0)
@@ -142,12 +142,12 @@ def decode_crops(
 
 
 def _pieces(rows: jax.Array, first: jax.Array, length: int) -> jax.Array:
-    """[B, N, …] → [B, length, …], of each row what begins at its `first`, int32 [B]."""
+    """[B, N, …] → [B, length, …], a piece of each row that begins at its `first`, int32 [B]."""
     return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, length))(rows, first)
 
 
 def _waveform_past(config: CodecDecoderConfig) -> int:
-    """How many frames of latents before a frame its samples depend on."""
+    """How many frames of latents before its own a frame's samples depend on."""
     contexts = jax.eval_shape(lambda: initial_state(config, 1).contexts)
     inputs = contexts["conv_out"].shape[1]
     for i, rate in reversed(list(enumerate(config.upsample_rates))):

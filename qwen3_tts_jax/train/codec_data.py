@@ -38,8 +38,8 @@ class Recording:
     Attributes:
         where: its path in a folder, or "FILE line N", for messages.
         audio: the file.
-        features: a .npy or .npz file of a teacher's features of it, where there is a teacher.
-        codes: a .npy or .npz file with codes [T, Q] of it, where a decoder learns from given codes.
+        features: a .npy or .npz file of a teacher's features, where there is a teacher.
+        codes: a .npy or .npz file of its codes [T, Q], where a decoder learns from given codes.
         key: the name of their array in a .npz file.
     """
 
@@ -51,19 +51,18 @@ class Recording:
 
 
 def find_recordings(source: str | Path, features: str | Path | None = None) -> list[Recording]:
-    """The recordings of a folder and the folders in it, by name, or of a file of JSON lines.
+    """The recordings of a folder and its subfolders, sorted by path, or of a file of JSON lines.
 
-    A line is an object with `audio` and, where it has a teacher's features, `features`, or, where it has codes,
-    `codes`, a .npy file, or a .npz file with the array's name as `key`. Paths are relative to the file, and other
-    fields are passed over.
+    A line is an object with `audio` and, where needed, a teacher's `features` or `codes`: a .npy file, or a .npz file
+    with the array's name as `key`. Paths are relative to the file; other fields are ignored.
 
     Args:
         source: the folder or the file.
         features: a folder of features, named and placed like the recordings (`a/b.wav`: `a/b.npy` or `a/b.npz`).
 
     Raises:
-        DataError: no such folder or file, no recordings, a line that is no such object, or files that are not
-            there. The first ten are named.
+        DataError: no such folder or file, no recordings, a line that is no such object, or missing files. The first
+            ten are named.
     """
     source = Path(source)
     if not source.exists():
@@ -120,7 +119,7 @@ def _with_features(recording: Recording, folder: Path, features: Path, problems:
 
 
 def check_headers(recordings: Sequence[Recording]) -> list[Length]:
-    """Refuses files that hold no sound or too little of it, from their headers alone; returns the others' lengths.
+    """Refuses files that hold no sound or too little of it, from their headers alone; returns the lengths of all.
 
     Raises:
         DataError: the first ten such files.
@@ -163,14 +162,14 @@ class Clips:
 
     @property
     def seconds(self) -> float:
-        """Of all recordings together."""
+        """Duration of all recordings together."""
         return sum(map(len, self.samples)) / self.sample_rate
 
     def places(self, step: int, rows: int, length: int, seed: int, starts: float) -> list[tuple[int, int]]:
-        """Recording and first sample of each crop of `length` samples of a step; they follow from seed and step.
+        """Recording and first sample of each of a step's crops of `length` samples, determined by seed and step.
 
-        A recording is chosen by its length. A part `starts` of the crops begin where their recording begins, as
-        speech does that is decoded later; the others anywhere.
+        Recordings are drawn in proportion to their length. A part `starts` of the crops begin where their recording
+        begins, as speech to be decoded later does; the others anywhere.
         """
         rng = np.random.default_rng([seed, step])
         lengths = np.array([len(one) for one in self.samples])
@@ -186,7 +185,7 @@ class Clips:
         return [(i, max(len(one) - length, 0) // 2 // frame * frame) for i, one in enumerate(self.samples)]
 
     def cut(self, places: Sequence[tuple[int, int]], length: int) -> np.ndarray:
-        """The samples float32 [B, length] in ±1 of crops; zeros where a recording is shorter."""
+        """The samples of crops, float32 [B, length] in ±1; zeros where a recording is shorter."""
         crops = np.zeros((len(places), length), np.float32)
         for row, (which, first) in enumerate(places):
             piece = self.samples[which][first : first + length]
@@ -194,7 +193,7 @@ class Clips:
         return crops
 
     def names(self, places: Sequence[tuple[int, int]]) -> str:
-        """What crops are from, for messages."""
+        """Where crops are from, for messages."""
         return ", ".join(
             f"{self.recordings[which].where} from {first / self.sample_rate:.2f} s" for which, first in places
         )
@@ -203,11 +202,11 @@ class Clips:
 def decode_recordings(
     recordings: Sequence[Recording], folder: str | Path, sample_rate: int, progress: Progress | None = None
 ) -> Clips:
-    """Reads and resamples what `folder` does not hold yet, and maps all of it into memory.
+    """Reads and resamples what `folder` does not hold yet, and memory-maps all of it.
 
     The folder has shards of int16 samples, each with a JSON file that says which files' samples it holds, by
-    path, size and time of change. What is there already is not read again, so an interrupted call goes on where
-    it was; several processes may share the folder.
+    path, size and modification time. What is there already is not read again, so an interrupted call resumes where
+    it stopped; several processes may share the folder.
 
     Args:
         recordings: of `find_recordings`.
@@ -216,10 +215,10 @@ def decode_recordings(
         progress: told of recordings decoded.
 
     Raises:
-        DataError: recordings that are silent, not finite or cannot be decoded, after all others are; the first ten
+        DataError: recordings that are silent, not finite or cannot be decoded, once all others are; the first ten
             are named.
-        PermissionError: no file can be put into `folder`, and it does not hold all.
-        interrupts.Interrupted: a signal, as in `loop.run_steps`, after what was decoded is kept.
+        PermissionError: `folder` does not hold all recordings, and no file can be put into it.
+        interrupts.Interrupted: a signal, as in `loop.run_steps`, once what was decoded is kept.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A discriminator that learns to tell recordings from what a codec makes of them, and what it teaches the decoder.
+"""A discriminator that learns to tell recordings from what a codec makes of them, and what it teaches the codec.
 
 It looks at complex short-time Fourier transforms at several scales (Défossez et al. 2022, arXiv:2210.13438, section
-3.4), through convolutions over time whose channels are the frequencies: those over time and frequency, with few
+3.4), through convolutions over time with frequencies as channels: convolutions over time and frequency, with few
 channels, take twenty times as long on CPUs.
 """
 
@@ -23,7 +23,7 @@ from qwen3_tts_jax.layers import PRECISION
 from qwen3_tts_jax.train.codec_loss import spectra
 
 _DILATIONS = (1, 1, 2, 4)
-"""Of each layer but the last."""
+"""Dilation of each layer but the last."""
 _KERNEL = 3
 _SLOPE = 0.2
 
@@ -35,12 +35,12 @@ class Discriminator:
     """Its shape, and how it takes part.
 
     Attributes:
-        samples: of the piece of each crop that it hears, at least the largest of `fft_sizes`.
+        samples: length of the piece of each crop that it hears, at least the largest of `fft_sizes`.
         start: the first step, counted from 0, in which it takes part.
-        every: it learns in every so many of them.
+        every: it learns in the steps divisible by this.
         kind: of its loss: "hinge", or "least-squares" (Mao et al. 2017, arXiv:1611.04076).
-        weight: of being taken for a recording, in the codec's loss.
-        features: of the distance of its activations between recordings and what is made of them
+        weight: of the adversarial loss in the codec's.
+        features: likewise, of the distance between its activations on recordings and on what is made of them
             (Kumar et al. 2019, arXiv:1910.06711).
         fft_sizes: of the scales, in samples.
         channels: of each layer.
@@ -98,7 +98,7 @@ def start_discriminator(config: Discriminator, seed: int = 0) -> DiscriminatorSt
 def discriminate(
     params: Mapping[str, Any], config: Discriminator, samples: jax.Array
 ) -> list[tuple[jax.Array, list[jax.Array]]]:
-    """Samples [B, N] → of each scale, how much like a recording it is [B, T], and the activations of all layers."""
+    """Samples [B, N] → for each scale, logits [B, T] of being a recording, and the hidden layers' activations."""
     results = []
     for size in config.fft_sizes:
         spectrum = spectra(samples, size) / np.float32(np.sqrt(size))
@@ -129,13 +129,13 @@ def _convolve(layer: Mapping[str, jax.Array], x: jax.Array, dilation: int = 1) -
 def codec_losses(
     params: Mapping[str, Any], config: Discriminator, made: jax.Array, samples: jax.Array
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """What the codec is to lessen, adversarial and features [], and the discriminator's own loss [].
+    """What the codec is to minimize, adversarial and features [], and the discriminator's own loss [].
 
     Args:
-        params: of the discriminator.
-        config: see there.
-        made: samples [B, N] of the codec.
-        samples: of the recordings.
+        params: the discriminator's.
+        config: its shape.
+        made: samples [B, N] that the codec made.
+        samples: those of the recordings, [B, N].
     """
     real, fake = discriminate(params, config, samples), discriminate(params, config, made)
     real = jax.lax.stop_gradient(real)
@@ -159,7 +159,7 @@ def _discriminator_loss(config: Discriminator, real: jax.Array, fake: jax.Array)
 def discriminator_step(
     state: DiscriminatorState, config: Discriminator, made: jax.Array, samples: jax.Array
 ) -> DiscriminatorState:
-    """The discriminator after one step on what the codec made and the recordings, [B, N] each."""
+    """The discriminator after one step on what the codec made and on the recordings, [B, N] each."""
 
     def value(params: Params) -> jax.Array:
         results = zip(discriminate(params, config, samples), discriminate(params, config, made), strict=True)

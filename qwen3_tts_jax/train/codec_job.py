@@ -1,4 +1,4 @@
-"""Training a codec from recordings to a folder that `SpeechTokenizer` and the official package load."""
+"""Training a codec: from recordings to a folder that `SpeechTokenizer` and the official package load."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class CodecTraining:
     Attributes:
         recipe: see there.
         batch_seconds: of audio in a step.
-        crop_seconds: of each piece of it; rounded to whole frames.
-        starts: part of the pieces that begin where their recording begins.
-        context_seconds: of codes before each piece, where the recordings have codes; rounded to whole frames.
+        crop_seconds: of each crop in it; rounded to whole frames.
+        starts: part of the crops that begin where their recording begins.
+        context_seconds: of codes before each crop, where the recordings have codes; rounded to whole frames.
         feature_rate: of a teacher's features, per second; None without a teacher.
         teacher_weight: of the teacher in the loss.
         start: folder of a codec to go on from, whose shape `recipe.codec` is; None draws random weights.
-        spectral: how such weights first learn to say spectra, from spectra and then from samples, after which `recipe`
-            is of the decoder alone; empty without.
-        seed: of weights, pieces, dropout.
+        spectral: how random weights first learn to say spectra, from spectra and then from samples, before `recipe`
+            trains the decoder alone; empty without.
+        seed: of weights, crops and dropout.
         schedule: what happens when.
     """
 
@@ -82,11 +82,11 @@ class CodecTraining:
             raise ConfigError("after spectra the decoder alone of the same codec is trained")
 
     def crops(self, given_codes: bool = False) -> Crops:
-        """Rows and samples of a step, and, with given codes, their context.
+        """How steps cut recordings, with context where codes are given.
 
         Raises:
-            ConfigError: pieces shorter than the losses' longest window or than what the discriminator hears, or no
-                whole piece in a batch.
+            ConfigError: crops shorter than the losses' longest window or than what the discriminator hears, or no
+                whole crop in a batch.
         """
         codec = self.recipe.codec
         samples = round(self.crop_seconds * codec.frame_rate) * codec.frame_samples
@@ -115,12 +115,12 @@ class CodecJob:
         output: folder of the run.
         cache: folder of decoded recordings.
         training: as it was given.
-        recipe: that of `training`, with the teacher where there are no spectra.
-        spectral: likewise, with the teacher.
-        crops: of a step.
-        features: of the teacher.
+        recipe: `training`'s, with the teacher where there are no spectra.
+        spectral: `training`'s, with the teacher.
+        crops: how steps cut recordings.
+        features: the teacher's.
         codes: int32 [T, Q] of each of `recordings` and then of `validation`, if they have codes.
-        settings: that a checkpoint must agree with.
+        settings: what checkpoints must agree with.
     """
 
     output: Path
@@ -137,7 +137,7 @@ class CodecJob:
 
 
 def codec_to_start_from(model: str | Path) -> tuple[Path, CodecConfig]:
-    """Folder and shape of a codec, of which `SpeechTokenizer.from_pretrained` tells what it may be."""
+    """Folder and shape of a codec, named in any way that `SpeechTokenizer.from_pretrained` takes."""
     folder = resolve_codec(model, None, None, None)
     return folder, hf_config.read_codec(folder)
 
@@ -157,16 +157,16 @@ def prepare_codec(
         output: folder of the run; one that was interrupted is continued.
         training: the run.
         validation: more such recordings, to judge by.
-        features: a folder of a teacher's features of `data`, whose lines else name them.
+        features: a folder of a teacher's features of `data`; without it, the lines of `data` name them.
         cache: folder of decoded recordings; `output`/cache by default.
 
     Raises:
         lines.DataError: see `codec_data.find_recordings` and `check_headers`, `codec_codes.read_recording_codes`, and
             `codec_teacher.read_features`.
-        FileExistsError, PermissionError: as `progress.check_places`, of `output`/codec.
+        FileExistsError, PermissionError: as `progress.check_places`, for `output`/codec.
         state_files.RunError: `output` holds a run with other settings or other data.
-        ConfigError: as `CodecTraining.crops`, or recordings with codes where not the decoder alone learns, or
-            without where the encoder is not trained and the decoder alone learns.
+        ConfigError: as `CodecTraining.crops`; recordings with codes where more than the decoder learns; or recordings
+            without codes where the decoder alone learns and the encoder is not trained.
     """
     output = Path(output)
     cache = output / CACHE if cache is None else Path(cache)
@@ -215,9 +215,9 @@ def check_without_codec(
     features: str | Path | None = None,
     cache: str | Path | None = None,
 ) -> None:
-    """Checks, of what `prepare_codec` checks, what needs no codec to start from, which may have to be downloaded first.
+    """Those checks of `prepare_codec` that need no codec to start from, which may have to be downloaded first.
 
-    `training` is None where the codec's shape is not known; all else, and what is raised, as for `prepare_codec`.
+    `training` is None where the codec's shape is not known; other arguments and errors are those of `prepare_codec`.
     """
     output = Path(output)
     check_places(output / CODEC, output / CACHE if cache is None else Path(cache))
@@ -237,13 +237,13 @@ def run_codec(
     """Decodes, trains, and writes `output`/codec; spectra come first, as two runs in `output`/spectral.
 
     Args:
-        job: of `prepare_codec`.
-        decoding: told of recordings decoded.
+        job: from `prepare_codec`.
+        decoding: told how many recordings are decoded.
         report: called with every line of the logs; those of spectra have "phase".
 
     Raises:
         lines.DataError: recordings that cannot be learnt from, see `codec_data.decode_recordings`.
-        progress.DivergedError: loss or gradient are not finite.
+        progress.DivergedError: the loss or its gradient is not finite.
         state_files.RunError: `output` holds a run that started from another codec.
     """
     training, recipe, settings = job.training, job.recipe, job.settings
@@ -280,7 +280,7 @@ def run_codec(
 def _learn_spectra(
     job: CodecJob, data: Clips, held_out: Clips | None, report: Callable[[dict[str, Any]], None] | None
 ) -> dict[str, Any]:
-    """Trees whose encoder, codebooks and decoder up to the waveform part say spectra."""
+    """Trees whose encoder, codebooks and decoder up to the waveform part have learnt to say spectra."""
     params, state = random_codec(job.recipe.codec, job.training.seed), None
     for recipe in job.spectral:
         state = fit_spectra(
@@ -333,8 +333,8 @@ def write_codec(folder: str | Path, params: Mapping[str, Any], config: CodecConf
 
 
 def _speaker(job: CodecJob, clips: Clips) -> Callable[[dict[str, Any], int], None]:
-    """Writes what the codec makes of the first recordings, or of their given codes, into `output`/samples, and once the
-    recordings.
+    """speak(params, step), which writes what the codec makes of the first recordings, or of their given codes, into
+    `output`/samples, and the recordings themselves once.
     """
     config, folder = job.recipe.codec, job.output / SAMPLES
     longest = round(_SAMPLE_SECONDS * config.sample_rate)

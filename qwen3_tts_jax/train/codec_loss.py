@@ -1,4 +1,4 @@
-"""How unlike two waveforms are: magnitudes and mel bands of short-time Fourier transforms at several scales."""
+"""How far two waveforms differ: magnitudes and mel bands of short-time Fourier transforms at several scales."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from qwen3_tts_jax.layers import PRECISION
 from qwen3_tts_jax.mel import mel_filterbank
 
-# Of magnitudes and of mel bands at windows of 1024 samples, 60 dB below loud speech; noise grows with the root of the
-# window. Logarithms of what is weaker would rule: with floors of 1e-5 the silent frames, 4 % of all, had 42 % of the
-# gradient, and those at the ends of clips nearly all of it.
+# Floors of magnitudes and of mel bands at windows of 1024 samples, 60 dB below loud speech; noise grows with the root
+# of the window. Logarithms of weaker sounds would dominate: with floors of 1e-5 the silent frames, 4 % of all, had 42 %
+# of the gradient, and those at the ends of clips nearly all of it.
 _FLOOR, _MEL_FLOOR = 5e-3, 5e-4
 
 
 def spectra(samples: jax.Array, fft_size: int) -> jax.Array:
-    """Spectra complex [B, T, F] of windows of `fft_size` (Hann) of samples [B, N], every quarter window; no padding."""
+    """Samples [B, N] → complex spectra [B, T, F] of Hann windows of `fft_size`, a quarter of it apart; no padding."""
     hop = fft_size // 4
     hops = samples[:, : samples.shape[1] // hop * hop].reshape(len(samples), -1, hop)
     count = hops.shape[1] - 3
@@ -32,7 +32,7 @@ def magnitudes(samples: jax.Array, fft_size: int) -> jax.Array:
 
 
 def spectral_loss(a: jax.Array, b: jax.Array, fft_sizes: tuple[int, ...] = (512, 1024, 2048)) -> jax.Array:
-    """Spectral convergence and log magnitudes, meaned over scales, [] (Yamamoto et al. 2020, arXiv:1910.11480).
+    """Spectral convergence and log magnitudes, averaged over scales, [] (Yamamoto et al. 2020, arXiv:1910.11480).
 
     Args:
         a: samples [B, N], N at least the largest of `fft_sizes`.

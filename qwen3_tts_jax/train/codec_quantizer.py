@@ -1,9 +1,9 @@
 """Learning the codebooks: straight-through residual quantization, moving averages, revival, dropout.
 
-An entry of a codebook is its `embedding_sum` over its `cluster_usage`, and both are exponential moving averages
-of the vectors that fell on it and of their number, so that what is learnt is what the files hold (van den Oord
-et al. 2017, arXiv:1711.00937, appendix A.1). Entries on which hardly a vector falls are moved to vectors of the
-batch (Zeghidour et al. 2021, arXiv:2107.03312); unused codebooks start that way.
+A codebook's entry is its `embedding_sum` over its `cluster_usage`: exponential moving averages of the sum of the
+vectors that fell on it and of their number, so that what is learnt is what the files hold (van den Oord et al. 2017,
+arXiv:1711.00937, appendix A.1). Entries on which hardly any vectors fall are moved to vectors of the batch (Zeghidour
+et al. 2021, arXiv:2107.03312); unused codebooks start that way.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Quantized:
     """What one residual quantizer makes of vectors.
 
     Attributes:
-        vectors: [B, T, C], the sum of the entries, with the gradient of what was quantized.
+        vectors: [B, T, C], the sum of the entries; its gradient passes straight through to what was quantized.
         codes: int32 [B, T, q].
-        commitment: [], mean squared distance of what was quantized to the sum, with a gradient to the first;
+        commitment: [], mean squared distance from what was quantized to that sum, with a gradient to the former alone;
             rows that use no codebook count 0.
         inputs: [q, B, T, C], what each codebook was given, without a gradient.
         used: bool [q, B], whether a row used a codebook.
@@ -47,7 +47,7 @@ def entries(codebooks: Mapping[str, jax.Array]) -> jax.Array:
 def quantize_residuals(
     codebooks: Mapping[str, jax.Array], vectors: jax.Array, keep: jax.Array, continuous: jax.Array | None = None
 ) -> Quantized:
-    """Quantizes vectors [B, T, C], each codebook what the ones before it left over.
+    """Quantizes vectors [B, T, C]; each codebook takes what the ones before it left over.
 
     Args:
         codebooks: embedding_sum [q, V, C] and cluster_usage [q, V].
@@ -86,7 +86,7 @@ def learn_codebooks(
     Args:
         codebooks: as `quantize_residuals` was given them.
         quantized: what it returned.
-        key: of the vectors that dead entries move to.
+        key: draws the vectors that dead entries move to.
         decay: of the moving averages.
         dead_below: vectors per batch, on average, below which an entry is moved.
     """
@@ -99,7 +99,7 @@ def learn_codebooks(
         usage = decay * usage + (1 - decay) * fell.sum(axis=0)
         total = decay * total + (1 - decay) * jnp.einsum("nv,nc->vc", fell, flat, precision=PRECISION)
         chosen = jax.random.choice(key, len(flat), (size,), p=(weights + 1e-9) / jnp.sum(weights + 1e-9))
-        # As if it had been used just enough, so that it has time to find its own vectors.
+        # As if it had been used a little, so that it has time to find vectors of its own.
         dead = (usage < dead_below) & jnp.any(used)
         total = jnp.where(dead[:, None], flat[chosen] * 2 * dead_below, total)
         return total, jnp.where(dead, 2 * dead_below, usage)
@@ -116,7 +116,7 @@ def learn_codebooks(
 
 
 def dropped_codebooks(key: jax.Array, batch: int, num_codebooks: int, semantic: int, rate: float) -> jax.Array:
-    """How many codebooks each row uses, int32 [B]: all, or for a part `rate` of rows a number drawn evenly.
+    """How many codebooks each row uses, int32 [B]: all or, for a part `rate` of the rows, a uniformly drawn number.
 
     At least the `semantic` ones are always used (Kumar et al. 2023, arXiv:2306.06546, with `rate` 0.5).
     """
@@ -126,13 +126,13 @@ def dropped_codebooks(key: jax.Array, batch: int, num_codebooks: int, semantic: 
 
 
 def perplexity(codes: jax.Array, size: int) -> jax.Array:
-    """Exp of the entropy of the codes of each codebook, int32 [B, T, q] → [q]; `size` if all are used alike."""
+    """Exp of the entropy of each codebook's codes, int32 [B, T, q] → [q]; `size` if all are used alike."""
     parts = jnp.mean(jax.nn.one_hot(codes, size), axis=(0, 1))
     return jnp.exp(-jnp.sum(parts * jnp.log(jnp.maximum(parts, 1e-12)), axis=-1))
 
 
 def share_codebooks(params: Mapping[str, Any], num_codebooks: int) -> dict[str, Any]:
-    """A codec's trees encoder and decoder, the decoder with the first `num_codebooks` of the encoder's codebooks."""
+    """A codec's trees encoder and decoder; the decoder gets the encoder's first `num_codebooks` codebooks."""
     encoder, decoder = params["encoder"]["quantizer"], params["decoder"]["quantizer"]
     semantic = len(encoder["semantic"]["cluster_usage"])
     counts = {"semantic": semantic, "acoustic": num_codebooks - semantic}

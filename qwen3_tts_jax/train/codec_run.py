@@ -1,4 +1,4 @@
-"""Training a codec: the steps of `loop.run_steps` on pieces of recordings, and what judges."""
+"""Training a codec: the steps of `loop.run_steps` on crops of recordings, and what judges them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Crops:
         rows: crops per step.
         samples: of each.
         starts: part of them that begin where their recording begins.
-        seed: of where they lie, and of all else that is drawn.
-        context: frames before a crop that the decoder is given too, where the codes are given.
+        seed: of their places, and of all else that is random.
+        context: frames before a crop that the decoder is given too, where codes are given.
     """
 
     rows: int
@@ -45,7 +45,7 @@ class CodecResult:
 
     Attributes:
         params: the trees encoder and decoder: the best by validation where there was one, else the last.
-        state: which they were assembled from.
+        state: what they were assembled from.
         step: steps they have seen.
         mel: their mel distance on the validation data, or that of the last training step.
         ended_early: whether patience ran out.
@@ -73,15 +73,15 @@ def fit_codec(
     report: Callable[[dict[str, Any]], None] | None = None,
     speak: Callable[[dict[str, Any], int], None] | None = None,
 ) -> CodecResult:
-    """Trains to the end of `recipe.optimizer.steps`, or goes on where a run in `folder` was interrupted.
+    """Trains for `recipe.optimizer.steps` steps, resuming where a run in `folder` was interrupted.
 
-    Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints. A run that
-    goes on has the parameters, bit by bit, of one that was never interrupted.
+    Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints. A resumed run has
+    the same parameters, bit for bit, as one that was never interrupted.
 
     Args:
         params: the trees encoder and decoder to start from.
         recipe: what is trained and how.
-        data: to learn; if it has codes, the decoder alone from them.
+        data: to learn from; if it has codes, the decoder alone learns from them.
         crops: how it is cut.
         folder: of the run.
         fresh: forget the codebooks of `params`.
@@ -91,7 +91,7 @@ def fit_codec(
         schedule: what happens when.
         settings: more JSON values that a checkpoint must agree with.
         report: called with every line of the log.
-        speak: called as speak(params, step) for samples.
+        speak: called as speak(params, step) to write samples.
 
     Raises:
         DivergedError, interrupts.Interrupted, state_files.RunError: as `loop.run_steps`.
@@ -147,12 +147,12 @@ def _given(clips: Clips, places: list[tuple[int, int]], recipe: CodecRecipe, cro
 def evaluate_codec(
     state: CodecState, params: Mapping[str, Any], recipe: CodecRecipe, clips: Clips, crops: Crops
 ) -> dict[str, Any]:
-    """Mean mel distance, and perplexity of each codebook, of a crop from the middle of each recording."""
+    """Mean mel distance and each codebook's perplexity, over a crop from the middle of each recording."""
     places = clips.middles(crops.samples)
     mels, codes = [], []
     for first in range(0, len(places), crops.rows):
         some = places[first : first + crops.rows]
-        # The last batch is filled up to the compiled shape.
+        # The last batch is padded to the compiled shape.
         filled = some + some[:1] * (crops.rows - len(some))
         given = _given(clips, filled, recipe, crops)
         judged = jax.device_get(judge(state, params, clips.cut(filled, crops.samples), recipe, given))
@@ -163,7 +163,7 @@ def evaluate_codec(
 
 
 def used_codes(codes: np.ndarray, size: int) -> list[float]:
-    """Perplexity of each codebook of `size` codes in codes int [N, Q]."""
+    """Perplexity of each codebook, of `size` entries, in codes int [N, Q]."""
     found = []
     for counts in (np.bincount(book, minlength=size) for book in codes.T):
         parts = counts[counts > 0] / counts.sum()
@@ -174,6 +174,6 @@ def used_codes(codes: np.ndarray, size: int) -> list[float]:
 def describe_codec(recipe: CodecRecipe, crops: Crops) -> dict[str, Any]:
     """What a checkpoint of a run must agree with, as JSON values."""
     fields = asdict(recipe) | {"codec": repr(recipe.codec)}
-    # Without given codes as it was before there could be any, so that older runs go on.
+    # Left out where it is 0, so that runs of versions without it can be resumed.
     context = [crops.context] if crops.context else []
     return fields | {"crops": [crops.rows, crops.samples, crops.starts, crops.seed, *context]}
