@@ -209,7 +209,7 @@ def decode_recordings(
     it stopped; several processes may share the folder.
 
     Args:
-        recordings: of `find_recordings`.
+        recordings: from `find_recordings`.
         folder: created if needed.
         sample_rate: to resample to, in Hz.
         progress: told of recordings decoded.

@@ -1,4 +1,4 @@
-"""The spectra that a codec learns to say before its decoder speaks, and an encoder that is given spectra."""
+"""The spectra that a codec learns to say before its decoder learns to speak, and an encoder of spectra."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from qwen3_tts_jax.mel import mel_filterbank
 from qwen3_tts_jax.train.codec_loss import magnitudes
 
 BANDS, BINS = 80, 160
-"""Mel bands of each short spectrum, and low bins, which show the pitch, of each that is twice as long."""
+"""Mel bands of each short spectrum, and low bins, which show the pitch, of each spectrum twice as long."""
 _ATTACKS = 40  # mel bands of spectra half as long, which only the encoder is given
 _SHORTEST_HOP, _LONGEST_HOP = 0.004, 0.015  # seconds
-# What is quieter is not worth codes: upper bands of what was recorded at a lower rate are as quiet as that.
+# What is quieter is not worth codes, such as the upper bands of what was recorded at a lower rate.
 _MEL_FLOOR, _LOW_FLOOR = 2e-3, 1e-2
-_LOW_SCALE = 30.0  # brings magnitudes of long windows to those of mel bands
+_LOW_SCALE = 30.0  # brings magnitudes of long windows to the scale of mel bands
 
 
 def spectra_per_frame(config: CodecConfig) -> int:
-    """Mel spectra in a frame: the fewest that are at most 15 ms apart; an even number, and a multiple of the latents.
+    """Mel spectra per frame: the fewest at most 15 ms apart that are even in number and a multiple of the latents.
 
     Raises:
         ConfigError: no such number divides a frame's samples, or those spectra are less than 4 ms apart.
@@ -44,7 +44,7 @@ def spectra_per_frame(config: CodecConfig) -> int:
 
 
 def outputs_per_latent(config: CodecConfig) -> tuple[int, int]:
-    """Of what each latent says: numbers of mel bands and of low bins."""
+    """How many mel bands and how many low bins each latent says."""
     per_latent = spectra_per_frame(config) // prod(config.decoder.latent_upsample_rates)
     return per_latent * BANDS, per_latent * BINS // 2
 
@@ -63,9 +63,9 @@ def spectra(samples: jax.Array, config: CodecConfig) -> tuple[jax.Array, jax.Arr
 
 
 def hear(samples: jax.Array, config: CodecConfig) -> jax.Array:
-    """What `SpectralEncoder` is given, [B, T, D]: such spectra, and short ones, of windows that end with their hop.
+    """`SpectralEncoder`'s input [B, T, D]: such spectra and shorter ones, of windows that end with their hop.
 
-    So it knows of each frame what an encoder of samples can know.
+    So it knows no more of each frame than an encoder of samples can know.
     """
     hop = config.frame_samples // spectra_per_frame(config)
 
@@ -78,7 +78,7 @@ def hear(samples: jax.Array, config: CodecConfig) -> jax.Array:
         _mel(before(2 * hop), config, 2 * hop, _ATTACKS),
     ]
     frames = samples.shape[1] // config.frame_samples
-    # About the mean and the spread of speech.
+    # Roughly the mean and the spread of speech.
     return jnp.concatenate([(each + 2.5).reshape(len(samples), frames, -1) * 0.5 for each in heard], axis=-1)
 
 
@@ -92,7 +92,7 @@ def _low(samples: jax.Array, size: int) -> jax.Array:
 
 
 class SpectralEncoder(nn.Module):
-    """What `hear` gives, [B, T, D] → latents [B, T, `features`]; sees the present and the past."""
+    """The output of `hear`, [B, T, D] → latents [B, T, `features`]; causal."""
 
     features: int
     width: int = 256

@@ -1,14 +1,14 @@
 """A codec that learns to say spectra, before its decoder learns to speak.
 
-A codec that learns from samples spends most of its work on convolutions near the sample rate, and what its encoder
-learns in the meantime are a few directions of latents, of which the later codebooks have nothing to say. Here two
-shorter ways come first. An encoder that is given spectra, the codec's own quantizers and its decoder up to the waveform
-part learn to say spectra again, through a linear read-out. Then the codec's own encoder learns to make those latents
-from samples, at first alone, then with all that comes after it.
+A codec that learns from samples spends most of its compute on convolutions near the sample rate, while its encoder
+learns only a few directions of the latents, which leave the later codebooks nothing to say. Here two shorter stages
+come first. An encoder of spectra, the codec's own quantizers and its decoder up to the waveform part learn to say, or
+reproduce, the spectra through a linear read-out. Then the codec's own encoder learns to make those latents from
+samples, at first alone, then with all that comes after it.
 
-These ways are long chains of nearly linear maps, of which gradient descent learns the directions one after the other,
-in the order of their strength (Saxe et al. 2014, arXiv:1312.6120). So their matrices start orthogonal, and Muon, whose
-steps are orthogonal too, learns all directions alike. The waveform part is learnt after that, from the codes
+Both stages are long chains of nearly linear maps, whose directions gradient descent learns one after another, the
+strongest first (Saxe et al. 2014, arXiv:1312.6120). So their matrices start orthogonal, and Muon, whose steps are
+orthogonal too, learns all directions alike. The waveform part is learnt after that, from the codes
 (`CodecRecipe.decoder_only`).
 """
 
@@ -61,11 +61,11 @@ from qwen3_tts_jax.train.soft_codes import decoder_latents
 
 _WAVEFORM = ("decoder/conv_in", "decoder/upsample_", "decoder/snake_out", "decoder/conv_out")
 _SPECTRAL, _READOUT = "spectral/", "readout/"
-_BEFORE = 0.1  # of the scale of kernels of inputs before the present one
+_BEFORE = 0.1  # factor on kernels for inputs before the present one
 
 
 def spectral_optimizer(steps: int, learning_rate: float = 3e-3, clip: float = 1.0) -> OptimizerConfig:
-    """What spectra are learnt with."""
+    """The optimizer that spectra are learnt with."""
     return OptimizerConfig(
         learning_rate, steps, min(50, steps // 10), final_rate=0.03, weight_decay=1e-3, betas=(0.8, 0.99), clip=clip,
         kind="muon",
@@ -78,11 +78,11 @@ class SpectralRecipe:
 
     Attributes:
         codec: see `CodecRecipe`.
-        hears: what the encoder is given. "spectra": that is one of training alone; "samples": the codec's own, which
-            learns from the other.
+        hears: what the encoder is given: "spectra" for one that exists in training alone, "samples" for the codec's
+            own, which learns from it.
         optimizer: its Muon learns kernels too.
-        alone: so many steps the encoder of samples learns alone.
-        low, latents, commitment: weights of the losses, that of the mel bands being 1.
+        alone: how many steps the encoder of samples learns alone, at first.
+        low, latents, commitment: weights of these losses, where that of the mel bands is 1.
         decay, dead_below, dropout, teacher: see `CodecRecipe`.
     """
 
@@ -113,7 +113,7 @@ def spectral_recipes(
     clip: float = 1.0,
     dropout: float = 0.25,
 ) -> tuple[SpectralRecipe, SpectralRecipe]:
-    """Of an encoder of spectra, and of the codec's own; for two fifths of its steps that one learns alone."""
+    """For an encoder of spectra, and for the codec's own, which learns alone for two fifths of its steps."""
     first, second = (spectral_optimizer(steps, learning_rate, clip) for steps in (spectral_steps, encoder_steps))
     return (
         SpectralRecipe(codec, "spectra", first, dropout=dropout),
@@ -128,8 +128,8 @@ class SpectralState:
     Attributes:
         step: int32 [], steps done.
         trained: {path: float32 leaf} of spectral/… or encoder/…, of the encoder's projections, of decoder/… before the
-            waveform part, of the read-out, and the head of a teacher.
-        codebooks: as `CodecState`.
+            waveform part, of the read-out, and a teacher's head.
+        codebooks: as in `CodecState`.
         optimizer: optax's state.
     """
 
@@ -148,7 +148,7 @@ def start_spectra(
         params: the trees encoder and decoder with random weights, see `codec_start.random_codec`; matrices of the long
             chains become orthogonal.
         recipe: see there.
-        taught: for an encoder of samples, the last state of that of spectra, with which it goes on.
+        taught: for an encoder of samples, the last state of the encoder of spectra, to go on from.
         seed: of those matrices, of the read-out and of the teacher's head.
     """
     config, rng = recipe.codec, np.random.default_rng(seed)
@@ -180,17 +180,17 @@ def start_spectra(
 
 
 def finish_spectra(state: SpectralState, params: Mapping[str, Any], recipe: SpectralRecipe) -> dict[str, Any]:
-    """The trees encoder and decoder that `state` stands for; what it does not have is that of `params`."""
+    """The trees encoder and decoder that `state` stands for; what it lacks is taken from `params`."""
     return share_codebooks(with_codebooks(state.trained, params, state.codebooks), recipe.codec.num_codebooks)
 
 
 def _of_encoder(path: str) -> bool:
-    """Whether it belongs to the encoder of samples: what comes before the quantizers."""
+    """Whether a leaf belongs to the encoder of samples, which ends before the quantizers."""
     return path.startswith("encoder/") and not path.startswith("encoder/quantizer/")
 
 
 def _isometric(path: str, leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Leaves of the linear chain such that they keep lengths; others as they are."""
+    """A leaf of the linear chain made to preserve lengths; others as they are."""
     if "/transformer/" in path or "/convnext/" in path or "/residual_" in path:
         return leaf
     if path.endswith("/weight"):
@@ -208,20 +208,20 @@ def _isometric(path: str, leaf: np.ndarray, rng: np.random.Generator) -> np.ndar
 
 
 def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """float32 [rows, columns]; the fewer of them are orthogonal, of length 1."""
+    """float32 [rows, columns]; whichever are fewer are orthonormal."""
     basis = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))[0]
     return np.float32(basis if rows >= columns else basis.T)
 
 
 def _is_matrix(path: str, leaf: jax.Array) -> bool:
-    """All matrices and kernels, but those of one channel each."""
+    """All matrices and kernels, except kernels that read one channel each."""
     return leaf.ndim >= 2 and not (path.endswith("/kernel") and leaf.shape[-2] == 1)
 
 
 def listen(
     trained: Mapping[str, jax.Array], params: Mapping[str, Any], config: CodecConfig, samples: jax.Array
 ) -> jax.Array:
-    """Latents [B, T, D] of samples [B, N], N whole frames, by the encoder that is among `trained`."""
+    """Latents [B, T, D] of samples [B, N], N whole frames, by whichever encoder is in `trained`."""
     paths = {path: leaf for path, leaf in trained.items() if path.startswith(_SPECTRAL)}
     if paths:
         encoder = SpectralEncoder(config.encoder.transformer.width)
@@ -231,7 +231,7 @@ def listen(
 
 
 def quantizer_inputs(trained: Mapping[str, jax.Array], latents: jax.Array) -> dict[str, jax.Array]:
-    """What either quantizer is given of latents [B, T, D], [B, T, C]."""
+    """Latents [B, T, D] → what each quantizer is given, [B, T, C]."""
     return {kind: multiply(latents, trained[f"encoder/quantizer/{kind}/input_projection/weight"]) for kind in KINDS}
 
 
@@ -239,8 +239,9 @@ def say_spectra(
     trained: Mapping[str, jax.Array], codebooks: Mapping[str, Mapping[str, jax.Array]], params: Mapping[str, Any],
     config: CodecConfig, latents: jax.Array, keep: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], dict[str, Quantized]]:  # fmt: skip
-    """What the read-out says of latents [B, T, D], shaped as `spectra`, and the quantizers' results; `keep` is that of
-    `codec_step.reconstruct`.
+    """What the read-out says from latents [B, T, D], shaped as `spectra`, and the quantizers' results.
+
+    `keep` is that of `codec_step.reconstruct`.
     """
     trees = with_codebooks(trained, params, codebooks)
     results, of_decoder = quantize_latents(trees, codebooks, config, latents, keep)
@@ -260,7 +261,7 @@ def _distances(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> list[jax.A
 def _latents_off(
     trained: Mapping[str, jax.Array], taught: Mapping[str, jax.Array], latents: jax.Array, true: jax.Array
 ) -> jax.Array:
-    """Mean squared difference of what the quantizers are given, as a part of its variance, []."""
+    """Mean squared difference between what the quantizers are given, relative to its variance, []."""
     ours, theirs = quantizer_inputs(trained, latents), quantizer_inputs(taught, true)
     off = [
         jnp.mean(jnp.square(ours[kind] - theirs[kind])) / (jnp.mean(jnp.var(theirs[kind], axis=(0, 1))) + 1e-6)
@@ -277,18 +278,18 @@ def spectral_step(
     """One step of the optimizer and of the codebooks.
 
     Args:
-        state: given away.
+        state: donated.
         params: what `start_spectra` was given.
         samples: [B, N] in ±1 at the codec's rate, N whole frames.
-        key: of all that is drawn.
+        key: for all that is drawn.
         recipe: static.
-        taught: `trained` of the encoder of spectra, for an encoder of samples.
+        taught: for an encoder of samples, the `trained` leaves that the encoder of spectra ended with.
         targets: a teacher's features [B, T, D] of each frame, where the recipe has a teacher.
-        alone: static; whether only the encoder of samples learns, from what that of spectra gives the quantizers.
+        alone: static; whether only the encoder of samples learns, from what the other gives the quantizers.
 
     Returns:
         The next state, and loss and its parts, mel and low in nats, gradient_norm, learning_rate, finite [] and
-        perplexity [Q] of the step. Where loss or gradient are not finite the state is the old one.
+        perplexity [Q] of the step. If the loss or its gradient is not finite, the state is the old one.
     """
     config = recipe.codec
     drop_key, *kind_keys = jax.random.split(key, 3)
@@ -336,7 +337,7 @@ def spectral_step(
 def judge_spectra(
     state: SpectralState, params: Mapping[str, Any], samples: jax.Array, recipe: SpectralRecipe, count: jax.Array
 ) -> dict[str, jax.Array]:
-    """Distances in nats, mel [B] and low [B], and codes int32 [B, T, Q] of samples [B, N], from `count` codebooks."""
+    """Distances in nats, mel [B] and low [B], and codes int32 [B, T, Q] of samples [B, N], with `count` codebooks."""
     latents, keep = listen(state.trained, params, recipe.codec, samples), jnp.full(len(samples), count)
     said, results = say_spectra(state.trained, state.codebooks, params, recipe.codec, latents, keep)
     mel, low = jax.vmap(_distances)(said, spectra(samples, recipe.codec))

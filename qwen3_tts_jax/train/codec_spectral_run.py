@@ -1,4 +1,4 @@
-"""Teaching a codec to say spectra: the steps of `loop.run_steps`, and what is looked at."""
+"""Teaching a codec to say spectra: the steps of `loop.run_steps`, and their evaluation."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def fit_spectra(
     settings: Mapping[str, Any] | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> SpectralState:
-    """Trains to the end of `recipe.optimizer.steps`, or goes on where a run in `folder` was interrupted.
+    """Trains for `recipe.optimizer.steps` steps, resuming where a run in `folder` was interrupted.
 
     Files, arguments and errors are those of `codec_run.fit_codec`. Lines of the log have "phase", what the encoder
-    hears. Nothing ends early: `validation` is looked at with all codebooks and with the first half of them. `taught` is
-    the last state of the encoder of spectra, for an encoder of samples. A run that was finished gives its state again.
+    hears. `validation` only adds numbers, with all codebooks and with the first half of them: nothing ends early.
+    `taught` is, for an encoder of samples, the last state of the encoder of spectra. A finished run returns its state
+    again.
     """
     key, frame_samples = jax.random.key(crops.seed), recipe.codec.frame_samples
     teaching = None if taught is None else taught.trained
@@ -90,15 +91,15 @@ def fit_spectra(
 def evaluate_spectra(
     state: SpectralState, params: Mapping[str, Any], recipe: SpectralRecipe, clips: Clips, crops: Crops
 ) -> dict[str, Any]:
-    """Mean distance of mel bands in nats, mel, of a crop from the middle of each recording, with half of the codebooks
-    half_mel; and perplexity of each codebook.
+    """Over a crop from the middle of each recording: mel, the mean distance of mel bands in nats, half_mel, the same
+    with half of the codebooks, and each codebook's perplexity.
     """
     places, count = clips.middles(crops.samples), recipe.codec.num_codebooks
     mels: dict[int, list[np.ndarray]] = {count: [], count // 2: []}
     codes = []
     for first in range(0, len(places), crops.rows):
         some = places[first : first + crops.rows]
-        # The last batch is filled up to the compiled shape.
+        # The last batch is padded to the compiled shape.
         samples = clips.cut(some + some[:1] * (crops.rows - len(some)), crops.samples)
         for used, found in mels.items():
             judged = jax.device_get(judge_spectra(state, params, samples, recipe, used))

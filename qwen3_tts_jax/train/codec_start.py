@@ -53,7 +53,7 @@ def codec_shape(size: Size) -> CodecConfig:
 def random_codec(config: CodecConfig, seed: int = 0) -> dict:
     """The trees encoder and decoder with random weights, NumPy float32; `codec_step.start_codec` fills the codebooks.
 
-    Weights are normal with a variance of one over the inputs that an output sums, biases 0. Residual branches
+    Weights are normal with variance 1 / fan-in, biases 0. Residual branches
     start small: the gains of the transformers' and of ConvNeXt's at 0.1 (Touvron et al. 2021, arXiv:2103.17239,
     for up to 18 layers), the last convolution of a residual unit at a fifth of its scale. The decoder starts quiet.
     """
@@ -74,7 +74,7 @@ def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
         return np.ones(shape, np.float32)
     inputs = shape[-1] if name == "weight" else prod(shape[:-1])
     if parent == "transposed_conv":
-        # Of the kernel, an output sees one or two positions.
+        # An output sees one or two positions of the kernel.
         inputs = shape[1] * (1 if "latent_upsample" in path else 2)
     scale = 1.0
     if "/residual_" in path and parent == "conv_2":

@@ -53,17 +53,17 @@ class CodecRecipe:
         optimizer: of all weights but the codebooks.
         mel, spectral, waveform, commitment: weights of the losses.
         decay: see `codec_quantizer.learn_codebooks`.
-        dead_below: entries on which fewer vectors fall than this part of an even share are moved. Where it is not
-            far below 1, small batches move entries before they have settled, and the decoder learns to ignore them.
+        dead_below: entries that get fewer vectors than this part of an even share are moved. Unless it is far below
+            1, small batches move entries before they have settled, and the decoder learns to ignore them.
         dropout: part of rows that use fewer codebooks.
-        continuous_steps: so many steps the decoder is given what the codebooks are given, while they learn.
+        continuous_steps: how many steps the decoder is given the codebooks' input, at first, while they learn.
         unquantized: part of rows for which that goes on.
-        unquantized_steps: the step at which it ends.
+        unquantized_steps: the step at which that ends.
         decoder_only: encoder and codebooks stay as they are.
         average: decay of the moving average of the weights, which is what is judged and written; 0 takes the
             weights themselves.
-        discriminator: that the codec learns to convince; None without.
-        teacher: whose features codebook 0 learns to tell; None without.
+        discriminator: that the codec learns to fool; None without.
+        teacher: whose features codebook 0 learns to predict; None without.
     """
 
     codec: CodecConfig
@@ -95,7 +95,7 @@ class CodecRecipe:
 
 
 def check_shared(config: CodecConfig) -> None:
-    """Refuses, with a ConfigError, an encoder and a decoder whose codebooks have other shapes."""
+    """Refuses, with a ConfigError, an encoder and a decoder whose codebooks differ in shape."""
     for name in ("codebook_dim", "codebook_size", "num_semantic_codebooks"):
         ours, theirs = getattr(config.encoder, name), getattr(config.decoder, name)
         if ours != theirs:
@@ -151,7 +151,7 @@ def start_codec(params: Mapping[str, Any], recipe: CodecRecipe, *, fresh: bool =
 def start_codebooks(
     params: Mapping[str, Any], config: CodecConfig, *, fresh: bool = True
 ) -> dict[str, dict[str, jax.Array]]:
-    """The encoder's codebooks that the talker knows, as `CodecState` has them; zeros where they are to be `fresh`."""
+    """The encoder's codebooks that the talker knows, as `CodecState` has them; zeros if they are to be `fresh`."""
     quantizer, split = params["encoder"]["quantizer"], config.encoder.num_semantic_codebooks
     counts = {"semantic": split, "acoustic": config.num_codebooks - split}
     return {
@@ -161,9 +161,7 @@ def start_codebooks(
 
 
 def finish_codec(state: CodecState, params: Mapping[str, Any], recipe: CodecRecipe) -> dict[str, Any]:
-    """The trees encoder and decoder that `state` stands for; codebooks that the talker does not know are those of
-    `params`.
-    """
+    """The trees encoder and decoder that `state` stands for; codebooks unknown to the talker are those of `params`."""
     trees = with_codebooks(state.average or state.trained, params, state.codebooks)
     return share_codebooks(trees, recipe.codec.num_codebooks)
 
@@ -171,7 +169,7 @@ def finish_codec(state: CodecState, params: Mapping[str, Any], recipe: CodecReci
 def with_codebooks(
     trained: Mapping[str, jax.Array], params: Mapping[str, Any], codebooks: Mapping[str, Mapping[str, jax.Array]]
 ) -> dict[str, Any]:
-    """The trees encoder and decoder of `params` with what of `trained` belongs to them, and the encoder's codebooks."""
+    """The trees encoder and decoder of `params`, with their leaves of `trained` and the encoder's `codebooks`."""
     leaves = flatten_dict({part: params[part] for part in ("encoder", "decoder")}, sep="/")
     leaves |= {path: leaf for path, leaf in trained.items() if path in leaves}
     for kind, books in codebooks.items():
@@ -187,8 +185,8 @@ def reconstruct(
 ) -> tuple[jax.Array, dict[str, Quantized]]:  # fmt: skip
     """Samples [B, N], N whole frames → what the decoder makes of their codes [B, N], and the quantizers' results.
 
-    `keep` int32 [B] is the number of codebooks that a row uses; for rows where `continuous` bool [B] the decoder is
-    given what the codebooks are given.
+    `keep`, int32 [B], is the number of codebooks that a row uses. In rows that `continuous`, bool [B], marks, the
+    decoder is given what the codebooks are given.
     """
     latents = encode_latents(trees["encoder"], config.encoder, samples)
     results, of_decoder = quantize_latents(trees, codebooks, config, latents, keep, continuous)
@@ -200,7 +198,7 @@ def quantize_latents(
     trees: Mapping[str, Any], codebooks: Mapping[str, Mapping[str, jax.Array]], config: CodecConfig,
     latents: jax.Array, keep: jax.Array, continuous: jax.Array | None = None,
 ) -> tuple[dict[str, Quantized], Callable[[SplitResidualQuantizer], jax.Array]]:  # fmt: skip
-    """The quantizers' results for the encoder's latents [B, T, D], and what `soft_codes.decode_latents` asks for."""
+    """The quantizers' results for the encoder's latents [B, T, D], and `latents` for `soft_codes.decode_latents`."""
     split = config.encoder.num_semantic_codebooks
     quantizer, kept = trees["encoder"]["quantizer"], {"semantic": jnp.minimum(keep, split), "acoustic": keep - split}
     results = {}
@@ -246,19 +244,19 @@ def codec_step(
     """One step of the optimizer and of the codebooks.
 
     Args:
-        state: given away.
+        state: donated.
         params: what `start_codec` was given.
         samples: [B, N] in ±1 at the codec's rate, N whole frames and at least 2,048.
-        key: of all that is drawn.
+        key: for all that is drawn.
         recipe: static.
         targets: a teacher's features [B, T, D] of each frame, where the recipe has a teacher.
         against: static; whether the discriminator takes part.
-        given: codes of `samples`, which begin on whole frames, for a decoder alone; None has the encoder make them.
+        given: codes of `samples`, which begin on whole frames, for a decoder alone; None lets the encoder make them.
 
     Returns:
         The next state, and loss and its parts, gradient_norm, learning_rate, finite [] and perplexity [Q] of the
-        step; with the discriminator also its own loss as discriminator; with given codes no commitment. Where loss or
-        gradient are not finite the state is the old one.
+        step; with the discriminator also its own loss, as discriminator; with given codes no commitment. If the loss
+        or its gradient is not finite, the state is the old one.
     """
     if given is not None and not recipe.decoder_only:
         raise ConfigError("from given codes the decoder alone can learn")
@@ -271,7 +269,7 @@ def codec_step(
     continuous = jax.random.uniform(row_key, (len(samples),)) < part
 
     def piece(all_samples: jax.Array) -> jax.Array:
-        """What the discriminator hears of each row."""
+        """The piece of each row that the discriminator hears."""
         length = recipe.discriminator.samples
         first = jax.random.randint(piece_key, (), 0, samples.shape[1] - length + 1)
         return jax.lax.dynamic_slice_in_dim(all_samples, first, length, axis=1)
@@ -319,7 +317,7 @@ def codec_step(
     discriminator = state.discriminator
     if against:
         learnt = discriminator_step(discriminator, recipe.discriminator, piece(made), piece(samples))
-        # A conditional would cost many times what it saves: XLA's CPU backend runs convolutions in it slowly.
+        # A conditional would cost many times what it saves: in one, XLA's CPU backend runs convolutions slowly.
         learns = state.step % recipe.discriminator.every == 0
         discriminator = jax.tree.map(lambda new, old: jnp.where(learns, new, old), learnt, discriminator)
     average = moving_average(state.average, trained, state.step, recipe.average) if recipe.average else {}
@@ -337,9 +335,9 @@ def judge(
     state: CodecState, params: Mapping[str, Any], samples: jax.Array, recipe: CodecRecipe,
     given: GivenCodes | None = None,
 ) -> dict[str, jax.Array]:  # fmt: skip
-    """Mel distance, see `codec_loss.mel_loss`, mel [B], and codes int32 [B, T, Q] of samples [B, N].
+    """Mel distance (`codec_loss.mel_loss`), mel [B], and codes int32 [B, T, Q] of samples [B, N].
 
-    All codebooks are used, and the average of the weights where the recipe has one. Codes are those `given`, if any.
+    It uses all codebooks, and the weights' average where the recipe has one. Codes are those `given`, if any.
     """
     codec = recipe.codec
     trees = with_codebooks(state.average or state.trained, params, state.codebooks)

@@ -1,7 +1,7 @@
-"""What codebook 0 learns of what is said: a teacher's features, which a head on top of it learns to predict.
+"""How codebook 0 learns what is said: a head on top of it learns to predict a teacher's features.
 
-As in Mimi (Défossez et al. 2024, arXiv:2410.00037, section 3.3.2): the cosine distance of features of a frame to a
-linear function of the entry of its semantic codes. The head is of the training, not of the codec.
+As in Mimi (Défossez et al. 2024, arXiv:2410.00037, section 3.3.2), by the cosine distance between a frame's features
+and a linear function of its semantic entry. The head belongs to training, not to the codec.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from qwen3_tts_jax.train.codec_data import Length, Recording
 from qwen3_tts_jax.train.lines import raise_problems
 
 HEAD = "teacher/weight"
-"""Its path among what is trained."""
+"""The head's path among what is trained."""
 
-_TOLERANCE = 0.5  # seconds that features may be shorter or longer than their recording
+_TOLERANCE = 0.5  # seconds by which features may be shorter or longer than their recording
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def start_head(teacher: Teacher, width: int, seed: int) -> jax.Array:
 
 
 def distance(vectors: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
-    """One less the mean cosine of vectors [B, T, C] through the head [D, C] to targets [B, T, D], [].
+    """1 minus the mean cosine between vectors [B, T, C] through the head [D, C] and targets [B, T, D], [].
 
     Frames whose target is 0 do not count.
     """
@@ -81,10 +81,10 @@ class Features:
     def targets(
         self, places: Sequence[tuple[int, int]], frames: int, sample_rate: int, frame_samples: int
     ) -> np.ndarray:
-        """Features float32 [B, frames, D] of crops that `Clips.places` gave.
+        """Features float32 [B, frames, D] of crops from `Clips.places`.
 
-        Those of a frame are the mean of the features whose middle lies in it, or the one that its own middle lies
-        in; 0 beyond the end.
+        A frame's are the mean of the features whose middle lies in it or, if there are none, the one in which its own
+        middle lies; 0 beyond the end.
         """
         targets = np.zeros((len(places), frames, self.width), np.float32)
         for row, (which, first) in enumerate(places):
@@ -103,8 +103,8 @@ def read_features(recordings: Sequence[Recording], lengths: Sequence[Length], ra
     """The features of all recordings, memory-mapped where they are .npy files.
 
     Args:
-        recordings: of `codec_data.find_recordings`.
-        lengths: of `codec_data.check_headers`.
+        recordings: from `codec_data.find_recordings`.
+        lengths: from `codec_data.check_headers`.
         rate: of the features, per second.
 
     Raises:

@@ -34,8 +34,8 @@ class Example:
     Attributes:
         line: what is said and how.
         codes: int32 [T, Q], of the recording.
-        voice: that is cloned; None where the line has a speaker, or the model hears no voices.
-        x_vector: float32 [D], of the reference or the recording, where the model hears voices.
+        voice: the one to clone; None where the line has a speaker, or the model hears no voices.
+        x_vector: float32 [D], of the reference or else the recording, where the model hears voices.
     """
 
     line: Line
@@ -48,7 +48,7 @@ class Example:
         return plan_prompt(self.request(text_mode), tokenizer, config)
 
     def request(self, text_mode: TextMode) -> Request:
-        """What the prompt is made of."""
+        """What the prompt is made from."""
         return _request(self.line, self.voice, text_mode)
 
 
@@ -62,10 +62,10 @@ def check_lengths(
     """Refuses clips that do not fit the talker's context, from the headers of their files alone.
 
     Args:
-        lines: of `read_lines`.
-        codes: of `read_codes`.
+        lines: from `read_lines`.
+        codes: from `read_codes`.
         tokenizer: of the model.
-        config: that of `lines.add_speakers`.
+        config: from `lines.add_speakers`.
 
     Raises:
         DataError: such a clip, or a file that holds no sound.
@@ -125,16 +125,16 @@ def make_examples(
     Args:
         params: the trees codec/encoder, where a line has no codes, and, of a base model, speaker_encoder.
         config: of the model before training.
-        lines: of `read_lines`.
-        written: their codes, of `read_codes`.
-        cache: a folder of encoded recordings, by their content and by the encoders' weights; may be shared.
-        progress: told of recordings encoded.
+        lines: from `read_lines`.
+        written: their codes, from `read_codes`.
+        cache: a folder of encoded recordings, keyed by their content and the encoders' weights; may be shared.
+        progress: told how many recordings are encoded.
 
     Raises:
         DataError: a recording that is silent, broken, or shorter than 0.5 s or longer than 300 s. All are read and
             checked before the first is encoded.
-        PermissionError: there are such, and no file can be put into `cache`.
-        interrupts.Interrupted: a signal, as in `loop.run_steps`, after what was encoded together is kept.
+        PermissionError: `cache` does not hold all recordings, and no file can be put into it.
+        interrupts.Interrupted: a signal, as in `loop.run_steps`, once what was encoded is kept.
     """
     hears = config.speaker_encoder is not None
     sources = {line: line.ref_audio or line.audio for line in lines if line.codes is None}
@@ -190,7 +190,7 @@ def _example(line: Line, source: Path, codes: _Encoded, x_vectors: _Encoded) -> 
 
 
 class _Encoded:
-    """Arrays by the content of the sound files that they were made of, in a folder."""
+    """Arrays in a folder, keyed by the content of the sound files that they were made from."""
 
     def __init__(self, folder: Path, kind: str, encoder: str):
         self.folder, self.kind, self.encoder = folder, kind, encoder
@@ -228,16 +228,16 @@ class _Encoded:
 def speaker_rows(
     params: Mapping[str, Any], config: ModelConfig, examples: Sequence[Example], rows: Mapping[str, int]
 ) -> dict[int, np.ndarray]:
-    """What the codec embedding's rows of new speakers start from, by row.
+    """What new speakers' rows of the codec embedding start from, by row.
 
-    From a base model the mean of the speaker's x-vectors, which the model hears voices by. A custom-voice
-    model has none: there it is the mean of its other speakers.
+    For a base model it is the mean of the speaker's x-vectors, by which that model hears voices. A custom-voice model
+    has none: there it is the mean of its other speakers.
 
     Args:
         params: with the tree talker.
         config: of the model before training.
-        examples: of `make_examples`.
-        rows: of `lines.add_speakers`.
+        examples: from `make_examples`.
+        rows: from `lines.add_speakers`.
     """
     table = params["talker"]["codec_embedding"]["embedding"]
     started = {}

@@ -29,8 +29,8 @@ def export_model(
 
     Args:
         folder: must not exist.
-        params: the trees talker, code_predictor and, of a base model, speaker_encoder. With codec/encoder and
-            codec/decoder they are written too; else the codec's files are those of `source`.
+        params: the trees talker, code_predictor and, of a base model, speaker_encoder. Where it has codec/encoder and
+            codec/decoder these are written too; otherwise the files of `codec` are copied.
         config: of the model; `source` may be of another type, as after adding speakers.
         source: a folder in the official layout, for the tokenizer and the codec.
         dtype: of the weights; None keeps that of each leaf.

@@ -1,4 +1,4 @@
-"""Tells weights from others."""
+"""Tells sets of weights apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 def fingerprint(params: Mapping[str, Any]) -> str:
     """A digest of every leaf's path, shape and first and last 64 numbers.
 
-    In bfloat16, so that it does not depend on the dtype that the weights are loaded in.
+    The numbers are taken in bfloat16, so that it does not depend on the dtype that the weights are loaded in.
     """
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
@@ -25,6 +25,6 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 @jax.jit
 def _ends(leaf: jax.Array) -> jax.Array:
-    """The first and last 64 numbers; compiled, for else `ravel` would copy all of them."""
+    """The first and last 64 numbers; compiled, because `ravel` would otherwise copy all of them."""
     flat = jnp.ravel(leaf)
     return jnp.concatenate([flat[:64], flat[-64:]]).astype(jnp.bfloat16).astype(jnp.float32)

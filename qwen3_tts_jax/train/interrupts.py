@@ -1,4 +1,4 @@
-"""Signals that end training: at a point where nothing is lost, and where nothing is being compiled."""
+"""Signals that end training at a point where nothing is lost and nothing is being compiled."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any, ClassVar
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended a run where it can go on.
+    """SIGINT or SIGTERM ended a run at a point where it can be resumed.
 
     Attributes:
         number: of the signal.
     """
 
     def __init__(self, number: int, when: str):
-        """`when` it was: "after step 7"."""
+        """`when` says at which point, as in "after step 7"."""
         super().__init__(f"stopped {when}")
         self.number = number
 
 
 class Signals:
-    """Keeps the first SIGINT or SIGTERM until `stop`; the next does what the system does with it.
+    """Holds the first SIGINT or SIGTERM until `stop`; the next has the system's default effect.
 
-    Python's own handler would raise an exception wherever the main thread is, also where it waits for XLA, which
-    compiles in threads of its own: the interpreter would free what they use, and crash. Within one that listens,
-    entering another gives the first.
+    Python's own handler would raise an exception wherever the main thread is, even where it waits for XLA, which
+    compiles in threads of its own: the interpreter would free what they use, and crash. Entered while another one
+    listens, it gives that one.
 
     Attributes:
         number: of the signal that came.
@@ -39,7 +39,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        # Only the main thread may have handlers; whoever handles or ignores these signals goes on doing so.
+        # Only the main thread may set handlers. Where these signals are already handled or ignored, that stays so.
         if threading.current_thread() is not threading.main_thread():
             return self
         if Signals._listening is not None:
@@ -56,7 +56,7 @@ class Signals:
             raise Interrupted(self.number, when)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
-        # Nothing is told here: it may come in the midst of a write to the same stream, which takes no other.
+        # No message from here: the signal may come amid a write to the same stream, which is not reentrant.
         self.number = number
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)

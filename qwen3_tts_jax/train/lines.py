@@ -1,4 +1,4 @@
-"""The data of training as it is written: files of JSON lines, one utterance each, checked before any work."""
+"""Training data as it is stored: files of JSON lines, one utterance each, checked before any work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from qwen3_tts_jax.config import ModelConfig
 
 _FIELDS = ("audio", "codes", "key", "text", "durations", "ref_audio", "ref_text", "language", "speaker", "instruct")
 _CODES_ENDINGS = (".npy", ".npz")
-# Rows of the codec embedding from here on, counted from its end, are given to new speakers; the published
-# speakers that lie there are passed over.
+# New speakers get rows among this many last ones of the codec embedding, skipping those of published speakers.
 _NEW_SPEAKERS = 72
 _SHOWN = 10
 
@@ -28,16 +27,16 @@ class Line:
 
     Attributes:
         where: "FILE line N", for messages.
-        audio: a sound file, of what `text` says; None where there are codes of it.
+        audio: a sound file that says `text`; None where there are codes instead.
         text: what is said.
         ref_audio: a recording of the voice to clone; None takes `audio` itself.
         ref_text: what `ref_audio` says; the voice is then cloned in context.
         language: a language of the model, or "auto".
         speaker: the name of the voice in a custom-voice model; None for the other models.
         instruct: how it is said, or who says it, in words.
-        codes: a .npy or .npz file with codes [T, Q] of what `text` says.
+        codes: a .npy or .npz file with codes [T, Q] of speech that says `text`.
         key: the name of the array in a .npz file.
-        durations: frames that each id of the text takes, where an aligner has told them; see `alignment.guide_loss`.
+        durations: frames that each id of the text takes, where an aligner gave them; see `alignment.guide_loss`.
     """
 
     where: str
@@ -57,12 +56,12 @@ def read_lines(path: str | Path, config: ModelConfig) -> list[Line]:
     """Reads and checks a file of JSON lines for fine-tuning a model with this config.
 
     A line is an object with `text` and `audio` and, as needed, `ref_audio`, `ref_text`, `language`, `speaker`
-    and `instruct`. In the place of `audio` there may be `codes`, a .npy file, or a .npz file with the array's name as
-    `key`, where no voice is heard. `durations`, a list, may say how many frames each id of the text takes. Paths are
+    and `instruct`. Models that hear no voice also take, instead of `audio`, `codes`: a .npy file, or a .npz file with
+    the array's name as `key`. `durations`, a list, may say how many frames each id of the text takes. Paths are
     relative to the file.
 
     Raises:
-        DataError: an unreadable or empty file, a line that is no such object, audio that is not there, a text
+        DataError: an unreadable or empty file, a line that is no such object, missing audio, a text
             without a letter, an unknown language, speakers for some lines only, or a field that the model
             does not read. The first ten are named.
     """
@@ -81,7 +80,7 @@ def read_lines(path: str | Path, config: ModelConfig) -> list[Line]:
 
 
 def check_lines(path: str | Path) -> None:
-    """Checks of such a file what needs no config: that there are lines, and that they are objects.
+    """Checks what needs no config: that such a file has lines, and that they are JSON objects.
 
     Raises:
         DataError: as `read_lines`.
@@ -98,13 +97,13 @@ def _require(lines: Sequence[Any], path: Path) -> None:
 
 
 def json_lines(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with where it is, "FILE line N"; what else it holds joins `problems`.
+    """The objects of a file of JSON lines, each with its place, "FILE line N"; what is no object joins `problems`.
 
     Raises:
         DataError: a file that cannot be read.
     """
     try:
-        # `splitlines` would also split at ends of lines that JSON allows in a text, such as U+2028.
+        # `splitlines` would also split at line ends that JSON allows within a string, such as U+2028.
         rows = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} holds no JSON lines: it is not UTF-8 text") from error
@@ -126,7 +125,7 @@ def json_lines(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str,
 
 
 def raise_problems(problems: Sequence[str]) -> None:
-    """A `DataError` of the first ten problems, if there are any."""
+    """Raises a `DataError` with the first ten problems, if there are any."""
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise DataError("; ".join(problems[:_SHOWN]) + more)
@@ -211,14 +210,14 @@ def _speaker_problems(lines: Sequence[Line], config: ModelConfig) -> list[str]:
 def add_speakers(
     config: ModelConfig, lines: Iterable[Line], *, known: bool = False
 ) -> tuple[ModelConfig, dict[str, int]]:
-    """The config of the model that the lines make of `config`, and the rows of its new speakers by name.
+    """The config of the model that the lines turn `config` into, and its new speakers' rows by name.
 
     A base model becomes a custom-voice model where the lines have speakers. Names are kept in lower case.
 
     Args:
         config: of the model to start from.
         lines: of one run, from `read_lines`.
-        known: allow speakers that the model has already, and go on training them.
+        known: allow speakers that the model already has, and train them further.
 
     Raises:
         DataError: a speaker's name that is taken and not `known`, or more speakers than there is room for.
@@ -250,7 +249,7 @@ def add_speakers(
 
 
 def check_speakers(lines: Iterable[Line], config: ModelConfig) -> None:
-    """Refuses, with a `DataError`, held-out lines whose speaker a model of this config does not learn or know."""
+    """Refuses, with a `DataError`, held-out lines whose speaker a model of this config neither learns nor knows."""
     speakers = config.prompt.speakers
     for line in lines:
         if line.speaker is None and config.model_type == "custom_voice":

@@ -99,7 +99,7 @@ def policy_loss(
         config: static under jit.
         generation: of the rollout.
         prompts: of the rollout.
-        rollout: of `roll_out`.
+        rollout: from `roll_out`.
         advantages: float32 [B].
         clip: how far a ratio may move from 1 before its gradient vanishes.
     """

@@ -201,8 +201,8 @@ def digest_of(lines: Sequence[Line], codes: Mapping[Line, np.ndarray]) -> str:
     """Tells the data of one run from that of another; recordings by the names and sizes of their files.
 
     Args:
-        lines: of `read_lines`.
-        codes: of `read_codes`.
+        lines: from `read_lines`.
+        codes: from `read_codes`.
     """
     content = json.dumps([_fields(line, codes.get(line)) for line in lines])
     return f"{len(lines)} lines, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
@@ -235,7 +235,7 @@ def run(
     """Encodes, trains, and writes `output`/model and, of a LoRA run, `output`/lora.safetensors.
 
     Args:
-        job: of `prepare`.
+        job: from `prepare`.
         encoding: told of recordings encoded.
         report: called with every line of the log.
         mesh: see `run.fit`.

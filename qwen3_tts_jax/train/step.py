@@ -241,7 +241,7 @@ def train_step(
 
     Args:
         state: given away.
-        frozen: of `start`.
+        frozen: from `start`.
         batches: leaves [A, B, …]: the gradient is that of A batches as one.
         recipe: static.
 

@@ -254,7 +254,7 @@ def run_talker(
     """Encodes what has no codes, trains, and writes `output`/model.
 
     Args:
-        job: of `prepare_talker`.
+        job: from `prepare_talker`.
         encoding: told of recordings encoded.
         report: called with every line of the log.
         mesh: see `run.fit`.
