@@ -1,4 +1,4 @@
-"""The loop that all training shares: resumed, counted, judged, saved, and stopped by patience, NaN or a signal."""
+"""The loop that all training shares: it resumes, logs, judges, saves, and stops on patience, NaN or a signal."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True)
 class Stepped(Generic[State]):
-    """What one step gives.
+    """The outcome of one step.
 
     Attributes:
         state: after it; the one before if the step was not finite.
         metrics: arrays for the log, with "loss", "gradient_norm" and "learning_rate"; and "finite", whether the first
             two are.
-        amount: of data that it learnt from.
+        amount: how much data it learnt from.
         program: equal for steps that one compiled program serves.
     """
 
@@ -47,7 +47,7 @@ class Ended(Generic[State]):
     Attributes:
         state: the best by judgement where there was one, else the last.
         step: steps it has seen.
-        value: by which it was judged, or the metric of the last step.
+        value: what that state was judged by, or the metric of the last step.
         early: whether patience ran out.
     """
 
@@ -74,32 +74,32 @@ def run_steps(
     report: Callable[[dict[str, Any]], None] | None,
     phase: str | None = None,
 ) -> Ended[State]:
-    """Takes steps up to the `last`, from where a run in `folder` was interrupted if there is one.
+    """Takes steps up to the `last`, resuming where a run in `folder` was interrupted.
 
-    Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints, that of the last
-    step in any case. "seconds" and the amount in the log are of steps for which nothing was compiled, "compiling" the
-    seconds of the others; neither has judgements, samples and checkpoints.
+    Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints, always including
+    the last step's. In the log, "seconds" and the amount are of steps for which nothing was compiled, "compiling" the
+    seconds of the others; neither includes judging, sampling and saving.
 
     Args:
-        state: before the first step; given away.
-        batch_of: batch_of(steps done), what the next step learns from; follows from the steps done alone. Called in a
-            thread, for one step while the one before it is computed.
-        advance: advance(state, steps done, batch) takes a step; what is random follows from the steps done alone.
+        state: before the first step; donated.
+        batch_of: batch_of(steps done) gives what the next step learns from, determined by the steps done alone. Called
+            in a thread, for one step while the one before it is computed.
+        advance: advance(state, steps done, batch) takes a step, whose randomness is determined by the steps done alone.
         folder: of the run.
         agreed: JSON values that a checkpoint must agree with.
         last: the number of steps of the whole run.
-        names: names(steps done) of the data of the next step, for messages.
+        names: names(steps done) names the data of the next step, for messages.
         unit: of `Stepped.amount`, in the log.
-        metric: that stands for a state where nothing is judged.
-        judge: judge(state), numbers for the log and the value to judge by, lower is better; None judges nothing.
-        speak: speak(state, steps done), for samples.
+        metric: the one that gives `Ended.value` where nothing is judged.
+        judge: judge(state) gives numbers for the log and the value to judge by, lower is better; None judges nothing.
+        speak: speak(state, steps done) writes samples.
         schedule: what happens when.
         report: called with every line of the log.
-        phase: for the log, where it is one of several runs.
+        phase: name for the log, where this is one of several runs.
 
     Raises:
-        DivergedError: loss or gradient are not finite. The last good state is saved before.
-        interrupts.Interrupted: a signal, in the main thread, whose handler is Python's own. The state is saved before;
+        DivergedError: the loss or its gradient is not finite. The last good state is saved first.
+        interrupts.Interrupted: a signal, in the main thread, whose handler is Python's own. The state is saved first;
             a second signal ends the process at once.
         state_files.RunError: `folder` holds a run with other settings.
     """
@@ -117,7 +117,7 @@ def run_steps(
         while step < last and not early:
             began = time.perf_counter()
             stepped = advance(state, step, coming.result())
-            # An error of the next batch is raised when its step comes, after all that this one leaves.
+            # An error in making the next batch is raised when its step comes, after all that this step writes.
             if step + 1 < last:
                 coming = maker.submit(batch_of, step + 1)
             state, metrics = stepped.state, jax.device_get(stepped.metrics)
@@ -150,7 +150,7 @@ def run_steps(
 
 
 class _Pace:
-    """Seconds and amounts of steps since they were last taken, without those that compiled a program first."""
+    """Seconds and amounts of steps since they were last taken; steps that compiled a program are kept apart."""
 
     def __init__(self, unit: str):
         self._unit, self._compiled = unit, set[Hashable]()

@@ -1,9 +1,9 @@
 """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on weights by path, and their files.
 
-A weight W [..., in], all axes but the last its outputs, computes as W + alpha / rank · B A, reshaped, with
+A weight W [..., in], all of whose axes but the last are outputs, becomes W + alpha / rank · B A, reshaped, with
 A [rank, in] and B [out, rank]. B starts at zero. Adapters are merged before every use, so that what trains is
-what the merged model computes, down to the rounding of its dtype. Weights that are one array here are one weight to
-an adapter too: q, k and v, as gate and up, have one A and a B each.
+what the merged model computes, down to the rounding of its dtype. Weights that are one array here have one adapter:
+q, k and v share one A and have a B each, and so do gate and up.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def init_adapters(key: jax.Array, params: Mapping[str, Any], config: LoraConfig)
 
 
 def merge_adapters(params: Mapping[str, Any], adapters: Adapters, config: LoraConfig) -> dict[str, Any]:
-    """The parameters with the adapters added, each leaf in its own dtype; sums are made in float32."""
+    """The parameters with the adapters added, each leaf in its own dtype; the sums are in float32."""
     leaves = dict(flatten_dict(params, sep="/"))
     for path, pair in adapters.items():
         weight = leaves[path]
@@ -105,14 +105,14 @@ def save_adapters(
     Args:
         path: of the file.
         adapters: what was trained.
-        config: of them.
+        config: theirs.
         base: the fingerprint of the parameters that they are for, without the rows of `speakers`.
         speakers: the rows [D] of new speakers that were trained with them, by name, in the model's order.
     """
     path = Path(path)
     tensors = {f"{name}/{half}": np.asarray(leaf) for name, pair in adapters.items() for half, leaf in pair.items()}
     tensors |= {f"{_SPEAKERS}{name}": np.asarray(row, np.float32) for name, row in (speakers or {}).items()}
-    # Files keep tensors in an order of their own; the first speaker is the one who speaks where none is named.
+    # Files order tensors in their own way, and the first speaker is the one who speaks where none is named.
     names = json.dumps(list(speakers or {}))
     content = save(tensors, {"kind": _KIND, "lora": json.dumps(asdict(config)), "base": base, "speakers": names})
     with completed(path) as temporary:
@@ -121,10 +121,10 @@ def save_adapters(
 
 
 def read_adapters(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """What a file of `save_adapters` holds, whatever model it is for: metadata and tensors.
+    """Metadata and tensors of a file of `save_adapters`, whatever model it is for.
 
     Raises:
-        LoraError: no such file, or another file.
+        LoraError: no such file, or one of another kind.
     """
     try:
         with safe_open(path, "numpy") as file:
@@ -140,11 +140,12 @@ def read_adapters(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarra
 
 
 def load_adapters(path: str | Path, params: Mapping[str, Any]) -> tuple[Adapters, LoraConfig, dict[str, np.ndarray]]:
-    """Reads adapters for `params`, the trees talker and code_predictor of their base, and rows of speakers by name,
-    in the order that they were saved in.
+    """Reads adapters for `params`, the trees talker and code_predictor of their base, and the rows of their speakers.
+
+    Speakers' rows are by name, in the order that they were saved in.
 
     Raises:
-        LoraError: no such file, another file, or adapters of another base.
+        LoraError: no such file, one of another kind, or adapters of another base.
     """
     metadata, tensors = read_adapters(path)
     settings = json.loads(metadata["lora"])

@@ -1,6 +1,6 @@
 """The loss of fine-tuning: minus the log-probability of what generation should draw.
 
-It is made of the same pass as `score`: targets are the next frame, the predictor sees the state that predicted
+It comes from the same pass as `score`: targets are the next frame, the predictor sees the state that predicted
 code 0, and the end of speech is a target like any code 0.
 """
 
@@ -25,12 +25,12 @@ class Batch(NamedTuple):
 
     Attributes:
         prompts: B prompts.
-        codes: int32 [B, T, Q] of what is said after them; −1 in the frames that a row does not have. A row
-            without frames counts nowhere.
+        codes: int32 [B, T, Q], the speech after them; −1 in the frames that a row does not have. A row without
+            frames does not count.
         ended: bool [B], True where the last frame is the end of what the prompt says, so that the end of
             speech is a target too.
-        places: int32 [B, T], the id of the text, counted from 0, that a frame says; −1 where that is not known. None
-            where it is known of no frame.
+        places: int32 [B, T], which id of the text, counted from 0, a frame says; −1 where that is not known. None
+            where it is known for no frame.
     """
 
     prompts: PromptBatch
@@ -67,7 +67,7 @@ class LossConfig:
 
 @flax.struct.dataclass
 class LossParts:
-    """Sums of cross entropies in nats, and how many targets they are of; sums of batches may be added.
+    """Sums of cross entropies in nats, and the numbers of their targets; those of several batches may be added.
 
     Attributes:
         codes: float32 [Q], per codebook, over frames.
@@ -114,7 +114,7 @@ def loss_parts(params: Params, config: ModelConfig, batch: Batch, *, remat: bool
 
 
 def parts_of(scored: Scores, batch: Batch) -> LossParts:
-    """Minus the sums of `scored`, which is of the batch's codes."""
+    """Minus the sums of `scored`, the scores of the batch's codes."""
     frames, ends = count_targets(batch)
     return LossParts(
         codes=-jnp.sum(scored.codes, axis=(0, 1)),
@@ -127,7 +127,7 @@ def parts_of(scored: Scores, batch: Batch) -> LossParts:
 def parts_of_some(forced: Forced, config: ModelConfig, batch: Batch, chosen: jax.Array) -> LossParts:
     """`parts_of`, where the code predictor worked on the frames `chosen` (int32 [N] of B·T) alone.
 
-    The sums of codes 1 … Q − 1 are what all frames would have if they were as these are.
+    The sums of codes 1 … Q − 1 are extrapolated from these to all frames.
     """
     frames, ends = count_targets(batch)
     there = batch.codes[..., 0] >= 0
@@ -159,7 +159,7 @@ def _has_end(batch: Batch) -> jax.Array:
 def total(parts: LossParts, frames: jax.Array, ends: jax.Array, weights: LossConfig) -> jax.Array:
     """The loss, where `frames` and `ends` are the numbers of targets to divide by.
 
-    They may be those of more batches than `parts` is of: the losses of parts of a batch add up to its own.
+    They may count more than `parts` covers, so that the losses of a batch's parts add up to its own.
     """
     first = (parts.codes[0] + weights.end * parts.end) / jnp.maximum(frames + weights.end * ends, 1)
     rest = parts.codes[1:]

@@ -13,12 +13,12 @@ from qwen3_tts_jax.train.sft import with_speakers
 
 
 def with_lora(path: str | Path, params: Params, config: ModelConfig) -> tuple[Params, ModelConfig]:
-    """The parameters and the config of the model that a LoRA makes of its base.
+    """The parameters and the config of the model that a LoRA turns its base into.
 
     Args:
         path: lora.safetensors of a run.
-        params: of the base, with the trees talker and code_predictor; others stay as they are, but for the speaker
-            encoder, which a base model loses that becomes one with speakers.
+        params: of the base, with the trees talker and code_predictor; others stay as they are, except that a base
+            model that gets speakers loses its speaker encoder.
         config: of the base.
 
     Returns:
@@ -26,7 +26,7 @@ def with_lora(path: str | Path, params: Params, config: ModelConfig) -> tuple[Pa
         all functions of this package.
 
     Raises:
-        lora.LoraError: no such file, another file, or adapters of another base.
+        lora.LoraError: no such file, one of another kind, or adapters of another base.
         lines.DataError: the base has speakers of the same names.
     """
     adapters, lora, speakers = load_adapters(path, params)

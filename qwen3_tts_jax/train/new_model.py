@@ -1,4 +1,4 @@
-"""A model that does not exist yet: its config, from a few numbers, a text tokenizer and a codec, and first weights."""
+"""A new model: its config, from a few numbers, a text tokenizer and a codec, and its initial weights."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ _STACK = ("num_layers", "width", "mlp_width", "num_heads", "num_kv_heads", "head
 _DEFAULTS = {"rope_theta": 10_000.0, "norm_eps": 1e-6}
 _OTHERS = ("talker", "code_predictor", "text_width", "max_positions", "max_frames", "languages", "speakers")
 _SPECIAL = 1024
-"""Rows of the codec embedding behind the codes, as the official package has them."""
+"""Rows of the codec embedding after the codes, as the official package has them."""
 
-# Where in those rows, as published: control tokens, languages; speakers where the published ones lie, and on.
+# Places in those rows, as published: control tokens and languages; speakers from where the published ones lie on.
 _CONTROL = {"pad": 100, "bos": 101, "eos": 102, "think": 106, "nothink": 107, "think_bos": 108, "think_eos": 109}
 _FIRST_LANGUAGE, _FIRST_SPEAKER, _LAST_SPEAKER = 2, 200, _SPECIAL - 73
 
 
 def read_new_config(path: str | Path, tokenizer_folder: str | Path, codec: CodecConfig) -> ModelConfig:
-    """The config of a custom-voice model, as yet without speakers where the file names none.
+    """The config of a custom-voice model, without speakers where the file names none.
 
     The file is a JSON object with `talker` and `code_predictor`, each with num_layers, width, mlp_width, num_heads
-    and head_dim and, if wanted, num_kv_heads, rope_theta and norm_eps; and, if wanted, `text_width` (the talker's
-    width), `max_positions` (4096), `max_frames` of an utterance (750), `languages` (["english"]) and `speakers`.
+    and head_dim and optionally num_kv_heads, rope_theta and norm_eps; and optionally `text_width` (the talker's width),
+    `max_positions` (4096), `max_frames` of an utterance (750), `languages` (["english"]) and `speakers`.
 
     Args:
         path: of the file.
-        tokenizer_folder: the text tokenizer's, which the vocabulary follows from.
-        codec: which the codebooks follow from.
+        tokenizer_folder: the text tokenizer's, which determines the vocabulary.
+        codec: the one that determines the codebooks.
 
     Raises:
         ConfigError: an unknown or missing key, sizes that do not go together, or a tokenizer without the tokens of a
@@ -73,7 +73,7 @@ def read_new_config(path: str | Path, tokenizer_folder: str | Path, codec: Codec
         raise ConfigError(f"{path}: {len(languages)} languages do not fit")
     config = ModelConfig(
         model_type="custom_voice",
-        # Instructions are left out, as for the published model of this size.
+        # Instructions are dropped, as for the published model of this size.
         model_size="0b6",
         talker=TalkerConfig(
             talker,
@@ -111,7 +111,7 @@ def with_new_speakers(config: ModelConfig, names: Sequence[str]) -> ModelConfig:
 
 
 def with_speakers_of(config: ModelConfig, lines: Sequence[Line]) -> ModelConfig:
-    """The config with the speakers of the lines where it names none.
+    """The config, with the lines' speakers if it names none.
 
     Raises:
         DataError: a speaker that the config does not name.
@@ -129,11 +129,11 @@ def with_speakers_of(config: ModelConfig, lines: Sequence[Line]) -> ModelConfig:
 
 
 def new_params(config: ModelConfig, seed: int = 0, placement: Placement | None = None) -> Params:
-    """First weights, float32: the trees talker and code_predictor.
+    """Initial weights, float32: the trees talker and code_predictor.
 
-    Normal with a deviation of 0.02, the outputs of attention and MLPs divided by √(2 · layers), so that the sum over
-    all layers starts no larger in a deep model (Radford et al. 2019); norms start as 1, biases as 0. Each goes to its
-    `placement` once it is drawn.
+    Normal with a standard deviation of 0.02, divided by √(2 · layers) for the output projections of attention and MLPs,
+    so that the sum over all layers starts no larger in a deep model (Radford et al. 2019); norms start at 1, biases
+    at 0. Each leaf goes to its `placement` once it is drawn.
     """
     rules = model_rules(config)
     layers = {

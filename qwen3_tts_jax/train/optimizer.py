@@ -1,4 +1,4 @@
-"""AdamW or Muon, the schedule and the clipping of gradients, averages of weights, and steps that are left out."""
+"""AdamW or Muon, their schedule, gradient clipping, averages of weights, and the skipping of steps not finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RMS = 0.2  # of Muon's steps; AdamW's are about that
 Tree = TypeVar("Tree")
 
 IsMatrix = Callable[[str, jax.Array], bool]
-"""Of a leaf's path and the leaf: whether Muon learns it."""
+"""is_matrix(path, leaf): whether Muon learns the leaf."""
 
 
 def of_transformer(path: str, leaf: jax.Array) -> bool:
@@ -30,7 +30,7 @@ def of_transformer(path: str, leaf: jax.Array) -> bool:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a linear warm-up and a cosine to the end.
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a linear warm-up and cosine decay to the end.
 
     Or Muon (Jordan et al. 2024) for matrices, scaled to AdamW's steps so that one learning rate serves both (Liu et al.
     2025, arXiv:2502.16982), and AdamW with Nesterov momentum for all else.
@@ -84,13 +84,13 @@ class OptimizerConfig:
         """Clipping and AdamW or Muon, with moments in float32.
 
         Args:
-            is_matrix: which leaves Muon takes, as matrices of all their axes but the last, and the last; of no more
-                than one row or column it has nothing to make orthogonal.
+            is_matrix: which leaves Muon takes, as matrices of all axes but the last by the last; in a single row or
+                column it has nothing to make orthogonal.
         """
         moments = jnp.float32
         if self.kind == "muon":
-            # Its own decay knows no mask for what AdamW learns. At a learning rate of -1 it gives directions, as
-            # `scale_by_adam` does. Its products are those of JAX's default precision: bfloat16 is enough for them.
+            # Its own decay has no mask for what AdamW learns. With a learning rate of -1 it gives directions, as
+            # `scale_by_adam` does. Its products have JAX's default precision: bfloat16 is enough for them.
             directions = optax.contrib.muon(
                 -1.0, mu_dtype=moments, adam_b1=self.betas[0], adam_b2=self.betas[1], consistent_rms=_RMS,
                 muon_weight_dimension_numbers=partial(jax.tree_util.tree_map_with_path, partial(_axes, is_matrix)),
@@ -106,8 +106,8 @@ class OptimizerConfig:
 
 
 def moving_average(average: Tree, new: Tree, step: jax.Array, decay: float) -> Tree:
-    """The average of weights once they are `new`, after `step` steps before."""
-    # At first it follows faster, lest it remember where it started.
+    """The average updated with the `new` weights, after `step` earlier steps."""
+    # It follows faster at first, so that it soon forgets where it started.
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, new)
 
@@ -130,5 +130,5 @@ def _decayed(tree: Any) -> Any:
 def _axes(is_matrix: IsMatrix, path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
     if not is_matrix(_leaf_name(path), leaf):
         return None
-    # Which side is summed over does not matter: neither orthogonality nor the scale of steps tells them apart.
+    # Which side is reduced does not matter: orthogonality and the scale of steps are the same either way.
     return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))

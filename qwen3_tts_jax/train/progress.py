@@ -1,4 +1,4 @@
-"""What all training shares: when things happen, the numbers that are written, the end by NaN, where recordings go."""
+"""What all training shares: when things happen, the numbers that are logged, the end by NaN, where files go."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Progress = Callable[[int, int], None]
 
 
 def check_places(result: Path, cache: Path) -> None:
-    """Finds out, before long work, whether a run can write what it makes, and keep recordings.
+    """Checks, before long work, that a run can write its result and keep recordings.
 
     Args:
         result: folder that it is to write.
-        cache: folder of recordings. One that is there may be read alone: perhaps it holds all that is needed.
+        cache: folder of recordings. An existing one may be read-only: perhaps it holds all that is needed.
 
     Raises:
-        FileExistsError: `result` is there, or a file where one of them needs a folder.
+        FileExistsError: `result` exists, or there is a file where a folder is needed.
         PermissionError: no file can be created where `cache` would be.
     """
     require_absent(result)
@@ -37,19 +37,19 @@ def check_places(result: Path, cache: Path) -> None:
 
 
 class DivergedError(ArithmeticError):
-    """The loss or its gradient is not a finite number any more; the message tells step and data."""
+    """The loss or its gradient is no longer finite; the message names step and data."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What happens every so many steps; 0 never.
+    """How often things happen, in steps; 0 never.
 
     Attributes:
         log: write numbers.
         evaluate: compute the loss of the validation data.
         save: write a checkpoint; that of the last step is written anyway.
         sample: speak.
-        patience: evaluations without a better one, after which the run ends.
+        patience: evaluations without improvement after which the run ends.
     """
 
     log: int = 10
@@ -70,7 +70,7 @@ class Schedule:
 
 
 def plain(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Numbers and arrays as JSON has them, under names that begin with `prefix`."""
+    """Numbers and arrays as JSON values, under names that begin with `prefix`."""
     return {f"{prefix}{name}": np.asarray(value, np.float64).tolist() for name, value in metrics.items()}
 
 

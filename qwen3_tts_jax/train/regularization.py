@@ -15,14 +15,14 @@ from qwen3_tts_jax.config import ConfigError, ModelConfig
 
 @dataclass(frozen=True)
 class Regularization:
-    """Parts of what is read that are corrupted; the targets stay as they are.
+    """What part of the input is corrupted; the targets stay as they are.
 
     Attributes:
-        noise: of codes 1 … Q − 1, read by talker and code predictor, that are replaced by random ones.
-        noise_0: of codes 0, likewise.
-        forget: of frames that the talker does not see, so that it must look at the text.
-        dropout: of the outputs of attention and MLPs (Srivastava et al. 2014), in 256ths.
-        predictor_share: of frames that the code predictor learns from, other ones in every step.
+        noise: part of codes 1 … Q − 1, as talker and code predictor read them, that random ones replace.
+        noise_0: part of codes 0, likewise.
+        forget: part of frames that the talker does not see, so that it must look at the text.
+        dropout: part of the outputs of attention and MLPs (Srivastava et al. 2014), in 256ths.
+        predictor_share: part of frames that the code predictor learns from, other ones in every step.
     """
 
     noise: float = 0.0
@@ -41,7 +41,7 @@ class Regularization:
 
 @flax.struct.dataclass
 class Seen:
-    """What the model reads in the place of the codes that it learns.
+    """What the model reads instead of the codes that it learns.
 
     Attributes:
         talker: int32 [B, T, Q]; −1 adds nothing to a frame.
@@ -55,7 +55,7 @@ class Seen:
 
 
 def corrupt(key: jax.Array, codes: jax.Array, config: ModelConfig, recipe: Regularization) -> Seen:
-    """What is read of codes int32 [B, T, Q] in a step of training; −1 where a row has no frame stays."""
+    """What a training step reads instead of codes int32 [B, T, Q]; −1 where a row has no frame stays."""
     where_key, code_key, forget_key, choice_key = jax.random.split(key, 4)
     there = codes >= 0
     parts = jnp.array([recipe.noise_0] + [recipe.noise] * (codes.shape[-1] - 1))
@@ -76,6 +76,6 @@ def drop_out(key: jax.Array, path: str, output: jax.Array, part: float) -> jax.A
     dropped = round(256 * part)
     if dropped == 0 or path.rsplit("/", 1)[-1] not in ("attention", "mlp"):
         return output
-    # Bytes: random numbers are what dropout costs on a CPU.
+    # Bytes, because random numbers are what dropout costs on a CPU.
     bits = jax.random.bits(jax.random.fold_in(key, zlib.crc32(path.encode())), output.shape, jnp.uint8)
     return jnp.where(bits >= dropped, output * (256 / (256 - dropped)), 0).astype(output.dtype)

@@ -1,8 +1,8 @@
 """Learning from rewards: rollouts, their log-probabilities, and the clipped loss of GRPO.
 
-Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300): of each prompt several utterances are
-drawn, an utterance's advantage is its reward less the mean of its group's over their spread, and the ratio of
-new to old probability of every code is clipped as in PPO (Schulman et al. 2017, arXiv:1707.06347).
+Group relative policy optimization (Shao et al. 2024, arXiv:2402.03300): several utterances are drawn for each
+prompt, an utterance's advantage is its reward minus its group's mean, over the group's standard deviation, and every
+code's ratio of new to old probability is clipped as in PPO (Schulman et al. 2017, arXiv:1707.06347).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Rollout:
     """Utterances that were drawn, and how likely they were.
 
     Attributes:
-        codes: int32 [B, T, Q], −1 behind the end of a row.
+        codes: int32 [B, T, Q], −1 after the end of a row.
         ended: bool [B], False where a row was cut off.
         log_probabilities: float32 [B, T, Q], under the distributions that the codes were drawn from.
         end_log_probabilities: float32 [B], of the end of speech; 0 in rows that were cut off.
@@ -51,15 +51,15 @@ def roll_out(
         params: the trees `talker` and `code_predictor`.
         config: static.
         generation: how codes are drawn.
-        prompts: B prompts, each repeated as often as its group is large.
+        prompts: B prompts, each repeated for every member of its group.
         keys: PRNG keys [B], see `generate.utterance_keys`.
         num_frames: static.
     """
     limit = jnp.full(keys.shape[0], num_frames + 1)
     state = prefill(params, config, prompts, keys, limit, prompts.text_ids.shape[1] + num_frames)
     state, codes = generate(params, config, generation, state, num_frames)
-    # In one pass, as `policy_loss` scores them, and not by `generate_scored`, whose steps round in another order:
-    # before the first update the ratios are to be 1.
+    # Scored in one pass, as `policy_loss` does, and not by `generate_scored`, whose steps round in another order: the
+    # ratios are to be 1 before the first update.
     return Rollout(codes, state.ended, *_log_probabilities(params, config, generation, prompts, codes, state.ended))
 
 
@@ -71,13 +71,13 @@ def _log_probabilities(
     codes: jax.Array,
     ended: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Of codes [B, T, Q] and of the ends [B]."""
+    """Those of codes, [B, T, Q], and of the ends, [B]."""
     scored = scores(teacher_force(params, config, prompts, codes), config, codes, generation)
     return scored.codes, jnp.where(ended, scored.end, 0.0)
 
 
 def group_advantages(rewards: jax.Array, group: int) -> jax.Array:
-    """Rewards float32 [B] of utterances in groups of `group` rows → advantages [B], 0 where all are alike."""
+    """Rewards float32 [B] of utterances in groups of `group` rows → advantages [B], 0 in groups where all are alike."""
     grouped = rewards.reshape(-1, group)
     centred = grouped - grouped.mean(axis=1, keepdims=True)
     return (centred / (grouped.std(axis=1, keepdims=True) + 1e-6)).reshape(-1)
@@ -95,7 +95,7 @@ def policy_loss(
     """The clipped loss, float32 [], a mean over all codes and ends that were drawn.
 
     Args:
-        params: as they are now; the rollout may be of earlier ones.
+        params: the current ones; the rollout may be of earlier ones.
         config: static under jit.
         generation: of the rollout.
         prompts: of the rollout.
@@ -109,8 +109,8 @@ def policy_loss(
     now = jnp.concatenate([now.reshape(len(codes), -1), end[:, None]], axis=1)
     before = rollout.log_probabilities.reshape(len(codes), -1)
     before = jnp.concatenate([before, rollout.end_log_probabilities[:, None]], axis=1)
-    # A code outside the top-k of the parameters as they are now has no gradient, and its ratio no meaning. Nor has that
-    # of one that rounding in another order has moved out of the top-k it was drawn from.
+    # A code outside the current parameters' top-k has no gradient and a ratio without meaning; so has one that rounding
+    # in another order moved out of the top-k that it was drawn from.
     counted = there & jnp.isfinite(now) & jnp.isfinite(before)
     ratio = jnp.exp(jnp.where(counted, now - before, 0.0))
     gain = jnp.minimum(ratio * advantages[:, None], jnp.clip(ratio, 1 - clip, 1 + clip) * advantages[:, None])
