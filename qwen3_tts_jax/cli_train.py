@@ -104,10 +104,10 @@ def sft(
     offline: option.Offline = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Fine-tune a model on recordings with transcripts; OUTPUT/model then is a model.
+    """Fine-tune a model on recordings with transcripts, and write it to OUTPUT/model.
 
-    Lines with a speaker make a custom-voice model of a base model: `say --speaker NAME` speaks with it. Without,
-    a base model learns to clone ref_audio (by default the recording itself), and a voice-design model to follow
+    Lines with a speaker turn a base model into a custom-voice model, for `say --speaker NAME`. Without speakers, a
+    base model learns to clone ref_audio (by default the recording itself), and a voice-design model to follow
     instruct.
     """
     from qwen3_tts_jax.cli_model import Source

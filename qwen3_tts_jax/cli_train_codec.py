@@ -109,10 +109,10 @@ def codec(
     seed: Annotated[int, typer.Option(help="Of weights, pieces and dropout.")] = 0,
     quiet: option.Quiet = False,
 ) -> None:
-    """Train a codec on recordings; OUTPUT/codec then is a codec that `codec encode --model` reads.
+    """Train a codec on recordings, and write it to OUTPUT/codec, for `codec encode --model`.
 
-    From random weights encoder and codebooks first learn spectra, then the decoder their codes; from a codec that is
-    there all learn together.
+    From random weights, encoder and codebooks first learn spectra, then the decoder learns their codes; from an
+    existing codec, all learn together.
     """
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
     from qwen3_tts_jax.prompt import check_seed
@@ -231,7 +231,7 @@ def codec(
 
 
 def _reporter(quiet: bool, counts: dict[str | None, int]) -> Callable[[dict[str, Any]], None] | None:
-    """Tells of lines of the logs of runs of so many steps, by their phases; that of the last is None."""
+    """Shows log lines; `counts` has the steps of each phase's run, where the last phase is None."""
     phases = {phase: Steps(count) for phase, count in counts.items()}
 
     def show(numbers: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def merge(
     offline: option.Offline = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Add low-rank adapters, and the speakers that were learnt with them, to the model that they were trained on.
+    """Add low-rank adapters, and the speakers learnt with them, to the model that they were trained on.
 
     The result is a model with plain weights in the published layout. Adapters of another model are refused.
     """
@@ -44,7 +44,7 @@ def merge(
     with plain_messages(), refusing(ValueError, OSError):
         from qwen3_tts_jax.train.lora import read_adapters
 
-        # Before a download.
+        # A wrong file is refused before a download.
         read_adapters(lora)
         folder = Source(model, revision, cache_dir, offline).folder()
         config = read_config(folder).with_dtypes("float32")

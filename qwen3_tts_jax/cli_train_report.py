@@ -1,4 +1,4 @@
-"""What the commands that train share: options that they read alike, what they say while they work, how they end."""
+"""What the training commands share: how they read options, what they say while they work, and how they end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typer
 
 @dataclass(frozen=True)
 class Interval:
-    """Numbers from `low` to `high`, without the ends that are left out; no number is in it that is none (NaN)."""
+    """Numbers from `low` to `high`, without the end that `above` or `below` excludes; NaN is never among them."""
 
     low: float
     high: float
@@ -33,19 +33,19 @@ class Interval:
         return f"{'above ' * self.above}{self.low} … {'below ' * self.below}{self.high}"
 
 
-# What is larger than these is no choice but a slip, of which a full memory or a loss that is no number would tell late.
+# Larger values are slips, not choices, which only a full memory or a NaN loss would reveal, and late.
 _LARGEST = 1_000_000
 STEPS, STEPS_OR_NONE, ROWS = Interval(1, 2**31 - 1), Interval(0, 2**31 - 1), Interval(1, 65_536)
 POSITIVE, FROM_ZERO = Interval(0, _LARGEST, above=True), Interval(0, _LARGEST)
 SECONDS = Interval(0, 86_400, above=True)
 PART, PART_ABOVE, PART_BELOW = Interval(0, 1), Interval(0, 1, above=True), Interval(0, 1, below=True)
-NORM = Interval(0, math.inf, above=True)  # that of no end clips nothing
+NORM = Interval(0, math.inf, above=True)  # infinity clips nothing
 
 EXPORT_LAST = "; `export RUN --checkpoint last` makes a model of that state"
 
 
 def check_numbers(interval: Interval, **options: float | None) -> None:
-    """Refuses options, by their names in Python, that are not in `interval`; None was not given."""
+    """Refuses options, by their names in Python, whose values are not in `interval`; None is an option not given."""
     from qwen3_tts_jax.console import refuse
 
     for name, value in options.items():
@@ -55,29 +55,29 @@ def check_numbers(interval: Interval, **options: float | None) -> None:
 
 
 def check_schedule(steps: int, warmup: int | None, **every: int) -> None:
-    """Refuses a number of steps, a warm-up or a time between events that no run can have."""
+    """Refuses a number of steps, a warm-up or an interval between events that no run can have."""
     check_numbers(STEPS, steps=steps)
     check_numbers(Interval(0, steps - 1), warmup=warmup)
     check_numbers(STEPS_OR_NONE, **every)
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Parts of an option that commas separate."""
+    """The comma-separated parts of an option."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def warmup_steps(given: int | None, steps: int) -> int:
-    """Of a run of so many steps."""
+    """The warm-up of a run of `steps`: as `given`, or a twentieth of them, at most 500."""
     return min(steps // 20, 500) if given is None else given
 
 
 def text_modes(option: str) -> tuple[Any, ...]:
-    """Of `prompt.TextMode`, by turns."""
+    """The option's `prompt.TextMode`s, to be taken in turn."""
     return {"both": ("all_at_once", "as_it_comes")}.get(option, (option.replace("-", "_"),))
 
 
 def counter(quiet: bool, did: str = "encoded") -> Callable[[int, int], None] | None:
-    """Tells of recordings that are encoded, or what else is done with them."""
+    """Shows how many recordings are encoded, or what else `did` says is done with them."""
 
     def show(done: int, total: int) -> None:
         typer.echo(f"{did} {done} of {total} recordings", err=True)
@@ -87,17 +87,16 @@ def counter(quiet: bool, did: str = "encoded") -> Callable[[int, int], None] | N
 
 @contextmanager
 def training(output: Path, quiet: bool, memory: str, advice: str = "") -> Iterator[None]:
-    """Where a command trains, alone in the folder of its run: tells where it goes on, and ends as it ends.
+    """Where a command trains, alone in its run's folder: says where a run resumes, and turns errors into exits.
 
-    Exit status 2 and one line: data or settings that do not fit. 1 and one line: a loss that is no number, a file that
-    cannot be written, not enough memory. 130 or 143: a signal, once what was done is kept. All else is an error of the
-    program.
+    Exit status 2 and one line: data or settings that do not fit. 1 and one line: a loss that is not finite, a file that
+    cannot be written, not enough memory. 130 or 143: a signal, once what was done is kept. All else is a bug.
 
     Args:
         output: folder of the run.
         quiet: tell nothing.
         memory: options that would need less of it.
-        advice: what else can be done when the loss is no number.
+        advice: what else can be done when the loss is not finite.
     """
     import jax
 
@@ -119,7 +118,7 @@ def training(output: Path, quiet: bool, memory: str, advice: str = "") -> Iterat
         stack.enter_context(refusing(OSError, end=fail))
         stack.enter_context(refusing(DataError, RunError, ConfigError, CheckpointError))
         try:
-            # One that comes while the model is written stops nothing: the run is done.
+            # A signal that comes while the model is written stops nothing: the run is done.
             with Signals():
                 yield
         except DivergedError as error:
@@ -149,18 +148,18 @@ def _progress_messages() -> Iterator[None]:
 
 
 class Steps:
-    """Says of a run of so many steps how far it is, how fast, and how long it will take if it goes on like that."""
+    """Says how far a run of `count` steps is, how fast, and how long it will take at that pace."""
 
     def __init__(self, count: int):
         self._count = count
         self._first: tuple[int, float] | None = None
 
     def place(self, numbers: dict[str, Any]) -> str:
-        """Of a line of the log: "step 120 of 1000"."""
+        """Where a line of the log is: "step 120 of 1000"."""
         return f"step {numbers['step']} of {self._count}"
 
     def pace(self, numbers: dict[str, Any], amount: str, unit: str) -> str:
-        """Of a line of the log with losses: learning rate, `amount` per second in `unit`, and the time that is left."""
+        """For a line of the log with losses: learning rate, `amount` per second in `unit`, and the time left."""
         parts = [f"lr {numbers['learning_rate']:.2g}"]
         if numbers["seconds"]:
             parts.append(f"{numbers[amount] / numbers['seconds']:,.1f} {unit}")
@@ -179,7 +178,7 @@ class Steps:
 def reporter(
     quiet: bool, write_scalars: Callable[[dict[str, Any]], None] | None, count: int
 ) -> Callable[[dict[str, Any]], None]:
-    """Tells of lines of the log of a run of `count` steps, and hands them on."""
+    """Shows lines of the log of a run of `count` steps, and hands them on."""
     steps = Steps(count)
 
     def show(numbers: dict[str, Any]) -> None:
@@ -217,7 +216,7 @@ def check_tensorboard() -> None:
 
 @contextmanager
 def tensorboard_writer(output: Path, wanted: bool) -> Iterator[Callable[[dict[str, Any]], None] | None]:
-    """Writes lines of the log for TensorBoard, into a folder of `output` that it makes; None where it is not wanted."""
+    """Writes lines of the log for TensorBoard, into `output`/tensorboard; None where that is not `wanted`."""
     if not wanted:
         yield None
         return

@@ -119,13 +119,13 @@ def talker(
     offline: option.Offline = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Train a talker, by default from nothing; OUTPUT/model then is a custom-voice model.
+    """Train a talker, by default from nothing, and write a custom-voice model to OUTPUT/model.
 
     The config has "talker" and "code_predictor", each with "num_layers", "width", "mlp_width", "num_heads" and
-    "head_dim" and, if wanted, "num_kv_heads", "rope_theta" and "norm_eps"; and, if wanted, "text_width",
+    "head_dim" and optionally "num_kv_heads", "rope_theta" and "norm_eps"; and optionally "text_width",
     "max_positions", "max_frames", "languages" and "speakers". Codebooks follow from the codec, the text vocabulary
     from the tokenizer, speakers from the data. With validation data the log has text_gap: by how much the loss of
-    code 0 rises with the text of another clip, which is 0 until the model listens to its text.
+    code 0 rises with the text of another clip. It is 0 until the model listens to its text.
     """
     from qwen3_tts_jax.cli_model import Source
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing

@@ -212,7 +212,7 @@ def decode_recordings(
         recordings: from `find_recordings`.
         folder: created if needed.
         sample_rate: to resample to, in Hz.
-        progress: told of recordings decoded.
+        progress: told how many recordings are decoded.
 
     Raises:
         DataError: recordings that are silent, not finite or cannot be decoded, once all others are; the first ten

@@ -1,4 +1,4 @@
-"""Training a codec: the steps of `loop.run_steps` on crops of recordings, and what judges them."""
+"""Training a codec: the steps of `loop.run_steps` on crops of recordings, and their evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdamW or Muon, their schedule, gradient clipping, averages of weights, and the skipping of steps not finite."""
+"""AdamW or Muon, their schedule, gradient clipping, averages of weights, and the skipping of non-finite steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a talker and its code predictor: the steps of `loop.run_steps`, spread over devices, and what judges."""
+"""Training a talker and its code predictor: the steps of `loop.run_steps`, over devices, and their evaluation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Result:
 
     Attributes:
         params: the trees talker and code_predictor: the best by validation where there was one, else the last.
-        state: which they were assembled from.
+        state: what they were assembled from.
         step: steps they have seen.
         loss: their validation loss, or the last training loss.
         ended_early: whether patience ran out.
@@ -56,27 +56,27 @@ def fit(
     mesh: Mesh | None = None,
     text_gap: bool = False,
 ) -> Result:
-    """Trains to the end of `recipe.optimizer.steps`, or goes on where a run in `folder` was interrupted.
+    """Trains for `recipe.optimizer.steps` steps, resuming where a run in `folder` was interrupted.
 
-    Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints. A run that
-    goes on has the parameters, bit by bit, of one that was never interrupted.
+    Numbers go to `folder`/log.jsonl, one JSON object per line; checkpoints to `folder`/checkpoints. A resumed run has
+    the same parameters, bit for bit, as one that was never interrupted.
 
     Args:
-        params: of the model before training; its trees talker and code_predictor. Given away, see `step.start`; with a
-            mesh at their `shards.placement`, else they lie whole on a device until they are spread.
+        params: the trees talker and code_predictor before training. Donated, see `step.start`; with a mesh best at
+            their `shards.placement`: otherwise they lie whole on a device until they are spread.
         recipe: what is trained and how.
-        data: to learn.
+        data: to learn from.
         folder: of the run.
         validation: data to judge by; its best state is kept.
         schedule: what happens when.
         settings: more JSON values that a checkpoint must agree with.
         report: called with every line of the log.
-        speak: called as speak(params, step) for samples of speech.
+        speak: called as speak(params, step) to write samples of speech.
         mesh: spreads the rows of every batch, and the numbers of large leaves, over its axis "data"
-            (`sharding.make_mesh`): each device keeps a part of weights and moments and asks the others for the
-            rest when it is needed (Rajbhandari et al. 2020, arXiv:1910.02054).
-        text_gap: judge the validation data also with the texts of other clips. The log then has by how much the
-            cross entropy of code 0 rises: 0 until the model listens to the text, which no loss tells.
+            (`sharding.make_mesh`): each device keeps a part of weights and moments and gathers the rest from the
+            others when it is needed (Rajbhandari et al. 2020, arXiv:1910.02054).
+        text_gap: evaluate the validation data also with the texts of other clips. The log then says by how much the
+            cross entropy of code 0 rises: 0 until the model listens to the text, which no loss shows.
 
     Raises:
         ValueError: a batch that the mesh's devices cannot share.
@@ -134,7 +134,7 @@ def fit(
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """What a checkpoint of a run must agree with, as JSON values; `fit` adds what decides its batches."""
+    """What a checkpoint of a run must agree with, as JSON values; `fit` adds what determines its batches."""
     model = recipe.model
     described = {
         "speakers": dict(model.prompt.speakers),

@@ -1,4 +1,4 @@
-"""What a run's folder tells of itself, so that any of its checkpoints becomes a model without the run's data."""
+"""What a run's folder records of itself, so that any of its checkpoints becomes a model without the run's data."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def describe_run(output: Path, recipe: Recipe, *, source: Path | None, tokenizer
 
     Args:
         output: folder of the run.
-        recipe: of it.
-        source: folder of the model that it starts from; None starts from nothing.
+        recipe: the run's.
+        source: folder of the model that it starts from; None where it starts from nothing.
         tokenizer: folder of the text tokenizer.
         codec: the codec's folder.
     """
@@ -54,7 +54,7 @@ def describe_run(output: Path, recipe: Recipe, *, source: Path | None, tokenizer
 
 
 def _place(path: Path, run: Path) -> str:
-    """An absolute path, or what lies in the run relative to it, so that the run may be moved."""
+    """An absolute path or, for what lies in the run, one relative to it, so that the run may be moved."""
     place, folder = Path(os.path.abspath(path)), os.path.abspath(run)
     return str(place.relative_to(folder) if place.is_relative_to(folder) else place)
 
@@ -73,14 +73,14 @@ def export_run(
         run: the run's folder.
         folder: must not exist.
         dtype: see `export_model`.
-        which: "best" by validation, where there was one, else the last; or the last.
+        which: the best by validation, or the last if there was none; or always the last.
 
     Returns:
         `folder` and the checkpoint's name.
 
     Raises:
         RunError: no checkpoint, a broken one, or one that cannot do without its run.
-        FileNotFoundError: the model, tokenizer or codec that the run started from is not there any more.
+        FileNotFoundError: the model, tokenizer or codec that the run started from is gone.
         FileExistsError: `folder` exists.
     """
     run = Path(run)
@@ -116,7 +116,7 @@ def export_run(
 
 
 def _recipe(saved: Mapping[str, Any]) -> Recipe:
-    """The run's, as far as the shape of its state depends on it."""
+    """The run's recipe, as far as the shape of its state depends on it."""
     lora, alignment, optimizer = saved["lora"], saved["alignment"], saved["optimizer"]
     return Recipe(
         hf_config.from_hf(*saved["model"]).with_dtypes("float32"),

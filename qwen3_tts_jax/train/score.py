@@ -1,8 +1,8 @@
-"""What the model thinks of codes that are given: teacher forcing in one parallel pass.
+"""How likely the model finds given codes: teacher forcing in one parallel pass.
 
-The talker reads a prompt and all its frames at once, the code predictor all frames at once, as a batch of
-B·T sequences of Q positions. Both go through the functions that generation goes through, so the numbers are
-those of decoding step by step; the losses of training are made of them (`loss`).
+The talker reads a prompt and all its frames at once, the code predictor all frames at once, as a batch of B·T
+sequences of Q positions. Both go through the same functions as generation, so the numbers are those of decoding step
+by step; the training losses are made from them (`loss`).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _BLOCK_OUTPUT = "block_output"
 class Forced:
     """What the model computes over prompts and given frames.
 
-    Frames that a row does not have (−1 in the codes) hold numbers without a meaning.
+    Frames that a row does not have (−1 in the codes) hold meaningless numbers.
 
     Attributes:
         hidden: [B, T + 1, D], the talker's states that predict code 0 of frames 0 … T − 1, and of the one after.
         logits: float32 [B, T + 1, V], of code 0 from them.
         code_logits: float32 [B, T, Q − 1, V'], of codes 1 … Q − 1; [1, N, Q − 1, V'] of N frames that were chosen.
-        activations: the outputs that were asked for, by path. The talker's are [B, S, …], with position 0 the
-            first of each row's prompt and the frames right behind its last; the predictor's are [B·T, Q, …].
+        activations: the outputs that were asked for, by path. The talker's are [B, S, …], over each row's prompt from
+            position 0 on and then its frames; the predictor's are [B·T, Q, …].
     """
 
     hidden: jax.Array
@@ -60,8 +60,8 @@ class Scores:
     Attributes:
         codes: float32 [B, T, Q].
         end: float32 [B], of the end of speech after a row's last frame.
-        code_entropies: float32 [B, T, Q] in nats, of the distributions that the codes were scored in.
-        end_entropies: float32 [B], of the one that the end was scored in.
+        code_entropies: float32 [B, T, Q] in nats, of the distributions that the codes were scored under.
+        end_entropies: float32 [B], of the one that the end was scored under.
     """
 
     codes: jax.Array
@@ -84,7 +84,7 @@ def score(
         config: static under jit.
         prompts: B prompts.
         codes: int32 [B, T, Q], −1 in the frames that a row does not have, which must be its last.
-        generation: scores the distributions that sampling so draws from: after repetition penalty, forbidden
+        generation: scores under the distributions that such sampling draws from: after repetition penalty, forbidden
             codes, temperature, top-k and top-p, −inf for a code that cannot be drawn. None: the model's own,
             over its whole vocabulary. Static under jit.
     """
@@ -117,13 +117,13 @@ def scores(forced: Forced, config: ModelConfig, codes: jax.Array, generation: Ge
 
 
 def log_probability(logits: jax.Array, codes: jax.Array) -> jax.Array:
-    """Of `codes` int [...] under the softmax of `logits` float32 [..., V], in nats: [...]."""
+    """Log-probability of `codes` int [...] under the softmax of `logits` float32 [..., V], in nats: [...]."""
     chosen = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def entropy(logits: jax.Array) -> jax.Array:
-    """Of the softmax of `logits` [..., V], in nats: [...]; −inf is allowed."""
+    """Entropy of the softmax of `logits` [..., V], in nats: [...]; −inf is allowed."""
     log_probabilities = jax.nn.log_softmax(logits, axis=-1)
     possible = jnp.isfinite(log_probabilities)
     finite = jnp.where(possible, log_probabilities, 0.0)
@@ -131,7 +131,7 @@ def entropy(logits: jax.Array) -> jax.Array:
 
 
 def _seen_before(codes: jax.Array, size: int) -> jax.Array:
-    """Codes 0 of earlier frames, int32 [B, T] → bool [B, T + 1, size]."""
+    """Codes 0, int32 [B, T] → which of them came in earlier frames, bool [B, T + 1, size]."""
     drawn = jax.nn.one_hot(codes, size, dtype=jnp.int32)
     return jnp.pad(jax.lax.cummax(drawn, axis=1), ((0, 0), (1, 0), (0, 0))) > 0
 
@@ -151,7 +151,7 @@ def teacher_force(
 
     The output of every module of the stacks and heads can be captured or replaced. Its path is that of its parameters:
     "talker/transformer/layers_3" is the residual stream after a layer, "…/layers_3/attention" and
-    "…/layers_3/mlp" are what it adds, "code_predictor/transformer" are the last states, norm included.
+    "…/layers_3/mlp" are what the layer adds, "code_predictor/transformer" are the last states, norm included.
 
     Args:
         params: the trees `talker` and `code_predictor`.
@@ -159,11 +159,11 @@ def teacher_force(
         prompts: B prompts.
         codes: int32 [B, T, Q], −1 in the frames that a row does not have, which must be its last.
         capture: paths of `Forced.activations`; static under jit.
-        edit: called for every module as edit(path, output); what it returns takes the output's place, in
+        edit: called for every module as edit(path, output); what it returns replaces the output, in
             `activations` too. Static under jit.
-        remat: keep only the states between layers for the backward pass and compute the rest again
+        remat: keep only the states between layers for the backward pass and recompute the rest
             (Chen et al. 2016, arXiv:1604.06174).
-        seen: what the model reads in the place of `codes`; see `regularization.corrupt`.
+        seen: what the model reads instead of `codes`; see `regularization.corrupt`.
 
     Raises:
         ValueError: a path of `capture` that no module has.
@@ -239,9 +239,9 @@ def _text_of_frames(text_track: jax.Array, steps: int) -> jax.Array:
 
 
 def _join(prompt: jax.Array, frames: jax.Array, lengths: jax.Array) -> jax.Array:
-    """[B, P, D] and [B, T, D] → [B, P + T, D], each row's prompt first, its frames right behind, then padding.
+    """[B, P, D] and [B, T, D] → [B, P + T, D], each row's prompt, then its frames, then padding.
 
-    `lengths` int32 [B] are those of the prompts. Nothing looks ahead, so what stands in the padding counts nowhere.
+    `lengths` int32 [B] are those of the prompts. Nothing looks ahead, so what the padding holds does not matter.
     """
     both = jnp.concatenate([prompt, frames.astype(prompt.dtype)], axis=1)
     slots = jnp.arange(both.shape[1])
@@ -251,7 +251,7 @@ def _join(prompt: jax.Array, frames: jax.Array, lengths: jax.Array) -> jax.Array
 
 @contextmanager
 def _watched(part: str, capture: Sequence[str], edit: Edit | None, activations: dict[str, jax.Array]) -> Iterator[None]:
-    """While it lasts, modules' outputs are edited and kept, and those of layers named for rematerialisation."""
+    """Within it, modules' outputs are edited and captured, and those of layers named for rematerialisation."""
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
         output = call(*args, **kwargs)

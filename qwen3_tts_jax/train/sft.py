@@ -1,4 +1,4 @@
-"""Supervised fine-tuning from a model's folder and a file of JSON lines to another model's folder."""
+"""Supervised fine-tuning: from a model's folder and a file of JSON lines to another model's folder."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class SftConfig:
         optimizer: see there.
         loss: weights of its parts.
         lora: train adapters; None trains the weights themselves.
-        frozen: starts of paths that are not trained, without a LoRA.
-        batch_size: utterances of a batch on all devices.
-        batch_seconds: of speech in a batch, with clips of like length together, in the place of `batch_size`.
-        buckets: shapes of such batches, at most.
+        frozen: prefixes of paths that are not trained, without a LoRA.
+        batch_size: utterances per batch, over all devices.
+        batch_seconds: of speech in a batch, with clips of similar length together, instead of `batch_size`.
+        buckets: the most shapes of such batches.
         accumulate: batches per step.
-        text_modes: by turns, how the text is read.
-        known_speakers: go on training speakers that the model has.
+        text_modes: how the text is read, taken in turn.
+        known_speakers: allow speakers that the model already has, and train them further.
         remat: see `step.Recipe`.
         seed: of the order of the data and of adapters.
         schedule: what happens when.
@@ -104,7 +104,7 @@ class Job:
         codes: int32 [T, Q] of the lines that have them.
         rows: of new speakers in the codec embedding, by name.
         recipe: of the steps; its model has those speakers.
-        settings: that a checkpoint must agree with.
+        settings: what checkpoints must agree with.
     """
 
     source: Path
@@ -142,7 +142,7 @@ def prepare(
     Raises:
         lines.DataError: see `read_lines`, `add_speakers`, `check_speakers`, `code_files.read_codes` and
             `check_lengths`.
-        FileExistsError, PermissionError: as `progress.check_places`, of `output`/model.
+        FileExistsError, PermissionError: as `progress.check_places`, for `output`/model.
         state_files.RunError: `output` holds a run with other settings or other data.
         ConfigError, lora.LoraError: as `step.frozen_paths`, or a codec whose encoder is not trained.
     """
@@ -167,9 +167,9 @@ def check_without_model(
     cache: str | Path | None = None,
     base: ModelConfig | None = None,
 ) -> None:
-    """Checks, of what `prepare` checks, what needs no model, which may be gigabytes that are downloaded first.
+    """Those checks of `prepare` that need no model, which may be gigabytes to download first.
 
-    `base` is the model's config, if that is known; all else, and what is raised, as for `prepare`.
+    `base` is the model's config, if that is known; other arguments and errors are those of `prepare`.
     """
     output = Path(output)
     check_places(output / MODEL, output / CACHE if cache is None else Path(cache))
@@ -198,7 +198,7 @@ def _read(
 
 
 def digest_of(lines: Sequence[Line], codes: Mapping[Line, np.ndarray]) -> str:
-    """Tells the data of one run from that of another; recordings by the names and sizes of their files.
+    """Tells one run's data from another's; recordings by the names and sizes of their files.
 
     Args:
         lines: from `read_lines`.
@@ -209,7 +209,7 @@ def digest_of(lines: Sequence[Line], codes: Mapping[Line, np.ndarray]) -> str:
 
 
 def _fields(line: Line, codes: np.ndarray | None) -> list[Any]:
-    """All of a line but where its files lie."""
+    """All of a line except where its files lie."""
     spoken = [line.codes.name, line.key, hashlib.sha256(codes.tobytes()).hexdigest()] if line.codes else None
     heard = [[file.name, file.stat().st_size] for file in (line.audio, line.ref_audio) if file is not None]
     told = [line.text, line.ref_text, line.language, line.speaker, line.instruct]
@@ -232,17 +232,17 @@ def run(
     report: Callable[[dict[str, Any]], None] | None = None,
     mesh: Mesh | None = None,
 ) -> Result:
-    """Encodes, trains, and writes `output`/model and, of a LoRA run, `output`/lora.safetensors.
+    """Encodes, trains, and writes `output`/model and, for a LoRA run, `output`/lora.safetensors.
 
     Args:
         job: from `prepare`.
-        encoding: told of recordings encoded.
+        encoding: told how many recordings are encoded.
         report: called with every line of the log.
         mesh: see `run.fit`.
 
     Raises:
         lines.DataError: a recording that cannot be learnt from.
-        progress.DivergedError: loss or gradient are not finite.
+        progress.DivergedError: the loss or its gradient is not finite.
         state_files.RunError: `output` holds a run that started from another model.
     """
     config, model = job.config, job.recipe.model
@@ -255,7 +255,7 @@ def run(
     learnt, held_out = examples[: len(job.lines)], examples[len(job.lines) :]
     del params
 
-    # Without a LoRA all that is trained is kept in float32 anyway.
+    # Without a LoRA, what is trained is kept in float32 anyway.
     loaded = job.base if config.lora is not None else job.base.with_dtypes("float32")
     params = {part: load_checkpoint(job.source, loaded, [part], None, placement(mesh))[part] for part in PARTS}
     base = fingerprint(params)

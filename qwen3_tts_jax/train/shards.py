@@ -1,4 +1,4 @@
-"""Training on several devices: which rows of a batch, and which part of every array, each of them keeps."""
+"""Training on several devices: which rows of a batch, and which part of every array, each one keeps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwen3_tts_jax.sharding import DATA, Placement
 from qwen3_tts_jax.train.loss import Batch
 
-_LARGE = 2**12  # numbers; a leaf of fewer costs more messages than it saves memory
+_LARGE = 2**12  # numbers; cutting a smaller leaf costs more in messages than it saves in memory
 
 Tree = TypeVar("Tree")
 
 
 def placement(mesh: Mesh | None) -> Placement | None:
-    """Where leaves go, large ones cut along their longest axis that the axis "data" divides; None without a mesh."""
+    """Where leaves go; large ones are cut along the longest axis that the axis "data" divides. None without a mesh."""
     if mesh is None:
         return None
     size = mesh.shape[DATA]

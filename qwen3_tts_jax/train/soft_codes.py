@@ -1,8 +1,8 @@
 """Gradients through codes, which have none of their own: samples as a function of weights over the codes.
 
-A frame's code of codebook q is V weights; one-hot weights give what `codec.decoder.decode` gives. From a
-talker's logits there are two ways: `straight_through` decodes the codes themselves and passes the gradient
-to the softmax (Bengio et al. 2013, arXiv:1308.3432), and the softmax itself is a mixture of entries.
+A frame's code of codebook q becomes V weights; one-hot weights give what `codec.decoder.decode` gives. There are two
+ways to make them from a talker's logits: `straight_through` decodes the codes themselves and passes the gradient to the
+softmax (Bengio et al. 2013, arXiv:1308.3432), and the softmax itself decodes a mixture of entries.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from qwen3_tts_jax.layers import PRECISION
 def decode_soft(params: Mapping[str, Any], config: CodecDecoderConfig, weights: jax.Array) -> jax.Array:
     """Weights float32 [B, T, Q, V] over the codes of each frame → samples [B, T·frame_samples].
 
-    Differentiable in `params` and `weights`, except where samples are clipped at ±1. The weights of a
-    codebook should sum to 1: what they give is the mean of its entries under them.
+    Differentiable in `params` and `weights`, except where samples are clipped at ±1. A
+    codebook's weights should sum to 1: its entries are averaged with them.
 
     Args:
         params: the subtree codec/decoder.
@@ -52,9 +52,9 @@ def decode_latents(
     shape: tuple[int, int, int],
     latents: Callable[[SplitResidualQuantizer], jax.Array],
 ) -> jax.Array:
-    """`codec.decoder.decode` of codes of `shape`, with what the quantizer makes of them replaced.
+    """`codec.decoder.decode` of codes of `shape` [B, T, Q], with the quantizer's output replaced.
 
-    `latents` is called with the quantizer and gives [B, T, quantizer_width].
+    `latents` is called with the quantizer and returns [B, T, quantizer_width].
     """
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> jax.Array:
@@ -73,8 +73,9 @@ def decoder_latents(
     shape: tuple[int, int, int],
     latents: Callable[[SplitResidualQuantizer], jax.Array],
 ) -> jax.Array:
-    """What the decoder's waveform part is given, [B, T·rates, latent_width]; the arguments are those of
-    `decode_latents`. Under jit, XLA leaves the waveform part out.
+    """What the decoder's waveform part is given, [B, T·rates, latent_width].
+
+    The arguments are those of `decode_latents`. Under jit, XLA leaves the waveform part out.
     """
     given: list[jax.Array] = []
 

@@ -1,4 +1,4 @@
-"""States of a run on disk: whole or not there, and refused where they are of another run."""
+"""A run's states on disk: whole or not there, and refused if they are another run's."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class RunError(ValueError):
 
 
 def save_state(folder: str | Path, name: str, state: Any, settings: Mapping[str, Any]) -> Path:
-    """Writes an Orbax checkpoint `folder`/`name`, replacing the one of that name once it is whole.
+    """Writes an Orbax checkpoint `folder`/`name`, replacing one of that name once the new one is whole.
 
     Args:
         folder: created if needed.
         name: of the checkpoint.
-        state: a pytree of arrays; all of it is kept, bit by bit.
-        settings: JSON values that a run which goes on from here must have too, and whatever else is to be kept.
+        state: a pytree of arrays; all of it is kept, bit for bit.
+        settings: JSON values that a run resumed from here must have too, and whatever else is to be kept.
     """
     target, folder = Path(folder).absolute() / name, Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,12 @@ def load_state(path: str | Path, like: State, settings: Mapping[str, Any]) -> St
 
     Args:
         path: of the checkpoint.
-        like: a state of the same run, whose dtypes, shapes and devices the leaves get, and whether they are committed
-            to these. Given away: it is deleted before the file is read, so that there is room for one state.
-        settings: of the run; those that were saved must be equal, as far as both have them.
+        like: a state of the same run, from which the leaves take dtypes, shapes and devices, and whether they are
+            committed to these. Donated: it is deleted before the file is read, so that memory need hold but one state.
+        settings: of the run; those that were saved too must be equal.
 
     Raises:
-        RunError: a broken checkpoint, or one of other settings: those that differ are named.
+        RunError: a broken checkpoint, or one of other settings; those that differ are named.
     """
     path = Path(path).absolute()
     check_settings(path, settings)
@@ -85,7 +85,7 @@ def load_state(path: str | Path, like: State, settings: Mapping[str, Any]) -> St
 
 
 def _freed(leaf: jax.Array) -> jax.Array:
-    """Orbax commits what it restores to its device; for that JAX would compile another program."""
+    """An uncommitted copy: Orbax commits what it restores to a device, for which JAX would compile another program."""
     return jnp.asarray(np.asarray(leaf))
 
 
@@ -109,7 +109,7 @@ def check_settings(path: str | Path, settings: Mapping[str, Any]) -> None:
 
 
 def latest(folder: str | Path) -> Path | None:
-    """The checkpoint of the most steps among those named by their step; None where there is none."""
+    """The checkpoint with the most steps among those named by their step; None if there is none."""
     found = [path for path in Path(folder).glob("[0-9]*") if (path / _META).is_file()]
     return max(found, key=lambda path: int(path.name), default=None)
 
@@ -124,7 +124,7 @@ def drop_old(folder: str | Path, keep: int) -> None:
 
 
 def _leaves(state: Any) -> dict[str, Any]:
-    """By number: the names of optax's own states are not for files. Empty leaves have nothing to keep."""
+    """Leaves by number: the names in optax's own states are not for files. Empty leaves have nothing to keep."""
     return {_name(i): leaf for i, leaf in enumerate(jax.tree.leaves(state)) if np.size(leaf)}
 
 

@@ -33,15 +33,15 @@ class Recipe:
     """All that the compiled step must know; hashable.
 
     Attributes:
-        model: whose compute dtype the step computes in; what is trained is kept in float32.
+        model: the step computes in its compute dtype; what is trained is kept in float32.
         loss: weights of its parts.
         optimizer: see there.
         lora: train adapters, and the rows of `speaker_rows`; None trains the weights themselves.
-        frozen: starts of paths that are not trained ("talker/text_embedding"), where `lora` is None.
-        speaker_rows: rows of the codec embedding, of new speakers, that a LoRA run trains too.
-        remat: compute activations again in the backward pass; slower by a third, far less memory.
-        regularization: what is corrupted of what a step reads; None corrupts nothing.
-        alignment: an auxiliary loss; None is without.
+        frozen: prefixes of paths that are not trained ("talker/text_embedding"), where `lora` is None.
+        speaker_rows: new speakers' rows of the codec embedding, which a LoRA run trains too.
+        remat: recompute activations in the backward pass; slower by a third, far less memory.
+        regularization: how what a step reads is corrupted; None corrupts nothing.
+        alignment: auxiliary losses; None is without.
         average: decay of the moving average of what is trained, which is then what is judged and kept; 0 takes the
             weights themselves.
         seed: of what is random in a step.
@@ -99,11 +99,11 @@ def start(
     """The state before the first step, and the leaves {path: leaf} that stay as they are.
 
     Args:
-        params: with the trees talker and code_predictor; others are left out. Given away: leaves that are trained are
-            the state's own, for the step to delete, or deleted here where they are not float32.
+        params: with the trees talker and code_predictor; others are left out. Donated: leaves that are trained become
+            the state's own, for the step to donate, or are deleted here where they are not float32.
         recipe: see there.
         seed: of the adapters.
-        mesh: that all is spread over, see `shards.placement`; moments are never whole on one device.
+        mesh: what all is spread over, see `shards.placement`; moments are never whole on one device.
 
     Raises:
         ConfigError, lora.LoraError: as `frozen_paths`.
@@ -121,14 +121,14 @@ def start(
     if recipe.alignment is not None:
         trained |= init_readout(jax.random.key(seed), recipe.model, recipe.alignment)
     trained = spread(trained, mesh)
-    # Copies, for the step gives away both.
+    # Copies, because the step donates both.
     average = jax.tree.map(jnp.copy, trained) if recipe.average else {}
     optimizer = made(recipe.optimizer.optimizer().init, trained, mesh=mesh)
     return TrainState(spread(jnp.zeros((), jnp.int32), mesh), trained, optimizer, average), frozen
 
 
 def _widened(leaf: jax.Array) -> jax.Array:
-    """The leaf itself, or in float32 and the leaf deleted."""
+    """The leaf in float32: itself, or a copy, and the leaf is deleted."""
     wide = jnp.asarray(leaf, jnp.float32)
     if isinstance(leaf, jax.Array) and leaf.dtype != wide.dtype:
         leaf.delete()
@@ -140,7 +140,7 @@ def frozen_paths(params: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
     Raises:
         ConfigError: `frozen` names a path that does not exist, or leaves nothing to train.
-        lora.LoraError: the adapters' `modules` do.
+        lora.LoraError: the adapters' `modules` name no weight.
     """
     paths = list(flatten_dict({part: params[part] for part in PARTS}, sep="/"))
     if recipe.lora is not None:
@@ -200,7 +200,7 @@ def _helped_value(
     key: jax.Array,
     alignment_weight: jax.Array,
 ) -> tuple[jax.Array, tuple[LossParts, jax.Array]]:
-    """`_value` of what `recipe.regularization` leaves, with the alignment's losses, which are returned too, [2]."""
+    """`_value` with `recipe.regularization`, plus the alignment's losses, which are returned too, [2]."""
     model, hard = recipe.model, recipe.regularization or Regularization()
     params = to_compute(assemble(trained, frozen, recipe), model)
     corrupt_key, drop_key = jax.random.split(key)
@@ -240,15 +240,15 @@ def train_step(
     """One step of the optimizer.
 
     Args:
-        state: given away.
+        state: donated.
         frozen: from `start`.
         batches: leaves [A, B, …]: the gradient is that of A batches as one.
         recipe: static.
 
     Returns:
         The next state, and loss [], codes [Q] and end [] (mean cross entropies), gradient_norm [], learning_rate []
-        and finite [] of the step, and alignment [] and guide [] where the recipe has them. Where loss or gradient
-        are not finite the state is the old one.
+        and finite [] of the step, and alignment [] and guide [] where the recipe has them. If the loss or its
+        gradient is not finite, the state is the old one.
     """
     frames, ends = jax.tree.map(jnp.sum, jax.vmap(count_targets)(batches))
     helped = recipe.regularization is not None or recipe.alignment is not None

@@ -1,4 +1,4 @@
-"""Training a talker: JSON lines of texts with codes or audio, a few numbers and a codec to a model's folder."""
+"""Training a talker: from JSON lines of text with codes or audio, a few numbers and a codec to a model's folder."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from qwen3_tts_jax.train.shards import placement
 from qwen3_tts_jax.train.step import PARTS, Recipe
 
 TOKENIZER = "tokenizer"
-_HELD_OUT_BUCKETS = 2  # What is looked at seldom is not worth many programs.
+_HELD_OUT_BUCKETS = 2  # What is evaluated seldom is not worth many programs.
 
 
 @dataclass(frozen=True)
 class TalkerTraining:
-    """A run, from nothing or from another's weights.
+    """A run, from nothing or from another model's weights.
 
     Attributes:
         optimizer: see there.
@@ -55,11 +55,11 @@ class TalkerTraining:
         average: see `step.Recipe`.
         dtype: that steps compute in; what is trained is kept in float32.
         batch_seconds: of speech in a batch, padding included.
-        buckets: shapes of batches, at most; each is compiled once.
+        buckets: the most shapes of batches; each is compiled once.
         accumulate: batches per step.
-        text_modes: by turns, how the text is read.
+        text_modes: how the text is read, taken in turn.
         remat: see `step.Recipe`.
-        seed: of first weights, the order of the data and all that is random in a step.
+        seed: of initial weights, the order of the data and all that is random in a step.
         schedule: what happens when.
         export_dtype: of the model that is written.
     """
@@ -97,7 +97,7 @@ class TalkerJob:
     Attributes:
         tokenizer_folder: of the text tokenizer.
         codec_folder: of the codec whose codes are learnt.
-        start: folder of the model whose weights come first; None draws them.
+        start: folder of the model whose weights it starts from; None draws them.
         output: folder of the run.
         cache: folder of encoded recordings.
         config: of the run.
@@ -106,7 +106,7 @@ class TalkerJob:
         validation: to judge by; may be empty.
         codes: int32 [T, Q] of the lines that have them.
         recipe: of the steps; its model has the speakers of all lines.
-        settings: that a checkpoint must agree with.
+        settings: what checkpoints must agree with.
     """
 
     tokenizer_folder: Path
@@ -140,19 +140,19 @@ def prepare_talker(
     Args:
         data: JSON lines, see `lines.read_lines`, each with a speaker.
         model: a JSON file, see `new_model.read_new_config`.
-        codec: the codec's folder, or that of a model whose codec it is.
+        codec: the codec's folder, or that of a model that has it.
         output: folder of the run; one that was interrupted is continued.
         config: of the run.
         tokenizer: the text tokenizer's folder; None writes one of bytes into `output`/tokenizer.
         validation: more JSON lines, to judge by.
-        start: folder of a model of these sizes and speakers, whose weights come first; None draws them.
+        start: folder of a model of these sizes and speakers, whose weights it starts from; None draws them.
         cache: folder of encoded recordings; `output`/cache by default.
 
     Raises:
         lines.DataError: see `read_lines`, `code_files.read_codes` and `check_lengths`.
         ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`; `start` is another kind of model; or
             recordings without codes where the codec's encoder is not trained.
-        FileExistsError: as `progress.check_places`, of `output`/model.
+        FileExistsError: as `progress.check_places`, for `output`/model.
         state_files.RunError: `output` holds a run with other settings or other data.
         OSError: a file that cannot be read.
     """
@@ -195,13 +195,13 @@ def check_without_codec(
     cache: str | Path | None = None,
     codec: CodecConfig | None = None,
 ) -> None:
-    """Checks, of what `prepare_talker` checks, what needs no codec, which may have to be downloaded first.
+    """Those checks of `prepare_talker` that need no codec, which may have to be downloaded first.
 
-    `codec` is its config, if that is known; all else, and what is raised, as for `prepare_talker`.
+    `codec` is its config, if that is known; other arguments and errors are those of `prepare_talker`.
     """
     output = Path(output)
     check_places(output / MODEL, output / CACHE if cache is None else Path(cache))
-    # Neither sizes nor lines are checked against the codec: any does.
+    # Neither sizes nor lines are checked against the codec: any will do.
     _, _, _, full = _read(data, model, codec or preset(PRESETS[0]).codec, tokenizer, validation)
     if codec is not None:
         _recipe(full, config, start)
@@ -255,15 +255,15 @@ def run_talker(
 
     Args:
         job: from `prepare_talker`.
-        encoding: told of recordings encoded.
+        encoding: told how many recordings are encoded.
         report: called with every line of the log.
         mesh: see `run.fit`.
 
     Raises:
         lines.DataError: a recording that cannot be learnt from.
-        progress.DivergedError: loss or gradient are not finite.
+        progress.DivergedError: the loss or its gradient is not finite.
         convert.CheckpointError: the weights that it starts from do not fit their config.
-        state_files.RunError: `output` holds a run of another codec, or one that started from other weights.
+        state_files.RunError: `output` holds a run with another codec, or one that started from other weights.
     """
     config, model = job.config, job.recipe.model
     codec = load_codec(job.codec_folder, model.codec)
@@ -304,7 +304,7 @@ def run_talker(
 def write_model(
     folder: Path, params: dict[str, Any], model: ModelConfig, tokenizer: Path, codec: Path, dtype: str
 ) -> None:
-    """A folder in the official layout, of these weights, this text tokenizer and this codec."""
+    """Writes a folder in the official layout, with these weights, this text tokenizer and this codec."""
     if not list(codec.glob("*.safetensors")):
         params = {**params, "codec": load_codec(codec, model.codec)}
     export_model(folder, params, model, tokenizer, dtype, codec=codec)
