@@ -111,7 +111,7 @@ def codec(
 ) -> None:
     """Train a codec on recordings, and write it to OUTPUT/codec, for `codec encode --model`.
 
-    From random weights, encoder and codebooks first learn spectra, then the decoder learns their codes; from an
+    From random weights, encoder and codebooks first learn spectra, then the decoder learns from their codes; from an
     existing codec, all learn together.
     """
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing

@@ -30,7 +30,7 @@ def merge(
 ) -> None:
     """Add low-rank adapters, and the speakers learnt with them, to the model that they were trained on.
 
-    The result is a model with plain weights in the published layout. Adapters of another model are refused.
+    The result is a model with plain weights in the published layout. Adapters for another model are refused.
     """
     from qwen3_tts_jax.cli_model import Source, parts_of, read_config
     from qwen3_tts_jax.console import ProgressLine, plain_messages, quiet_orbax, refuse, refusing

@@ -1,8 +1,9 @@
 """Losses that help the talker find which part of the text a frame says: a CTC readout and a guided attention head.
 
 Connectionist temporal classification (Graves et al. 2006): a middle layer's states at the frames, each of which has
-seen the text and the speech so far, must spell out the text in order. That is learnt far sooner than attending to
-the text is from predicting the next frame alone, and leads to it. The readout is no part of the model.
+seen the text and the speech so far, must spell out the text in order. The talker learns this far sooner than it would
+learn to attend to the text from predicting the next frame alone, and the one leads to the other. The readout is no part
+of the model.
 
 Guided attention in one head (after Tachibana et al. 2018, arXiv:1710.08969): speech goes through its text from start
 to end at a nearly even pace, so a frame should attend to the ids around the same fraction of the text or, where an

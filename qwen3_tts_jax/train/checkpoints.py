@@ -69,7 +69,7 @@ class Checkpoints:
         return state
 
     def save(self, state: Any, step: int) -> None:
-        """Keeps the state after `step`, and drops older ones."""
+        """Keeps the state after `step`, and drops old ones."""
         self._write(f"{step:08}", state)
         drop_old(self.folder, _KEPT)
 

@@ -63,7 +63,7 @@ def read_recording_codes(
 
 
 def with_codes(clips: Clips, codes: Sequence[np.ndarray], frame_samples: int) -> Clips:
-    """Adds codes to clips, whose crops then begin on whole frames; what only one of the two has at the end is cut."""
+    """Clips whose crops begin on whole frames; samples without codes and codes without samples are cut off."""
     pairs = list(zip(clips.samples, codes, strict=True))
     return replace(
         clips,

@@ -53,8 +53,8 @@ class Recording:
 def find_recordings(source: str | Path, features: str | Path | None = None) -> list[Recording]:
     """The recordings of a folder and its subfolders, sorted by path, or of a file of JSON lines.
 
-    A line is an object with `audio` and, where needed, a teacher's `features` or `codes`: a .npy file, or a .npz file
-    with the array's name as `key`. Paths are relative to the file; other fields are ignored.
+    A line is an object with `audio` and, where needed, `features`, which are a teacher's, or `codes`: a .npy file, or a
+    .npz file with the name of the codes' array as `key`. Paths are relative to the file; other fields are ignored.
 
     Args:
         source: the folder or the file.

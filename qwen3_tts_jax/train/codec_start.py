@@ -53,9 +53,9 @@ def codec_shape(size: Size) -> CodecConfig:
 def random_codec(config: CodecConfig, seed: int = 0) -> dict:
     """The trees encoder and decoder with random weights, NumPy float32; `codec_step.start_codec` fills the codebooks.
 
-    Weights are normal with variance 1 / fan-in, biases 0. Residual branches
-    start small: the gains of the transformers' and of ConvNeXt's at 0.1 (Touvron et al. 2021, arXiv:2103.17239,
-    for up to 18 layers), the last convolution of a residual unit at a fifth of its scale. The decoder starts quiet.
+    Weights are normal with variance 1 / fan-in, biases 0. Residual branches start small: the gains of the transformers'
+    and of ConvNeXt's at 0.1 (Touvron et al. 2021, arXiv:2103.17239, for up to 18 layers), the last convolution of a
+    residual unit at a fifth of its scale. The decoder starts quiet.
     """
     rng = np.random.default_rng(seed)
     leaves = flatten_dict(tree_shapes(codec_rules(config)), sep="/")

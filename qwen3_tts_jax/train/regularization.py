@@ -22,7 +22,7 @@ class Regularization:
         noise_0: part of codes 0, likewise.
         forget: part of frames that the talker does not see, so that it must look at the text.
         dropout: part of the outputs of attention and MLPs (Srivastava et al. 2014), in 256ths.
-        predictor_share: part of frames that the code predictor learns from, other ones in every step.
+        predictor_share: part of frames that the code predictor learns from, different ones in every step.
     """
 
     noise: float = 0.0

@@ -62,8 +62,8 @@ def fit(
     the same parameters, bit for bit, as one that was never interrupted.
 
     Args:
-        params: the trees talker and code_predictor before training. Donated, see `step.start`; with a mesh best at
-            their `shards.placement`: otherwise they lie whole on a device until they are spread.
+        params: the trees talker and code_predictor before training. Donated, see `step.start`. With a mesh, give them
+            at their `shards.placement`: otherwise they lie whole on a device until they are spread.
         recipe: what is trained and how.
         data: to learn from.
         folder: of the run.

@@ -131,7 +131,7 @@ def entropy(logits: jax.Array) -> jax.Array:
 
 
 def _seen_before(codes: jax.Array, size: int) -> jax.Array:
-    """Codes 0, int32 [B, T] → which of them came in earlier frames, bool [B, T + 1, size]."""
+    """Codes 0, int32 [B, T] → which codes came in earlier frames, bool [B, T + 1, size]."""
     drawn = jax.nn.one_hot(codes, size, dtype=jnp.int32)
     return jnp.pad(jax.lax.cummax(drawn, axis=1), ((0, 0), (1, 0), (0, 0))) > 0
 

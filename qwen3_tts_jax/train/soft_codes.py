@@ -23,8 +23,8 @@ from qwen3_tts_jax.layers import PRECISION
 def decode_soft(params: Mapping[str, Any], config: CodecDecoderConfig, weights: jax.Array) -> jax.Array:
     """Weights float32 [B, T, Q, V] over the codes of each frame → samples [B, T·frame_samples].
 
-    Differentiable in `params` and `weights`, except where samples are clipped at ±1. A
-    codebook's weights should sum to 1: its entries are averaged with them.
+    Differentiable in `params` and `weights`, except where samples are clipped at ±1. A codebook's weights should sum
+    to 1: its entries are averaged with them.
 
     Args:
         params: the subtree codec/decoder.

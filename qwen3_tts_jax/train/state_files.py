@@ -56,7 +56,7 @@ def load_state(path: str | Path, like: State, settings: Mapping[str, Any]) -> St
     Args:
         path: of the checkpoint.
         like: a state of the same run, from which the leaves take dtypes, shapes and devices, and whether they are
-            committed to these. Donated: it is deleted before the file is read, so that memory need hold but one state.
+            committed to these. Donated: it is deleted before the file is read, so that memory holds only one state.
         settings: of the run; those that were saved too must be equal.
 
     Raises:

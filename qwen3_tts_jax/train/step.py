@@ -128,7 +128,7 @@ def start(
 
 
 def _widened(leaf: jax.Array) -> jax.Array:
-    """The leaf in float32: itself, or a copy, and the leaf is deleted."""
+    """The leaf in float32; one of another dtype is deleted once it is copied."""
     wide = jnp.asarray(leaf, jnp.float32)
     if isinstance(leaf, jax.Array) and leaf.dtype != wide.dtype:
         leaf.delete()
