@@ -38,7 +38,7 @@ class OptimizerConfig:
     Attributes:
         learning_rate: the highest, after the warm-up.
         steps: of the whole run; the cosine ends there.
-        warmup_steps: from 0 to `learning_rate`.
+        warmup_steps: in which the rate rises to `learning_rate`, in equal steps.
         final_rate: the last learning rate, as a part of the highest.
         weight_decay: of weights and kernels; not of embeddings, norms and biases.
         betas: of the means of gradients and of their squares.
