@@ -29,7 +29,7 @@ from qwen3_tts_jax.console import (
 )
 from qwen3_tts_jax.packaged import MINI
 from qwen3_tts_jax.phonemes import UnspeakableError
-from qwen3_tts_jax.prompt import MAX_SEED, PromptPlan, Request, plan_prompt, validate
+from qwen3_tts_jax.prompt import PromptPlan, Request, check_seed, plan_prompt, validate
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.pipeline import Qwen3TTS
@@ -199,8 +199,8 @@ def sampling_arguments(options: SpeechOptions) -> dict[str, Any]:
     """
     if options.max_seconds is not None and not 0 < options.max_seconds < math.inf:
         refuse(f"--max-seconds must be a number above 0, got {options.max_seconds:g}")
-    if not 0 <= options.seed <= MAX_SEED:
-        refuse(f"--seed must be 0 … {MAX_SEED}, got {options.seed}")
+    with refusing(ValueError):
+        check_seed(options.seed, "--seed")
     names = ("temperature", "top_k", "top_p", "repetition_penalty")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     unused = [f"--{name.replace('_', '-')}" for name in given if name != "repetition_penalty"]

@@ -22,7 +22,7 @@ from qwen3_tts_jax.cli_train_report import (
     SECONDS,
     Interval,
     check_numbers,
-    check_schedule,
+    check_run,
     check_tensorboard,
     counter,
     names,
@@ -113,23 +113,11 @@ def sft(
     from qwen3_tts_jax.cli_model import Source
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
     from qwen3_tts_jax.packaged import local_folder
-    from qwen3_tts_jax.prompt import check_seed
 
-    with refusing(ValueError):
-        check_seed(seed, "--seed")
-    refuse_idle(context, patience and validation is None, "without --validation", "patience")
+    check_run(context)
     refuse_idle(context, not lora, "without --lora", "lora_alpha", "lora_modules")
     refuse_idle(context, batch_seconds is None, "without --batch-seconds", "buckets")
     refuse_idle(context, batch_seconds is not None, "with --batch-seconds", "batch_size")
-    check_schedule(
-        steps,
-        warmup,
-        log_every=log_every,
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        sample_every=sample_every,
-        patience=patience,
-    )
     check_numbers(ROWS, batch_size=batch_size, buckets=buckets, accumulate=accumulate)
     check_numbers(SECONDS, batch_seconds=batch_seconds)
     check_numbers(POSITIVE, learning_rate=learning_rate, lora_alpha=lora_alpha)

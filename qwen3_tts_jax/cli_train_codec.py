@@ -21,7 +21,7 @@ from qwen3_tts_jax.cli_train_report import (
     Interval,
     Steps,
     check_numbers,
-    check_schedule,
+    check_run,
     counter,
     training,
     warmup_steps,
@@ -115,25 +115,13 @@ def codec(
     existing codec, all learn together.
     """
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
-    from qwen3_tts_jax.prompt import check_seed
 
-    with refusing(ValueError):
-        check_seed(seed, "--seed")
-    refuse_idle(context, patience and validation is None, "without --validation", "patience")
+    check_run(context)
     refuse_idle(context, config is not None, "with --config", "size")
     refuse_idle(context, start is not None, "with --start", "size")
     refuse_idle(context, feature_rate is None, "without --feature-rate", "teacher_weight")
     hearing = ("discriminator_every", "discriminator_seconds", "discriminator_kind")
     refuse_idle(context, discriminator_start is None, "without --discriminator-start", *hearing)
-    check_schedule(
-        steps,
-        warmup,
-        log_every=log_every,
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        sample_every=sample_every,
-        patience=patience,
-    )
     check_numbers(STEPS, encoder_steps=encoder_steps, discriminator_every=discriminator_every)
     check_numbers(STEPS_OR_NONE, spectral_steps=spectral_steps, continuous_steps=continuous_steps)
     check_numbers(STEPS_OR_NONE, discriminator_start=discriminator_start)

@@ -54,11 +54,19 @@ def check_numbers(interval: Interval, **options: float | None) -> None:
             refuse(f"--{name.replace('_', '-')} must be {interval}, got {got}")
 
 
-def check_schedule(steps: int, warmup: int | None, **every: int) -> None:
-    """Refuses a number of steps, a warm-up or an interval between events that no run can have."""
-    check_numbers(STEPS, steps=steps)
-    check_numbers(Interval(0, steps - 1), warmup=warmup)
-    check_numbers(STEPS_OR_NONE, **every)
+def check_run(context: typer.Context) -> None:
+    """Refuses what no run can have of the options that all three commands share: seed, steps and when what is done."""
+    from qwen3_tts_jax.console import refuse_idle, refusing
+    from qwen3_tts_jax.prompt import check_seed
+
+    given = context.params
+    with refusing(ValueError):
+        check_seed(given["seed"], "--seed")
+    refuse_idle(context, given["patience"] and given["validation"] is None, "without --validation", "patience")
+    check_numbers(STEPS, steps=given["steps"])
+    check_numbers(Interval(0, given["steps"] - 1), warmup=given["warmup"])
+    every = ("log_every", "evaluate_every", "save_every", "sample_every", "patience")
+    check_numbers(STEPS_OR_NONE, **{name: given[name] for name in every})
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from qwen3_tts_jax.cli_train_report import (
     SECONDS,
     STEPS_OR_NONE,
     check_numbers,
-    check_schedule,
+    check_run,
     check_tensorboard,
     counter,
     names,
@@ -131,22 +131,10 @@ def talker(
     from qwen3_tts_jax.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
     from qwen3_tts_jax.packaged import local_folder
     from qwen3_tts_jax.presets import preset
-    from qwen3_tts_jax.prompt import check_seed
 
-    with refusing(ValueError):
-        check_seed(seed, "--seed")
-    refuse_idle(context, patience and validation is None, "without --validation", "patience")
+    check_run(context)
     refuse_idle(context, guide and not alignment, "without --alignment", "guide")
     refuse_idle(context, not alignment, "without --alignment", "alignment_layer", "alignment_steps")
-    check_schedule(
-        steps,
-        warmup,
-        log_every=log_every,
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        sample_every=sample_every,
-        patience=patience,
-    )
     check_numbers(ROWS, buckets=buckets, accumulate=accumulate)
     check_numbers(SECONDS, batch_seconds=batch_seconds)
     check_numbers(POSITIVE, learning_rate=learning_rate)

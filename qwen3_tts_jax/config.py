@@ -21,7 +21,8 @@ class ConfigError(ValueError):
     """A configuration that this package cannot run; the message names the key and its value."""
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises a ConfigError with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -54,17 +55,17 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "width", "mlp_width", "num_heads", "num_kv_heads", "head_dim"):
-            _require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        _require(
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_attention_heads ({self.num_heads}) must be a multiple of num_key_value_heads ({self.num_kv_heads})",
         )
-        _require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE, got {self.head_dim}")
-        _require(
+        require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE, got {self.head_dim}")
+        require(
             self.sliding_window is None or self.sliding_window > 0,
             f"sliding_window must be positive, got {self.sliding_window}",
         )
-        _require(
+        require(
             self.dtype in ("float32", "bfloat16"),
             f"dtype must be float32 or bfloat16, got {self.dtype!r}",
         )
@@ -89,11 +90,11 @@ class TalkerConfig:
     staging_devices: int = 0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.codec_vocab_size > self.num_special_codes,
             f"talker vocab_size must exceed its {self.num_special_codes} special codes, got {self.codec_vocab_size}",
         )
-        _require(self.num_codebooks > 1, f"num_code_groups must be at least 2, got {self.num_codebooks}")
+        require(self.num_codebooks > 1, f"num_code_groups must be at least 2, got {self.num_codebooks}")
 
     @property
     def codebook_size(self) -> int:
@@ -214,12 +215,12 @@ class CodecDecoderConfig:
 
     def __post_init__(self) -> None:
         halvings = 2 ** len(self.upsample_rates)
-        _require(
+        require(
             self.decoder_channels % halvings == 0,
             f"decoder_dim ({self.decoder_channels}) must be divisible by {halvings} "
             f"(it halves in each of {len(self.upsample_rates)} stages)",
         )
-        _require(
+        require(
             self.num_codebooks > self.num_semantic_codebooks,
             f"num_quantizers ({self.num_codebooks}) must exceed "
             f"num_semantic_quantizers ({self.num_semantic_codebooks})",
@@ -248,7 +249,7 @@ class CodecConfig:
     encoder_trained: bool = True
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.encoder.codebook_size <= self.decoder.codebook_size,
             f"the encoder's codebook_size ({self.encoder.codebook_size}) exceeds "
             f"the decoder's ({self.decoder.codebook_size})",
@@ -260,7 +261,7 @@ class CodecConfig:
 
     def require_encoder(self) -> None:
         """Raises a ConfigError where the encoder is not trained."""
-        _require(self.encoder_trained, "this codec's encoder is not trained: it cannot encode recordings")
+        require(self.encoder_trained, "this codec's encoder is not trained: it cannot encode recordings")
 
     @property
     def frame_rate(self) -> float:
@@ -320,15 +321,15 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "repetition_penalty"):
             value = getattr(self, name)
-            _require(isinstance(value, Real), f"{name} must be a number, got {value!r}")
-        _require(
+            require(isinstance(value, Real), f"{name} must be a number, got {value!r}")
+        require(
             not self.do_sample or self.temperature > 0,
             f"temperature must be above 0, got {self.temperature} (for the most likely codes use do_sample=False)",
         )
-        _require(isinstance(self.top_k, Integral), f"top_k must be a whole number, got {self.top_k!r}")
-        _require(self.top_k >= 0, f"top_k must be 0 (off) or positive, got {self.top_k}")
-        _require(0 <= self.top_p <= 1, f"top_p must be in [0, 1], got {self.top_p}")
-        _require(
+        require(isinstance(self.top_k, Integral), f"top_k must be a whole number, got {self.top_k!r}")
+        require(self.top_k >= 0, f"top_k must be 0 (off) or positive, got {self.top_k}")
+        require(0 <= self.top_p <= 1, f"top_p must be in [0, 1], got {self.top_p}")
+        require(
             self.repetition_penalty > 0,
             f"repetition_penalty must be above 0, got {self.repetition_penalty}",
         )
@@ -354,7 +355,7 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         # Its codes belong to different codebooks, so none can repeat another.
-        _require(
+        require(
             self.code_predictor.repetition_penalty == 1.0,
             f"repetition_penalty of the code predictor must be 1, got {self.code_predictor.repetition_penalty}",
         )
@@ -383,12 +384,12 @@ class ModelConfig:
     max_new_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.talker.num_codebooks == self.code_predictor.num_codebooks,
             f"num_code_groups differ: talker {self.talker.num_codebooks}, "
             f"code predictor {self.code_predictor.num_codebooks}",
         )
-        _require(
+        require(
             self.talker.num_codebooks == self.codec.num_codebooks,
             f"the talker makes {self.talker.num_codebooks} codes a frame, the codec reads {self.codec.num_codebooks}",
         )
@@ -397,7 +398,7 @@ class ModelConfig:
             "code predictor": self.code_predictor.codebook_size,
         }
         for part, size in sizes.items():
-            _require(
+            require(
                 size == self.codec.decoder.codebook_size,
                 f"the {part} has codebooks of {size} codes, the codec of {self.codec.decoder.codebook_size}",
             )
@@ -407,8 +408,8 @@ class ModelConfig:
         ):
             for name, index in ids.items():
                 # An id beyond its table would be embedded as the last row; such an end of speech is never drawn.
-                _require(0 <= index < size, f"{name} is {index}, but the {vocabulary} vocabulary has {size} ids")
-        _require(
+                require(0 <= index < size, f"{name} is {index}, but the {vocabulary} vocabulary has {size} ids")
+        require(
             (self.model_type == "base") == (self.speaker_encoder is not None),
             "a 'base' model has a speaker encoder, and only it has one",
         )

@@ -25,6 +25,7 @@ from qwen3_tts_jax.config import (
     SpeakerEncoderConfig,
     TalkerConfig,
     TransformerConfig,
+    require,
 )
 from qwen3_tts_jax.json_keys import Keys
 
@@ -67,11 +68,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
 def _transformer_from_hf(keys: Keys, eps: str = "rms_norm_eps", **overrides: Any) -> TransformerConfig:
     keys.only("attention_bias", False)
     width, num_heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
@@ -106,7 +102,7 @@ def from_hf(
     top = Keys(config, "config.json")
     top.only("model_type", "qwen3_tts")
     top.only("tokenizer_type", "qwen3_tts_tokenizer_12hz")
-    _require(
+    require(
         top["tts_model_type"] in ("base", "custom_voice", "voice_design"),
         f"config.json: tts_model_type={top['tts_model_type']!r} is not one of base, custom_voice, voice_design",
     )
@@ -134,7 +130,7 @@ def from_hf(
         if dialect is not None and dialect is not False
     }
     for name, dialect in dialects.items():
-        _require(
+        require(
             dialect in languages,
             f"config.json: talker_config: spk_is_dialect has {dialect!r} for {name}, which codec_language_id has not",
         )
@@ -195,18 +191,18 @@ def _codec_from_hf(top: Keys) -> CodecConfig:
     encoder.only("use_conv_shortcut", False)
     encoder.only("pad_mode", "constant")
     sample_rate = top.whole("output_sample_rate")
-    _require(
+    require(
         sample_rate == top.whole("input_sample_rate") == encoder.whole("sampling_rate"),
         f"{top.where}: input, output and encoder sample rates differ",
     )
     strides = encoder.wholes("upsampling_ratios")[::-1]
     convolution_stride = math.prod(strides)
     encoded, decoded = top.whole("encode_downsample_rate"), top.whole("decode_upsample_rate")
-    _require(
+    require(
         encoded == decoded,
         f"{top.where}: encode_downsample_rate={encoded} differs from decode_upsample_rate={decoded}",
     )
-    _require(
+    require(
         encoded % convolution_stride == 0,
         f"{top.where}: encode_downsample_rate={encoded} is no multiple of the encoder's strides ({convolution_stride})",
     )
@@ -253,11 +249,11 @@ def _codec_from_hf(top: Keys) -> CodecConfig:
             latent_upsample_rates=decoder.wholes("upsampling_ratios"),
         ),
     )
-    _require(
+    require(
         config.frame_samples == decoded,
         f"{top.where}: decode_upsample_rate={decoded} but the decoder makes {config.frame_samples} samples a frame",
     )
-    _require(
+    require(
         config.num_codebooks == config.decoder.num_codebooks,
         f"{top.where}: encoder_valid_num_quantizers={config.num_codebooks} "
         f"but the decoder reads {config.decoder.num_codebooks} codebooks",

@@ -7,12 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen3_tts_jax.config import ConfigError
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+from qwen3_tts_jax.config import require
 
 
 class Keys:
@@ -29,11 +24,11 @@ class Keys:
     """
 
     def __init__(self, values: Mapping[str, Any], where: str):
-        _require(isinstance(values, Mapping), f"{where} must be a JSON object, got {_shown(values)}")
+        require(isinstance(values, Mapping), f"{where} must be a JSON object, got {_shown(values)}")
         self.values, self.where = values, where
 
     def __getitem__(self, key: str) -> Any:
-        _require(key in self.values, f"{self.where} has no {key!r}")
+        require(key in self.values, f"{self.where} has no {key!r}")
         return self.values[key]
 
     def _value(self, key: str, default: Any) -> Any:
@@ -45,25 +40,25 @@ class Keys:
     def wholes(self, key: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
         """The whole numbers of a list, each at least 1."""
         values, where = self._value(key, default), f"{self.where}: {key}"
-        _require(isinstance(values, list | tuple), f"{where} must be a list of whole numbers, got {_shown(values)}")
+        require(isinstance(values, list | tuple), f"{where} must be a list of whole numbers, got {_shown(values)}")
         return tuple(_whole(value, where, 1) for value in values)
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._value(key, default)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        _require(
+        require(
             number and abs(value) <= sys.float_info.max, f"{self.where}: {key} must be a number, got {_shown(value)}"
         )
         return value
 
     def text(self, key: str) -> str:
         value = self[key]
-        _require(isinstance(value, str), f"{self.where}: {key} must be text, got {_shown(value)}")
+        require(isinstance(value, str), f"{self.where}: {key} must be text, got {_shown(value)}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._value(key, default)
-        _require(isinstance(value, bool), f"{self.where}: {key} must be true or false, got {_shown(value)}")
+        require(isinstance(value, bool), f"{self.where}: {key} must be true or false, got {_shown(value)}")
         return value
 
     def child(self, key: str, default: Mapping[str, Any] | None = None) -> Keys:
@@ -73,7 +68,7 @@ class Keys:
         """A child, empty where it is missing, with its names in lower case: requests name them in any case."""
         child = self.child(key, {})
         lowered = {name.lower(): value for name, value in child.values.items()}
-        _require(len(lowered) == len(child.values), f"{child.where} has names that differ in nothing but case")
+        require(len(lowered) == len(child.values), f"{child.where} has names that differ in nothing but case")
         return Keys(lowered, child.where)
 
     def ids(self, key: str) -> dict[str, int]:
@@ -84,7 +79,7 @@ class Keys:
     def only(self, key: str, *allowed: Any) -> None:
         """Refuses a value that is not `allowed`; a missing key stands for the first of these."""
         value = self.values.get(key, allowed[0])
-        _require(
+        require(
             value in allowed,
             f"{self.where}: {key}={_shown(value)} is not supported (supported: {', '.join(map(repr, allowed))})",
         )
@@ -92,8 +87,8 @@ class Keys:
 
 def _whole(value: Any, where: str, least: int) -> int:
     whole = isinstance(value, int) and not isinstance(value, bool)
-    _require(whole, f"{where} must be a whole number, got {_shown(value)}")
-    _require(value >= least, f"{where} must be at least {least}, got {value}")
+    require(whole, f"{where} must be a whole number, got {_shown(value)}")
+    require(value >= least, f"{where} must be at least {least}, got {value}")
     return value
 
 

@@ -231,7 +231,7 @@ class StreamBatch:
         """Puts the prompt of the stream's next utterance into a row of the batch."""
         part, plan = stream.parts.popleft()
         text = SpokenText(plan.trailing_text_ids.tolist())
-        limit = int(min(frame_limit(part, plan, self._config), stream.left))
+        limit = min(frame_limit(part, plan, self._config), stream.left)
         stream.begin(text, slots=len(plan.text_ids), limit=limit)
         pad, length = self._config.prompt.tts_pad, bucket(stream.slots, PROMPT_BUCKET)
         self._make_room(length)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import jax
 import pytest
 
+from qwen3_tts_jax import Qwen3TTS
 from qwen3_tts_jax.text import TextTokenizer
+from tests.shapes import SMALL
+from tests.small_checkpoint import write_small_checkpoint
 from tests.tokenizer_files import write_tokenizer_files
 
 # What a test compiles, here or in a process it starts, is not for the user's cache folder, nor may a test find what
@@ -45,6 +50,19 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
     """The published text tokenizer."""
     return TextTokenizer.from_folder(tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Callable[..., Qwen3TTS]:
+    """load(variant, eos_boost): a small model in float32."""
+
+    @cache
+    def load(variant: str, eos_boost: float = 1.0) -> Qwen3TTS:
+        folder = tmp_path_factory.mktemp(variant)
+        write_small_checkpoint(folder, SMALL[variant], tokenizer_folder, eos_boost=eos_boost)
+        return Qwen3TTS.from_pretrained(folder, dtype="float32")
+
+    return load
 
 
 @pytest.fixture

@@ -12,13 +12,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from safetensors.numpy import save_file
 
 from qwen3_tts_jax import hf_export
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.rule import Rule
 from qwen3_tts_jax.convert.rules import codec_rules, model_rules
+from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests.draw import draw
+from tests.shapes import SMALL
 from tests.tokenizer_files import FILES as TOKENIZER_FILES
 
 _END_ROWS = "talker.codec_head.weight"
@@ -57,6 +60,17 @@ def write_small_checkpoint(
     _write_weights(folder, model_rules(config), seed, dtype, end_rows)
     _write_weights(codec_folder, codec_rules(config.codec), seed, "float32", {})
     return folder
+
+
+def small_voice(variant: str, frames: int) -> VoicePrompt:
+    """A random voice for a small base model: with so many frames in context, or with 0 as an x-vector alone."""
+    config, rng = SMALL[variant], np.random.default_rng(frames)
+    x_vector = rng.normal(size=config.speaker_encoder.x_vector_width).astype(np.float32)
+    if frames == 0:
+        return VoicePrompt(x_vector)
+    size = (frames, config.talker.num_codebooks)
+    codes = rng.integers(0, config.code_predictor.codebook_size, size).astype(np.int32)
+    return VoicePrompt(x_vector, codes, "What the recording says.")
 
 
 def _write_weights(folder: Path, rules: Iterable[Rule], seed: int, dtype: str, row_scales: Mapping[int, float]) -> None:

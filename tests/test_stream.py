@@ -5,55 +5,29 @@ from __future__ import annotations
 import gc
 import inspect
 import itertools
-from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding, generate, stream, stream_decoding
+from qwen3_tts_jax import Qwen3TTS, Request, codec_decoding, generate, stream, stream_decoding
 from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.config import GenerationConfig
 from qwen3_tts_jax.stream_decoding import StreamDecoder
 from qwen3_tts_jax.utterances import utterance_number
-from tests.shapes import SMALL
-from tests.small_checkpoint import write_small_checkpoint
+from tests.small_checkpoint import small_voice
 
 TEXT = "It's a long way to Tipperary, isn't it? 很远。"
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory, tokenizer_folder):
-    """load(variant, eos_boost): a small model in float32."""
-
-    @cache
-    def load(variant: str, eos_boost: float = 1.0) -> Qwen3TTS:
-        folder: Path = tmp_path_factory.mktemp(variant)
-        write_small_checkpoint(folder, SMALL[variant], tokenizer_folder, eos_boost=eos_boost)
-        return Qwen3TTS.from_pretrained(folder, dtype="float32")
-
-    return load
-
-
-def voice(variant: str, frames: int) -> VoicePrompt:
-    config, rng = SMALL[variant], np.random.default_rng(2)
-    x_vector = rng.normal(size=config.speaker_encoder.x_vector_width).astype(np.float32)
-    if frames == 0:
-        return VoicePrompt(x_vector)
-    size = (frames, config.talker.num_codebooks)
-    codes = rng.integers(0, config.code_predictor.codebook_size, size).astype(np.int32)
-    return VoicePrompt(x_vector, codes, "What the recording says.")
 
 
 # (variant, options of both calls): every kind of model, in context with a long and a short reference.
 CALLS = [
     ("1.7B-CustomVoice", {"speaker": "ryan", "instruct": "Softly."}),
     ("1.7B-VoiceDesign", {"instruct": "An old man."}),
-    ("1.7B-Base", {"voice_clone_prompt": voice("1.7B-Base", 0)}),
-    ("1.7B-Base", {"voice_clone_prompt": voice("1.7B-Base", 3)}),
-    ("1.7B-Base", {"voice_clone_prompt": voice("1.7B-Base", 41)}),
+    ("1.7B-Base", {"voice_clone_prompt": small_voice("1.7B-Base", 0)}),
+    ("1.7B-Base", {"voice_clone_prompt": small_voice("1.7B-Base", 3)}),
+    ("1.7B-Base", {"voice_clone_prompt": small_voice("1.7B-Base", 41)}),
 ]
 METHODS = {"custom_voice": "custom_voice", "voice_design": "voice_design", "base": "voice_clone"}
 
@@ -370,7 +344,10 @@ def test_many_short_streams_keep_nothing(load):
         ("1.7B-CustomVoice", "voice_design", {"text": "a", "instruct": "b"}, "use stream_custom_voice"),
         ("1.7B-CustomVoice", "voice_clone", {"text": "a"}, "needs a base model"),
         ("1.7B-Base", "voice_clone", {"text": "a"}, "there is no voice to clone"),
-        ("1.7B-Base", "voice_clone", {"text": "a", "voice_clone_prompt": voice("0.6B-Base", 0)}, "make the voice"),
+        (
+            "1.7B-Base", "voice_clone",
+            {"text": "a", "voice_clone_prompt": small_voice("0.6B-Base", 0)}, "make the voice",
+        ),
         ("1.7B-Base", "voice_clone", {"text": "a", "voice_clone_prompt": []}, "speaks with one voice, got 0"),
     ],
 )  # fmt: skip

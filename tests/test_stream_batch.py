@@ -6,46 +6,20 @@ import gc
 import threading
 from collections import defaultdict
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, Speech, VoicePrompt, codec_decoding, generate, stream_batch
+from qwen3_tts_jax import Qwen3TTS, Request, Speech, codec_decoding, generate, stream_batch
 from qwen3_tts_jax import stream_decoding as decoding
 from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.stream_batch import StreamBatch
 from qwen3_tts_jax.stream_decoding import StreamDecoder
-from tests.shapes import SMALL
-from tests.small_checkpoint import write_small_checkpoint
+from tests.small_checkpoint import small_voice
 
 TEXT = "It's a long way to Tipperary, isn't it? 很远。"
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory, tokenizer_folder):
-    """load(variant, eos_boost): a small model in float32."""
-
-    @cache
-    def load(variant: str, eos_boost: float = 1.0) -> Qwen3TTS:
-        folder: Path = tmp_path_factory.mktemp(variant)
-        write_small_checkpoint(folder, SMALL[variant], tokenizer_folder, eos_boost=eos_boost)
-        return Qwen3TTS.from_pretrained(folder, dtype="float32")
-
-    return load
-
-
-def voice(variant: str, frames: int) -> VoicePrompt:
-    config, rng = SMALL[variant], np.random.default_rng(frames)
-    x_vector = rng.normal(size=config.speaker_encoder.x_vector_width).astype(np.float32)
-    if frames == 0:
-        return VoicePrompt(x_vector)
-    size = (frames, config.talker.num_codebooks)
-    codes = rng.integers(0, config.code_predictor.codebook_size, size).astype(np.int32)
-    return VoicePrompt(x_vector, codes, "What the recording says.")
 
 
 def custom_voices() -> list[Request]:
@@ -61,7 +35,7 @@ def custom_voices() -> list[Request]:
 
 def base_voices() -> list[Request]:
     frames = (0, 3, 41, 3)
-    voices = [voice("1.7B-Base", count) for count in frames]
+    voices = [small_voice("1.7B-Base", count) for count in frames]
     return [
         Request(TEXT, voice=one, text_mode=mode, max_frames=18)
         for one, mode in zip(voices, ["as_it_comes", "as_it_comes", "all_at_once", "all_at_once"], strict=True)
@@ -314,7 +288,7 @@ def test_what_is_dropped_frees_all(load):
     def speak() -> StreamBatch:
         batch = model.stream_batch(batch_size=2)
         for seed in range(20):
-            batch.add(Request("Hi.", voice=voice("1.7B-Base", 1 + seed), max_frames=2), seed)
+            batch.add(Request("Hi.", voice=small_voice("1.7B-Base", 1 + seed), max_frames=2), seed)
         return batch
 
     spoken(speak())  # The model has kept the voices that spoke last.
