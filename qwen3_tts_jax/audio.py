@@ -96,6 +96,16 @@ def samples_problem(samples: np.ndarray) -> str | None:
     return f"has samples that are not finite: {bad} of {len(samples)}" if bad else None
 
 
+def is_url(source: str) -> bool:
+    """Whether a text names a recording to download."""
+    return source[:8].lower().startswith(("http://", "https://"))
+
+
+def is_file_name(source: str) -> bool:
+    """Whether a text names a file, and neither something to download nor a data URL."""
+    return not is_url(source) and not source.startswith("data:")
+
+
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """Samples float32 [N] at `rate` Hz → float32 [ceil(N · new_rate / rate)] at `new_rate` Hz.
 
@@ -119,7 +129,7 @@ def _open(source: str | Path) -> BinaryIO:
     if isinstance(source, str):
         if source.startswith("data:"):
             return io.BytesIO(_from_data_url(source))
-        if source[:8].lower().startswith(("http://", "https://")):
+        if is_url(source):
             return io.BytesIO(_download(source))
     path = os.path.expanduser(source)
     if isinstance(source, str) and len(source) > _MIN_BASE64 and not os.path.exists(path):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from qwen3_tts_jax import hf_config
+from qwen3_tts_jax.audio import is_url
 from qwen3_tts_jax.cli_model import Source
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.console import ProgressLine, check_output, plain_messages, refuse, refusing
@@ -109,7 +110,7 @@ def _names(recordings: Sequence[str]) -> list[str]:
     """What the recordings are called in a file of codes: their own names without the endings."""
     names: dict[str, str] = {}
     for recording in recordings:
-        path = urlsplit(recording).path if recording.startswith(("http://", "https://")) else recording
+        path = urlsplit(recording).path if is_url(recording) else recording
         name = Path(path).stem
         if not name or name in _RESERVED:
             refuse(f"{recording} cannot be kept under the name {name!r}: rename it")

@@ -232,6 +232,17 @@ def test_a_folder_is_not_a_file(tmp_path: Path):
 
 
 # 44,100 → 24,000 has lengths whose quotient, rounded, makes librosa's ceil one more.
+@pytest.mark.parametrize(
+    ("source", "url", "name"),
+    [
+        ("http://a/b.wav", True, False), ("HTTPS://a/b.wav", True, False), ("data:audio/wav;base64,ab", False, False),
+        ("https/b.wav", False, True), ("b.wav", False, True), ("ftp://a", False, True),
+    ],
+)  # fmt: skip
+def test_what_names_a_file(source, url, name):
+    assert (audio.is_url(source), audio.is_file_name(source)) == (url, name)
+
+
 def test_a_whole_rate_may_be_a_float():
     _, rate = audio.read((tone(7), 8000.0))
     assert (rate, type(rate)) == (8000, int)

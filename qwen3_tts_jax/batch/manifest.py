@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_tts_jax.audio import is_file_name
 from qwen3_tts_jax.prompt import MAX_SEED
 
 TEXT_MODES = ("all-at-once", "as-it-comes")
@@ -41,10 +42,6 @@ _UNSAFE = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f]')
 # Device names on Windows, whatever their ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-URLS = ("http://", "https://")
-"""How references that are downloaded start."""
-NO_PATHS = (*URLS, "data:")
-"""How references that are not file names start."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,7 @@ def _item(line: int, row: Mapping[str, Any], folder: Path) -> Item | BadLine:
     if row.get("id") is None:
         values["id"] = str(line)
     for name in ("reference", "voice"):
-        if name in values and not values[name].startswith(NO_PATHS):
+        if name in values and is_file_name(values[name]):
             try:
                 values[name] = str(folder / Path(values[name]).expanduser())
             except RuntimeError:

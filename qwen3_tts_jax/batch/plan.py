@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from qwen3_tts_jax import audio, voice_file, voices
-from qwen3_tts_jax.batch.manifest import URLS, BadLine, Item
+from qwen3_tts_jax.batch.manifest import BadLine, Item
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.safetensors_file import BrokenFileError, read_header
@@ -243,7 +243,7 @@ class _Voices:
             voices.check_recording("the reference", samples, rate)
             digest = _recording_digest(samples, rate)
             kept = None
-            if self._downloads is not None and source.startswith(URLS):
+            if self._downloads is not None and audio.is_url(source):
                 self._downloads.mkdir(mode=0o700, exist_ok=True)
                 kept = self._downloads / f"{digest}.wav"
                 soundfile.write(kept, samples, rate, subtype="FLOAT")

@@ -16,8 +16,8 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
+from qwen3_tts_jax.audio import is_file_name
 from qwen3_tts_jax.batch import speak
-from qwen3_tts_jax.batch.manifest import NO_PATHS
 from qwen3_tts_jax.batch.plan import Task
 from qwen3_tts_jax.batch.speak import JobError, Model, Result
 from qwen3_tts_jax.config import GenerationConfig
@@ -107,6 +107,6 @@ class _Worker:
 
 def _with_whole_path(task: Task) -> Task:
     reference = task.reference
-    if reference is None or reference.source.startswith(NO_PATHS):
+    if reference is None or not is_file_name(reference.source):
         return task
     return replace(task, reference=replace(reference, source=str(Path(reference.source).absolute())))
