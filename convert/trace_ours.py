@@ -24,7 +24,7 @@ from qwen3_tts_jax.generate import DecodeState, Params, advance, embed_prompt, p
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import PromptBatch, Request, batch_plans, plan_prompt
 from qwen3_tts_jax.talker import Talker
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train.score import code_logits_of
 from qwen3_tts_jax.transformer import Block
 from qwen3_tts_jax.voice_prompt import VoicePrompt

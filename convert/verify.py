@@ -30,7 +30,7 @@ from qwen3_tts_jax.convert.trace_ours import trace_ours
 from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.prompt import Request, TextMode, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encoded_frames
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.utterances import spoken_as
 from qwen3_tts_jax.voice_prompt import stand_in
 from qwen3_tts_jax.voices import LONGEST_SECONDS, SHORTEST_SECONDS

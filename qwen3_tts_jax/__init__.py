@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig, SamplingConfig
     from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.prompt import Request
+    from qwen3_tts_jax.speech import Speech
     from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
-    from qwen3_tts_jax.synthesis import Speech
     from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 _HOMES = {
@@ -20,7 +20,7 @@ _HOMES = {
     "SamplingConfig": "config",
     "Qwen3TTS": "pipeline",
     "Request": "prompt",
-    "Speech": "synthesis",
+    "Speech": "speech",
     "SpeechTokenizer": "speech_tokenizer",
     "VoicePrompt": "voice_prompt",
 }

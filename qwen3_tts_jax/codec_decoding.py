@@ -20,7 +20,7 @@ from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.sharding import data_size, place_batch
 
 if TYPE_CHECKING:
-    from qwen3_tts_jax.synthesis import Progress
+    from qwen3_tts_jax.speech import Progress
 
 _CHUNK_FRAMES = 16
 # Steps that the device is given before the host waits for the first of them.

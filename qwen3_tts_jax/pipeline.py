@@ -19,11 +19,12 @@ from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.devices import automatic_dtype, default_device
 from qwen3_tts_jax.prompt import Request, check_whole
 from qwen3_tts_jax.quantize import quantize_leaf
+from qwen3_tts_jax.speech import Progress, Speech
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.stream import CHUNK_FRAMES, stream
 from qwen3_tts_jax.stream_batch import StreamBatch
-from qwen3_tts_jax.synthesis import Progress, Speech, synthesize_each
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.synthesis import synthesize_each
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from qwen3_tts_jax.voices import make_voices
 
@@ -425,7 +426,7 @@ class Qwen3TTS:
             official_decoding: decode as the official package does: in chunks of 300 frames that see the 25
                 frames before them, which differs from the exact decode beyond 24 s, and with the reference cut
                 off in proportion to its frames, which may leave one of its samples.
-            progress: see `synthesis.Progress`.
+            progress: see `speech.Progress`.
 
         Raises:
             ValueError: a bad request or utterance number, before anything is computed.

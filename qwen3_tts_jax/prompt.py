@@ -34,7 +34,7 @@ from qwen3_tts_jax.config import ModelConfig, PromptConfig
 from qwen3_tts_jax.voice_prompt import VoicePrompt, check_voice
 
 if TYPE_CHECKING:
-    from qwen3_tts_jax.durations import Durations
+    from qwen3_tts_jax.text.durations import Durations
 
 TextMode = Literal["all_at_once", "as_it_comes"]
 

@@ -17,7 +17,7 @@ from qwen3_tts_jax.codec import encoder, hopper
 from qwen3_tts_jax.codec_decoding import decode_codes, fetched
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.sharding import place_batch
-from qwen3_tts_jax.synthesis import Progress
+from qwen3_tts_jax.speech import Progress
 from qwen3_tts_jax.voice_prompt import codes_problem
 
 # Longer chunks waste more of the last one, shorter ones keep a CPU's cores less busy.

@@ -29,9 +29,10 @@ from qwen3_tts_jax.generate import (
     utterance_keys,
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, check_seed, check_whole, plan_prompt, validate
+from qwen3_tts_jax.speech import FinishReason, Speech
 from qwen3_tts_jax.stream_decoding import StreamDecoder
-from qwen3_tts_jax.synthesis import FinishReason, Speech, frame_limit, reference_codes
-from qwen3_tts_jax.text import IncrementalText, TextTokenizer
+from qwen3_tts_jax.synthesis import frame_limit, reference_codes
+from qwen3_tts_jax.text.tokenizer import IncrementalText, TextTokenizer
 from qwen3_tts_jax.utterances import FRAMES_PER_TOKEN, spoken_as, spoken_as_it_arrives, utterance_number
 
 CHUNK_FRAMES = (1, 2, 4, 8)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,36 +28,8 @@ from qwen3_tts_jax.generate import (
 )
 from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, check_seed, check_whole, plan_prompt
 from qwen3_tts_jax.sharding import data_size, place_batch, place_state, whole_rows
+from qwen3_tts_jax.speech import FinishReason, Progress, Speech
 from qwen3_tts_jax.utterances import expected_frames, joined, spoken_as, utterance_number
-
-FinishReason = Literal["stop", "length"]
-
-Progress = Callable[[Literal["load", "encode", "prefill", "speak", "decode"], int, int], None]
-"""Called as progress(stage, done, total): bytes loaded, recordings encoded,
-prompts read, frames made, utterances decoded."""
-
-
-@dataclass(frozen=True)
-class Speech:
-    """One utterance, or a chunk of one that is streamed.
-
-    Attributes:
-        samples: float32 [N] in [−1, 1].
-        sample_rate: samples per second.
-        codes: int32 [T, Q], the frames that `samples` were decoded from.
-        finish_reason: "stop" where the model ended the utterance, "length" where the limit cut it, None
-            while a stream goes on.
-    """
-
-    samples: np.ndarray
-    sample_rate: int
-    codes: np.ndarray
-    finish_reason: FinishReason | None
-
-    @property
-    def seconds(self) -> float:
-        """Length of the audio in seconds."""
-        return len(self.samples) / self.sample_rate
 
 
 def shape_step(tokenizer: Tokenizer) -> int:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, Request, Tokenizer, check_whole
-from qwen3_tts_jax.sentences import divided, sentences
+from qwen3_tts_jax.text.sentences import divided, sentences
 
 if TYPE_CHECKING:
-    from qwen3_tts_jax.synthesis import FinishReason
+    from qwen3_tts_jax.speech import FinishReason
 
 _BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
 """Speech hardly ever takes longer than 2 s plus 0.64 s per token of its text."""
@@ -47,7 +47,7 @@ def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
     if durations is None:
         return _split(request, tokenizer)
     # Imported here, because only models that read phonemes need its library.
-    from qwen3_tts_jax import phonemes
+    from qwen3_tts_jax.text import phonemes
 
     parts, frames = [], 0
     for text in phonemes.utterances(request.text):
@@ -67,7 +67,7 @@ def spoken_as_it_arrives(request: Request, pieces: Iterable[str], tokenizer: Tok
     Raises:
         ValueError: the text has ended, and there is nothing to say in it.
     """
-    from qwen3_tts_jax import phonemes
+    from qwen3_tts_jax.text import phonemes
 
     pending, said = "", False
     for piece in chain([request.text], pieces):

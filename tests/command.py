@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from typer.testing import CliRunner, Result
 
-from qwen3_tts_jax.cli import app
+from qwen3_tts_jax.cli.main import app
 from qwen3_tts_jax.config import ModelConfig
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
@@ -39,7 +39,7 @@ HEAR_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_in
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen:
     """Starts a command in a process of its own, its output in pipes."""
-    program = f"{HEAR_INTERRUPTS}from qwen3_tts_jax.cli import main; main()"
+    program = f"{HEAR_INTERRUPTS}from qwen3_tts_jax.cli.main import main; main()"
     command = [sys.executable, "-c", program, *map(str, arguments)]
     return subprocess.Popen(
         command, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": BUFFERED} | options

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from qwen3_tts_jax import Qwen3TTS
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
 from tests.tokenizer_files import write_tokenizer_files

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 _STAND_IN = """
 import sys
 from functools import partial
-from qwen3_tts_jax.cli import main
+from qwen3_tts_jax.cli.main import main
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from tests.stand_in import StandIn
 Qwen3TTS.from_pretrained = partial(StandIn, pause={pause})

@@ -28,9 +28,10 @@ from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
 from qwen3_tts_jax.convert.rules import all_rules, model_rules
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans
 from qwen3_tts_jax.quantize import quantize
+from qwen3_tts_jax.speech import Speech
 from qwen3_tts_jax.stream_batch import StreamBatch
 from qwen3_tts_jax.stream_decoding import StreamDecoder
-from qwen3_tts_jax.synthesis import Speech, speak_codes
+from qwen3_tts_jax.synthesis import speak_codes
 from tests.drawn_tree import drawn_tree
 from tests.safetensors_folder import all_parts, small, write
 from tests.shapes import SMALL

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qwen3_tts_jax.train.codec_start import random_codec
+from qwen3_tts_jax.train.codec.start import random_codec
 from recipes.mini.codes import codec_of_mini, with_pitch
 
 

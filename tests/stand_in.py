@@ -13,9 +13,9 @@ from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.batch.manifest import Item
 from qwen3_tts_jax.batch.plan import Task
 from qwen3_tts_jax.batch.speak import Result, utterance_number
-from qwen3_tts_jax.cli_model import Source
+from qwen3_tts_jax.cli.model import Source
 from qwen3_tts_jax.prompt import Request
-from qwen3_tts_jax.synthesis import Progress, Speech
+from qwen3_tts_jax.speech import Progress, Speech
 
 FRAME_SAMPLES = 12
 

@@ -221,5 +221,5 @@ def test_the_command(tokenizer_folder, tmp_path, monkeypatch):
     assert load_programs(file).sizes == [Size(2, 20, 20 + frames), Size(1, 20, 20 + frames)]
     assert_refused(run("export-programs", model, "-o", file, "--platform", "gpu"), "there is no platform 'gpu'", "cuda")
     assert_refused(run("export-programs", model, "-o", tmp_path / "p.bin"), "'p.bin'", ".zip")
-    monkeypatch.setattr("qwen3_tts_jax.cli_programs._load", None)  # Before any weight is read.
+    monkeypatch.setattr("qwen3_tts_jax.cli.programs._load", None)  # Before any weight is read.
     assert_refused(run("export-programs", model, "-o", file, "--seconds", "inf"), "exceed the model's context of 32768")

@@ -14,7 +14,7 @@ from qwen3_tts_jax.batch import speak
 from qwen3_tts_jax.batch.manifest import Item
 from qwen3_tts_jax.batch.plan import Task, plan
 from qwen3_tts_jax.prompt import MAX_SEED
-from qwen3_tts_jax.synthesis import Speech
+from qwen3_tts_jax.speech import Speech
 from tests.command import write_models, write_recording
 from tests.shapes import SMALL
 from tests.stand_in import StandIn, items, speech_of

@@ -21,7 +21,7 @@ import os, signal, sys, threading, time
 from pathlib import Path
 
 from qwen3_tts_jax.batch import index as batch_index
-from qwen3_tts_jax.batch import job as batch_job
+from qwen3_tts_jax.cli import batch_job
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from tests.command import run
 from tests.jobs import contents, index, rows, write

@@ -8,10 +8,10 @@ from dataclasses import asdict
 
 import pytest
 
-from qwen3_tts_jax.durations import Durations
 from qwen3_tts_jax.packaged import MINI, local_folder
-from qwen3_tts_jax.phonemes import UNITS, phonemize
-from qwen3_tts_jax.text import TextTokenizer, TokenizerError
+from qwen3_tts_jax.text.durations import Durations
+from qwen3_tts_jax.text.phonemes import UNITS, phonemize
+from qwen3_tts_jax.text.tokenizer import TextTokenizer, TokenizerError
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 
 TEXTS = ["Hello there.", "Oh boy, I say: how now?", "The measure of joy, a church, and this thing!", "Up, in, at 9:45."]

@@ -20,15 +20,16 @@ import pytest
 import soundfile
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from qwen3_tts_jax import console, hf_config, hf_export
+from qwen3_tts_jax import hf_config, hf_export
+from qwen3_tts_jax.cli import console
+from qwen3_tts_jax.cli.console import ProgressLine, plain_messages
 from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
-from qwen3_tts_jax.console import ProgressLine, plain_messages
 from qwen3_tts_jax.convert.compare import Stage, Tolerance
 from qwen3_tts_jax.convert.report import Report
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import plan_prompt
-from qwen3_tts_jax.synthesis import Speech
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.speech import Speech
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from tests.command import BUFFERED, assert_refused, start, write_models, write_recording
 from tests.command import run as run_command
 from tests.shapes import SMALL
@@ -122,7 +123,7 @@ def test_version(run):
 def test_help_and_lists_do_not_import_jax(models: Path):
     program = (
         "import sys\n"
-        "from qwen3_tts_jax.cli import app\n"
+        "from qwen3_tts_jax.cli.main import app\n"
         "helps = [[*command, '--help'] for command in (['say'], ['voice', 'save'], ['codec', 'decode'])]\n"
         "for arguments in (*helps, ['voices', '--model', sys.argv[1]], ['languages', '-m', '0.6B-Base']):\n"
         "    app(arguments, standalone_mode=False)\n"
@@ -296,7 +297,7 @@ def test_errors_of_the_program_are_not_swallowed(run, model, monkeypatch, calls)
     def fail(*_, **__):
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr("qwen3_tts_jax.cli_speak.merge_sampling", fail)
+    monkeypatch.setattr("qwen3_tts_jax.cli.speak.merge_sampling", fail)
     result = run("say", "hello", "--model", model)
     assert isinstance(result.exception, ValueError)
     assert str(result.exception) == "a mistake of ours"
@@ -480,10 +481,10 @@ def test_a_signal_ends_without_taking_the_interpreter_apart(status, taken_apart)
     """What XLA compiles meanwhile would crash."""
     script = f"""
 import atexit, sys
-from qwen3_tts_jax import cli
+from qwen3_tts_jax.cli import main
 atexit.register(print, "taken apart")
-cli.app = lambda **_: print("said") or sys.exit({status})
-cli.main()
+main.app = lambda **_: print("said") or sys.exit({status})
+main.main()
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (status, "said\n" + "taken apart\n" * taken_apart)
@@ -509,7 +510,7 @@ def test_how_others_handle_an_interrupt_is_left_alone(handler):
     ],
 )
 def test_standard_streams_that_are_closed(tmp_path, closed, arguments, status, message):
-    line = f"exec {sys.executable} -c 'from qwen3_tts_jax.cli import main; main()' {arguments} {closed}"
+    line = f"exec {sys.executable} -c 'from qwen3_tts_jax.cli.main import main; main()' {arguments} {closed}"
     result = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (status, message)
     assert (tmp_path / "hi.wav").exists() is (closed == "2>&-")

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, console, voice_file
-from qwen3_tts_jax.batch import job as batch_job
-from qwen3_tts_jax.batch.progress import BatchLine, PlanLine
+from qwen3_tts_jax import Qwen3TTS, Request, voice_file
 from qwen3_tts_jax.batch.speak import utterance_number
+from qwen3_tts_jax.cli import batch_job, console
+from qwen3_tts_jax.cli.batch_progress import BatchLine, PlanLine
 from tests.command import assert_refused, of_devices, run, start, write_models, write_recording
 from tests.jobs import contents, index, rows, write
 from tests.stand_in import StandIn
@@ -57,7 +57,7 @@ def test_help_has_examples_and_imports_no_jax():
         help_text.split()
     )
     program = (
-        "import sys\nfrom qwen3_tts_jax.cli import app\napp(['batch', '--help'], standalone_mode=False)\n"
+        "import sys\nfrom qwen3_tts_jax.cli.main import app\napp(['batch', '--help'], standalone_mode=False)\n"
         "print(sorted({'jax', 'rich', 'soundfile', 'numpy'} & set(sys.modules)))"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from qwen3_tts_jax import hf_config, hf_export, voice_file
-from qwen3_tts_jax.cli_clone import Recording
+from qwen3_tts_jax.cli.clone import Recording
 from qwen3_tts_jax.pipeline import Qwen3TTS
-from qwen3_tts_jax.synthesis import Speech
+from qwen3_tts_jax.speech import Speech
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests import golden_voice
 from tests.command import assert_refused, run, write_models, write_recording

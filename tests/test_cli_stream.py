@@ -18,10 +18,10 @@ import pytest
 import soundfile
 
 from qwen3_tts_jax import hf_config
-from qwen3_tts_jax.cli_stream import pcm16, wav_header, write_stream
-from qwen3_tts_jax.console import ProgressLine, arriving_text, read_text
+from qwen3_tts_jax.cli.console import ProgressLine, arriving_text, read_text
+from qwen3_tts_jax.cli.stream import pcm16, wav_header, write_stream
 from qwen3_tts_jax.pipeline import Qwen3TTS
-from qwen3_tts_jax.synthesis import Speech
+from qwen3_tts_jax.speech import Speech
 from tests.command import BUFFERED, assert_refused, run, start, write_model
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -261,9 +261,9 @@ _STEPWISE = """
 import pathlib, sys, time
 import numpy as np
 from qwen3_tts_jax import hf_config
-from qwen3_tts_jax.cli import main
+from qwen3_tts_jax.cli.main import main
 from qwen3_tts_jax.pipeline import Qwen3TTS
-from qwen3_tts_jax.synthesis import Speech
+from qwen3_tts_jax.speech import Speech
 
 class Stepwise:
     def __init__(self, folder, *_, **__):

@@ -189,7 +189,7 @@ def test_show_does_not_import_jax(folder):
     _save("a.safetensors")
     program = (
         "import sys\n"
-        "from qwen3_tts_jax.cli import app\n"
+        "from qwen3_tts_jax.cli.main import app\n"
         "app(['voice', 'show', 'a.safetensors'], standalone_mode=False)\n"
         "print(sorted({'jax', 'flax', 'soundfile'} & set(sys.modules)))\n"
     )

@@ -97,7 +97,7 @@ def test_commands_keep_what_they_compile(tmp_path, tokenizer_folder):
         ["say", "Hi.", "--max-seconds", "0.01", "-o", "b.wav", "--model", str(model)],
     ):
         before = len(files(tmp_path / "cache"))
-        main = "from qwen3_tts_jax.cli import main; main()"
+        main = "from qwen3_tts_jax.cli.main import main; main()"
         subprocess.run(
             [sys.executable, "-c", main, *command], env=environment, cwd=tmp_path, capture_output=True, check=True
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_tts_jax.durations import END, UNIT, Durations, features_of, frame_text
+from qwen3_tts_jax.text.durations import END, UNIT, Durations, features_of, frame_text
 
 LEFT = {f"{kind} {count}": 0.0 for kind in ("vowel", "consonant") for count in range(4)}
 

@@ -19,8 +19,8 @@ from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.convert import load_codec, resolve, resolve_codec
 from qwen3_tts_jax.hf_config import read_codec
 from qwen3_tts_jax.packaged import MINI, local_folder
-from qwen3_tts_jax.phonemes import LONGEST_UTTERANCE, utterances
 from qwen3_tts_jax.prompt import plan_prompt
+from qwen3_tts_jax.text.phonemes import LONGEST_UTTERANCE, utterances
 from qwen3_tts_jax.utterances import joined, spoken_as, spoken_as_it_arrives, utterance_number
 from tests.command import assert_refused, run, write_recording
 
@@ -318,11 +318,11 @@ def test_export_writes_it_and_its_phonemes():
 def test_what_is_not_needed_is_not_imported():
     program = (
         "import sys\n"
-        "from qwen3_tts_jax.cli import app\n"
+        "from qwen3_tts_jax.cli.main import app\n"
         "app(['voices'], standalone_mode=False)\n"
         "print(sorted({'jax', 'gruut', 'num2words', 'huggingface_hub'} & set(sys.modules)))\n"
         "import qwen3_tts_jax.pipeline\n"
-        "print(sorted({'gruut', 'num2words', 'qwen3_tts_jax.phonemes'} & set(sys.modules)))\n"
+        "print(sorted({'gruut', 'num2words', 'qwen3_tts_jax.text.phonemes'} & set(sys.modules)))\n"
     )
     lines = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -11,8 +11,8 @@ from contextlib import closing
 
 import pytest
 
-from qwen3_tts_jax import phonemes
-from qwen3_tts_jax.phonemes import (
+from qwen3_tts_jax.text import phonemes
+from qwen3_tts_jax.text.phonemes import (
     CONSONANTS,
     LONGEST_UTTERANCE,
     PAUSES,
@@ -21,7 +21,7 @@ from qwen3_tts_jax.phonemes import (
     phonemize,
     utterances,
 )
-from qwen3_tts_jax.verbalize import written_out
+from qwen3_tts_jax.text.verbalize import written_out
 
 # A text, its words, its phonemes.
 SAID = [

@@ -14,7 +14,7 @@ import pytest
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.presets import preset
 from qwen3_tts_jax.prompt import NONE, PromptPlan, Request, batch_plans, plan_prompt, validate
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 CUSTOM_VOICE = preset("1.7B-CustomVoice")
@@ -385,5 +385,5 @@ def test_batch_refuses_what_does_not_fit():
 
 
 def test_planning_needs_no_jax():
-    code = "import sys, qwen3_tts_jax.prompt, qwen3_tts_jax.text; sys.exit('jax' in sys.modules)"
+    code = "import sys, qwen3_tts_jax.prompt, qwen3_tts_jax.text.tokenizer; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

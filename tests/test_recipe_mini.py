@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from qwen3_tts_jax.durations import UNIT, Durations
+from qwen3_tts_jax.text.durations import UNIT, Durations
 from recipes.mini.codes import Clip
 from recipes.mini.durations import LEAD, TAIL, TICKS, fitted, on_frames, text_of
 from recipes.mini.spectral import PHONEMES

@@ -12,9 +12,9 @@ import soundfile
 
 from qwen3_tts_jax.codec.decoder import decode
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
-from qwen3_tts_jax.train.codec_codes import cut_codes
-from qwen3_tts_jax.train.codec_data import Clips
-from qwen3_tts_jax.train.codec_job import write_codec
+from qwen3_tts_jax.train.codec.codes import cut_codes
+from qwen3_tts_jax.train.codec.data import Clips
+from qwen3_tts_jax.train.codec.job import write_codec
 from recipes.mini import crops, distances, pitch
 from recipes.mini import decoder as recipe
 from recipes.mini.durations import AHEAD

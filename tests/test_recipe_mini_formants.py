@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.signal import firwin, lfilter, stft, welch
 
-from qwen3_tts_jax.train.codec_data import Clips
+from qwen3_tts_jax.train.codec.data import Clips
 from recipes.mini import crops
 from recipes.mini.formants import sharpen
 

@@ -11,9 +11,9 @@ import pytest
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.convert import load_checkpoint
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
-from qwen3_tts_jax.train.codec_job import write_codec
+from qwen3_tts_jax.train.codec.job import write_codec
 from qwen3_tts_jax.train.new_model import new_params, read_new_config
 from qwen3_tts_jax.train.score import teacher_force
 from qwen3_tts_jax.train.step import PARTS

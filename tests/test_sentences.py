@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from qwen3_tts_jax.sentences import divided, sentences
+from qwen3_tts_jax.text.sentences import divided, sentences
 
 
 def test_sentences():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_tts_jax.text import TextTokenizer, TokenizerError
+from qwen3_tts_jax.text.tokenizer import TextTokenizer, TokenizerError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "text_ids.json").read_text(encoding="utf-8"))
 PATTERNS_DIFFER = {

@@ -9,16 +9,16 @@ import pytest
 
 from qwen3_tts_jax.codec import decoder, encoder
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.train.codec_loss import mel_loss, spectral_loss
-from qwen3_tts_jax.train.codec_quantizer import (
+from qwen3_tts_jax.train.codec.loss import mel_loss, spectral_loss
+from qwen3_tts_jax.train.codec.quantizer import (
     dropped_codebooks,
     entries,
     learn_codebooks,
     perplexity,
     quantize_residuals,
 )
-from qwen3_tts_jax.train.codec_start import random_codec
-from qwen3_tts_jax.train.codec_step import CodecRecipe, codec_step, finish_codec, start_codec
+from qwen3_tts_jax.train.codec.start import random_codec
+from qwen3_tts_jax.train.codec.step import CodecRecipe, codec_step, finish_codec, start_codec
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from tests.train_codec import BASE, CODEC, FRAMES, tones
 

@@ -12,12 +12,12 @@ import soundfile
 from qwen3_tts_jax import audio, hf_config, hf_export
 from qwen3_tts_jax.files import locked_folder
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
-from qwen3_tts_jax.train import codec_job
-from qwen3_tts_jax.train.codec_job import write_codec
-from qwen3_tts_jax.train.codec_quantizer import share_codebooks
-from qwen3_tts_jax.train.codec_run import CodecResult
-from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
-from qwen3_tts_jax.train.codec_step import finish_codec, start_codec
+from qwen3_tts_jax.train.codec import job as codec_job
+from qwen3_tts_jax.train.codec.job import write_codec
+from qwen3_tts_jax.train.codec.quantizer import share_codebooks
+from qwen3_tts_jax.train.codec.run import CodecResult
+from qwen3_tts_jax.train.codec.start import codec_shape, random_codec
+from qwen3_tts_jax.train.codec.step import finish_codec, start_codec
 from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.interrupts import Interrupted
 from qwen3_tts_jax.train.progress import DivergedError

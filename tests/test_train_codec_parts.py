@@ -14,11 +14,11 @@ import soundfile
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.codec.conv import sin_squared
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.train import codec_data
-from qwen3_tts_jax.train.codec_codes import cut_codes, read_recording_codes, with_codes
-from qwen3_tts_jax.train.codec_data import Clips, Recording, check_headers, decode_recordings, find_recordings
-from qwen3_tts_jax.train.codec_discriminator import Discriminator, codec_losses, discriminator_step, start_discriminator
-from qwen3_tts_jax.train.codec_teacher import Features, Teacher, distance, read_features
+from qwen3_tts_jax.train.codec import data as codec_data
+from qwen3_tts_jax.train.codec.codes import cut_codes, read_recording_codes, with_codes
+from qwen3_tts_jax.train.codec.data import Clips, Recording, check_headers, decode_recordings, find_recordings
+from qwen3_tts_jax.train.codec.discriminator import Discriminator, codec_losses, discriminator_step, start_discriminator
+from qwen3_tts_jax.train.codec.teacher import Features, Teacher, distance, read_features
 from qwen3_tts_jax.train.interrupts import Interrupted
 from qwen3_tts_jax.train.lines import DataError
 from tests.command import write_recording

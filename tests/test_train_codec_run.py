@@ -12,15 +12,15 @@ import pytest
 
 from qwen3_tts_jax.codec.decoder import decode
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.train import codec_run
-from qwen3_tts_jax.train import codec_step as codec_step_module
-from qwen3_tts_jax.train.codec_codes import GivenCodes, cut_codes
-from qwen3_tts_jax.train.codec_data import Clips
-from qwen3_tts_jax.train.codec_discriminator import Discriminator
-from qwen3_tts_jax.train.codec_loss import mel_loss
-from qwen3_tts_jax.train.codec_run import Crops, evaluate_codec, fit_codec
-from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
-from qwen3_tts_jax.train.codec_step import (
+from qwen3_tts_jax.train.codec import run as codec_run
+from qwen3_tts_jax.train.codec import step as codec_step_module
+from qwen3_tts_jax.train.codec.codes import GivenCodes, cut_codes
+from qwen3_tts_jax.train.codec.data import Clips
+from qwen3_tts_jax.train.codec.discriminator import Discriminator
+from qwen3_tts_jax.train.codec.loss import mel_loss
+from qwen3_tts_jax.train.codec.run import Crops, evaluate_codec, fit_codec
+from qwen3_tts_jax.train.codec.start import codec_shape, random_codec
+from qwen3_tts_jax.train.codec.step import (
     CodecRecipe,
     codec_step,
     finish_codec,
@@ -29,7 +29,7 @@ from qwen3_tts_jax.train.codec_step import (
     reconstruct_given,
     start_codec,
 )
-from qwen3_tts_jax.train.codec_teacher import HEAD, Features, Teacher
+from qwen3_tts_jax.train.codec.teacher import HEAD, Features, Teacher
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.state_files import RunError, latest

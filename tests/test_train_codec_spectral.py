@@ -13,13 +13,13 @@ import soundfile
 from qwen3_tts_jax import hf_export
 from qwen3_tts_jax.codec.encoder import encode
 from qwen3_tts_jax.config import ConfigError
-from qwen3_tts_jax.train import codec_job
 from qwen3_tts_jax.train.checkpoints import CHECKPOINTS
-from qwen3_tts_jax.train.codec_data import Clips, Recording
-from qwen3_tts_jax.train.codec_job import PHASES, CodecTraining, prepare_codec, run_codec
-from qwen3_tts_jax.train.codec_run import CodecResult, Crops
-from qwen3_tts_jax.train.codec_spectra import hear, spectra, spectra_per_frame
-from qwen3_tts_jax.train.codec_spectral import (
+from qwen3_tts_jax.train.codec import job as codec_job
+from qwen3_tts_jax.train.codec.data import Clips, Recording
+from qwen3_tts_jax.train.codec.job import PHASES, CodecTraining, prepare_codec, run_codec
+from qwen3_tts_jax.train.codec.run import CodecResult, Crops
+from qwen3_tts_jax.train.codec.spectra import hear, spectra, spectra_per_frame
+from qwen3_tts_jax.train.codec.spectral import (
     SpectralRecipe,
     finish_spectra,
     judge_spectra,
@@ -28,10 +28,10 @@ from qwen3_tts_jax.train.codec_spectral import (
     spectral_step,
     start_spectra,
 )
-from qwen3_tts_jax.train.codec_spectral_run import evaluate_spectra, fit_spectra
-from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
-from qwen3_tts_jax.train.codec_step import CodecRecipe, finish_codec, start_codec
-from qwen3_tts_jax.train.codec_teacher import HEAD, Teacher
+from qwen3_tts_jax.train.codec.spectral_run import evaluate_spectra, fit_spectra
+from qwen3_tts_jax.train.codec.start import codec_shape, random_codec
+from qwen3_tts_jax.train.codec.step import CodecRecipe, finish_codec, start_codec
+from qwen3_tts_jax.train.codec.teacher import HEAD, Teacher
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.state_files import RunError, latest

@@ -10,11 +10,11 @@ from jax.extend import source_info_util
 from jax.extend.core import jaxprs_in_params
 
 from qwen3_tts_jax.train.alignment import AlignmentConfig
-from qwen3_tts_jax.train.codec_discriminator import Discriminator
-from qwen3_tts_jax.train.codec_spectral import spectral_recipes, spectral_step, start_spectra
-from qwen3_tts_jax.train.codec_start import random_codec
-from qwen3_tts_jax.train.codec_step import CodecRecipe, codec_step, start_codec
-from qwen3_tts_jax.train.codec_teacher import Teacher
+from qwen3_tts_jax.train.codec.discriminator import Discriminator
+from qwen3_tts_jax.train.codec.spectral import spectral_recipes, spectral_step, start_spectra
+from qwen3_tts_jax.train.codec.start import random_codec
+from qwen3_tts_jax.train.codec.step import CodecRecipe, codec_step, start_codec
+from qwen3_tts_jax.train.codec.teacher import Teacher
 from qwen3_tts_jax.train.lora import LoraConfig
 from qwen3_tts_jax.train.loss import Batch
 from qwen3_tts_jax.train.optimizer import OptimizerConfig

@@ -18,11 +18,11 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
-from qwen3_tts_jax.cli_train import train_app
-from qwen3_tts_jax.cli_train_report import tensorboard_writer
+from qwen3_tts_jax.cli.train import train_app
+from qwen3_tts_jax.cli.train_report import tensorboard_writer
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train import examples, lines
 from qwen3_tts_jax.train.lines import DataError, Line, add_speakers, read_lines
 from qwen3_tts_jax.train.sft import digest_of

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
-from qwen3_tts_jax.cli_train import train_app
+from qwen3_tts_jax.cli.train import train_app
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train import talker_job
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.new_model import new_params, read_new_config

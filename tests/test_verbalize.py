@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen3_tts_jax.verbalize import written_out
+from qwen3_tts_jax.text.verbalize import written_out
 
 
 @pytest.mark.parametrize(

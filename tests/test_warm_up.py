@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax import audio
-from qwen3_tts_jax.cli_programs import _request
+from qwen3_tts_jax.cli.programs import _request
 from qwen3_tts_jax.presets import preset
 from tests.command import assert_refused, run, write_model
 
-MAIN = "from qwen3_tts_jax.cli import main; main()"
+MAIN = "from qwen3_tts_jax.cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from qwen3_tts_jax.config import SamplingConfig
 from qwen3_tts_jax.convert.rules import all_rules, select
 from qwen3_tts_jax.sampling import process_logits
 from qwen3_tts_jax.speaker_encoder import x_vector
-from qwen3_tts_jax.train.codec_start import random_codec
-from qwen3_tts_jax.train.codec_step import CodecRecipe, codec_step, start_codec
+from qwen3_tts_jax.train.codec.start import random_codec
+from qwen3_tts_jax.train.codec.step import CodecRecipe, codec_step, start_codec
 from qwen3_tts_jax.train.new_model import new_params
 from tests.drawn_tree import drawn_tree
 from tests.golden_x_vector import speech_like

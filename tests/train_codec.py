@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_tts_jax.train.codec_codes import with_codes
-from qwen3_tts_jax.train.codec_data import Clips, Recording
+from qwen3_tts_jax.train.codec.codes import with_codes
+from qwen3_tts_jax.train.codec.data import Clips, Recording
 from tests.shapes import SMALL
 
 BASE = SMALL["1.7B-VoiceDesign"].codec

@@ -3,5 +3,5 @@
     manifest.py ──> plan.py ──> speak.py (or ray_engine.py) ──> folder.py ──> files, shards.py, index.py
      (lines)        (tasks)     (speech)                         settings.py: what a job may not change
 
-`job.py` is what the command does with them, and `progress.py` what it shows meanwhile.
+`cli/batch_job.py` is what the command does with them.
 """

@@ -21,7 +21,7 @@ from qwen3_tts_jax import voices
 from qwen3_tts_jax.batch.plan import Reference, Task, one_line
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.prompt import Request
-from qwen3_tts_jax.synthesis import Progress, Speech
+from qwen3_tts_jax.speech import Progress, Speech
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 _ROUNDS, _FEWEST = 16, 1024
@@ -132,7 +132,7 @@ def run(
         generation: how codes are drawn.
         batch_size: the rows of every batch.
         retries: how often a speech that was cut at its limit is made again, with the seeds of `retry_seed`.
-        progress: see `synthesis.Progress`; "encode" counts voices of recordings.
+        progress: see `speech.Progress`; "encode" counts voices of recordings.
 
     Raises:
         JobError: the device has not enough memory.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_tts_jax.config import CodecConfig
-from qwen3_tts_jax.train.codec_data import Recording
+from qwen3_tts_jax.train.codec.data import Recording
 from qwen3_tts_jax.train.lines import DataError, Line
 
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)

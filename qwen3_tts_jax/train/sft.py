@@ -20,7 +20,7 @@ from qwen3_tts_jax.convert.check import CODEC_FOLDER
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import TextMode, check_seed
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.checkpoints import Checkpoints

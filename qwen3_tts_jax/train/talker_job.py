@@ -18,7 +18,7 @@ from qwen3_tts_jax.convert import load_checkpoint, load_codec
 from qwen3_tts_jax.convert.check import CODEC_FOLDER
 from qwen3_tts_jax.presets import PRESETS, preset
 from qwen3_tts_jax.prompt import TextMode, check_seed
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train.alignment import AlignmentConfig
 from qwen3_tts_jax.train.buckets import BucketedBatches
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer

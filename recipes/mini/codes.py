@@ -35,14 +35,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.convert import load_codec
-from qwen3_tts_jax.durations import UNIT
 from qwen3_tts_jax.files import require_absent
-from qwen3_tts_jax.phonemes import STRESSES, UNITS
+from qwen3_tts_jax.text.durations import UNIT
+from qwen3_tts_jax.text.phonemes import STRESSES, UNITS
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.checkpoints import Checkpoints
-from qwen3_tts_jax.train.codec_job import write_codec
-from qwen3_tts_jax.train.codec_quantizer import entries, share_codebooks
-from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
+from qwen3_tts_jax.train.codec.job import write_codec
+from qwen3_tts_jax.train.codec.quantizer import entries, share_codebooks
+from qwen3_tts_jax.train.codec.start import codec_shape, random_codec
 from recipes.mini import pitch
 from recipes.mini.durations import AHEAD, fitted, text_of
 from recipes.mini.spectral import PHONEMES, SAID, WAVEFORM, State, encode, finished, start, step

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qwen3_tts_jax.train.codec_data import Clips
+from qwen3_tts_jax.train.codec.data import Clips
 from recipes.mini.durations import AHEAD
 from recipes.mini.formants import sharpen
 

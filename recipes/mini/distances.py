@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.signal import fftconvolve, firwin, lfilter
 
-from qwen3_tts_jax.train.codec_loss import log_mel, spectra
+from qwen3_tts_jax.train.codec.loss import log_mel, spectra
 
 BANDS = ((50, 500), (500, 1000), (1000, 2000), (2000, 3500))
 """Bands in Hz, in each of which phases are compared."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_tts_jax.durations import UNIT, Durations, features_of, frame_text
-from qwen3_tts_jax.phonemes import PAUSES
+from qwen3_tts_jax.text.durations import UNIT, Durations, features_of, frame_text
+from qwen3_tts_jax.text.phonemes import PAUSES
 
 TICKS = 2
 """Ticks per frame: the teacher counts in ticks of 25 ms."""

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 from qwen3_tts_jax.packaged import MINI_VOICES
-from qwen3_tts_jax.phonemes import phonemize
+from qwen3_tts_jax.text.phonemes import phonemize
 
 HELD_OUT, SENTENCES = 400, 50
 _WHOLE = re.compile(r"[A-Z].*[.?!]")

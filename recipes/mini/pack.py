@@ -32,7 +32,7 @@ from qwen3_tts_jax.convert import load_checkpoint, load_codec
 from qwen3_tts_jax.packaged import MINI, MINI_VOICES, local_folder
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
-from qwen3_tts_jax.text import PHONEMES, TextTokenizer
+from qwen3_tts_jax.text.tokenizer import PHONEMES, TextTokenizer
 from qwen3_tts_jax.train.export import export_model
 
 MOST_MEGABYTES = 40

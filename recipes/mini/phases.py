@@ -28,7 +28,7 @@ import numpy as np
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.convert import load_checkpoint
 from qwen3_tts_jax.generate import Params
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.score import teacher_force
 from qwen3_tts_jax.train.step import PARTS

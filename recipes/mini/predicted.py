@@ -29,7 +29,7 @@ from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert import load_checkpoint
 from qwen3_tts_jax.prompt import PromptBatch, Request, batch_plans, plan_prompt
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train.saved_run import export_run
 from qwen3_tts_jax.train.score import code_logits_of, teacher_force
 from recipes.mini.durations import AHEAD

@@ -22,7 +22,7 @@ from pystoi import stoi
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.codec.decoder import decode
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
-from qwen3_tts_jax.train.codec_loss import mel_loss
+from qwen3_tts_jax.train.codec.loss import mel_loss
 
 _PESQ_RATE = 16_000
 _FRAMES = 256

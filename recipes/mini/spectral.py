@@ -20,16 +20,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.mel import mel_filterbank
-from qwen3_tts_jax.phonemes import CONSONANTS, PAUSES, VOWELS
-from qwen3_tts_jax.train.codec_loss import magnitudes
-from qwen3_tts_jax.train.codec_quantizer import (
+from qwen3_tts_jax.text.phonemes import CONSONANTS, PAUSES, VOWELS
+from qwen3_tts_jax.train.codec.loss import magnitudes
+from qwen3_tts_jax.train.codec.quantizer import (
     Quantized,
     dropped_codebooks,
     learn_codebooks,
     quantize_residuals,
     share_codebooks,
 )
-from qwen3_tts_jax.train.codec_spectra import SpectralEncoder
+from qwen3_tts_jax.train.codec.spectra import SpectralEncoder
 from qwen3_tts_jax.train.soft_codes import decoder_latents
 
 KINDS = ("semantic", "acoustic")

@@ -29,9 +29,9 @@ import onnxruntime
 import soundfile
 from hibari import dsp, tts
 
-from qwen3_tts_jax.durations import UNIT
 from qwen3_tts_jax.files import completed
-from qwen3_tts_jax.phonemes import STRESSES, UnspeakableError, phonemize
+from qwen3_tts_jax.text.durations import UNIT
+from qwen3_tts_jax.text.phonemes import STRESSES, UnspeakableError, phonemize
 from recipes.mini import overlap_add
 from recipes.mini.durations import LEAD, TAIL, TICKS, on_frames
 from recipes.mini.pitch import Pitch, on_grid, pulses

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from qwen3_tts_jax.pipeline import Qwen3TTS
-from qwen3_tts_jax.synthesis import Speech
+from qwen3_tts_jax.speech import Speech
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests.golden_x_vector import speech_like
 from tests.parity.codec_encoder_oracle import windowed_attention

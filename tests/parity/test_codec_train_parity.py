@@ -6,9 +6,9 @@ import pytest
 
 from qwen3_tts_jax import audio
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
-from qwen3_tts_jax.train.codec_job import write_codec
-from qwen3_tts_jax.train.codec_start import codec_shape, random_codec
-from qwen3_tts_jax.train.codec_step import CodecRecipe, finish_codec, start_codec
+from qwen3_tts_jax.train.codec.job import write_codec
+from qwen3_tts_jax.train.codec.start import codec_shape, random_codec
+from qwen3_tts_jax.train.codec.step import CodecRecipe, finish_codec, start_codec
 from tests.parity.codec_encoder_oracle import windowed_attention
 from tests.parity.oracle import import_official, quiet
 from tests.parity.test_speech_tokenizer_parity import RECORDING

@@ -6,8 +6,8 @@ import re
 
 from qwen3_tts_jax.convert.verify import run_parity
 from qwen3_tts_jax.packaged import MINI, local_folder
-from qwen3_tts_jax.phonemes import phonemize
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.phonemes import phonemize
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from tests.parity.oracle import load_official
 
 TEXTS = ["Hello there.", "Oh boy, I say: how now?", "The measure of joy, a church, and this thing!", "Up, in, at 9:45."]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax.prompt import NONE, PromptBatch, Request, batch_plans, plan_prompt
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests.parity.oracle import import_official, quiet
 from tests.shapes import SMALL

@@ -9,7 +9,7 @@ import torch
 
 from qwen3_tts_jax.convert import load_params
 from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train.score import score, teacher_force
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests.parity.oracle import quiet

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qwen3_tts_jax.text import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from tests.parity.oracle import quiet
 from tests.tokenizer_files import ADDED_TOKENS
 

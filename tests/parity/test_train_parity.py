@@ -7,7 +7,7 @@ import numpy as np
 from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
-from qwen3_tts_jax.cli import app
+from qwen3_tts_jax.cli.main import app
 from qwen3_tts_jax.convert import load_params, model_rules
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer

@@ -1,0 +1,11 @@
+"""The command `qwen3-tts-jax`.
+
+    main.py    collects the commands, which are declared in
+               say.py  batch.py  voice.py  codec.py  info.py  convert.py  export.py  parity.py  programs.py  train*.py
+    options.py has the options that several of them take
+
+What the larger ones do is apart from how they are declared, since `--help` must not wait for it: `say.py` has
+`speak.py` and `stream.py`, `batch.py` has `batch_job.py` and `batch_progress.py`, `voice.py` has `clone.py`, and
+`codec.py` has `codes.py`. They share `model.py`, the model that is asked for, and `console.py`, the terminal;
+the commands of `train` share `train_report.py`.
+"""

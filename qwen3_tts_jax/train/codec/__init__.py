@@ -1,0 +1,1 @@
+"""Training a codec (speech tokenizer) from recordings."""

@@ -1,0 +1,344 @@
+"""A codec that learns to say spectra, before its decoder learns to speak.
+
+A codec that learns from samples spends most of its compute on convolutions near the sample rate, while its encoder
+learns only a few directions of the latents, which leave the later codebooks nothing to say. Here two shorter stages
+come first. An encoder of spectra, the codec's own quantizers and its decoder up to the waveform part learn to say, or
+reproduce, the spectra through a linear read-out. Then the codec's own encoder learns to make those latents from
+samples, at first alone, then with all that comes after it.
+
+Both stages are long chains of nearly linear maps, whose directions gradient descent learns one after another, the
+strongest first (Saxe et al. 2014, arXiv:1312.6120). So their matrices start orthogonal, and Muon, whose steps are
+orthogonal too, learns all directions alike. The waveform part is learnt after that, from the codes
+(`CodecRecipe.decoder_only`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from qwen3_tts_jax.codec.encoder import encode_latents
+from qwen3_tts_jax.config import CodecConfig, ConfigError
+from qwen3_tts_jax.layers import PRECISION, multiply
+from qwen3_tts_jax.train.codec import teacher
+from qwen3_tts_jax.train.codec.quantizer import (
+    Quantized,
+    dropped_codebooks,
+    learn_codebooks,
+    perplexity,
+    share_codebooks,
+)
+from qwen3_tts_jax.train.codec.spectra import (
+    BANDS,
+    BINS,
+    SpectralEncoder,
+    hear,
+    outputs_per_latent,
+    spectra,
+    spectra_per_frame,
+)
+from qwen3_tts_jax.train.codec.step import (
+    CODEBOOK_LEAVES,
+    KINDS,
+    check_shared,
+    quantize_latents,
+    start_codebooks,
+    with_codebooks,
+)
+from qwen3_tts_jax.train.optimizer import OptimizerConfig, if_finite
+from qwen3_tts_jax.train.soft_codes import decoder_latents
+
+_WAVEFORM = ("decoder/conv_in", "decoder/upsample_", "decoder/snake_out", "decoder/conv_out")
+_SPECTRAL, _READOUT = "spectral/", "readout/"
+_BEFORE = 0.1  # factor on kernels for inputs before the present one
+
+
+def spectral_optimizer(steps: int, learning_rate: float = 3e-3, clip: float = 1.0) -> OptimizerConfig:
+    """The optimizer that spectra are learnt with."""
+    return OptimizerConfig(
+        learning_rate, steps, min(50, steps // 10), final_rate=0.03, weight_decay=1e-3, betas=(0.8, 0.99), clip=clip,
+        kind="muon",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SpectralRecipe:
+    """What the compiled step must know; hashable.
+
+    Attributes:
+        codec: see `CodecRecipe`.
+        hears: what the encoder is given: "spectra" for one that exists in training alone, "samples" for the codec's
+            own, which learns from it.
+        optimizer: its Muon learns kernels too.
+        alone: how many steps the encoder of samples learns alone, at first.
+        low, latents, commitment: weights of these losses, where that of the mel bands is 1.
+        decay, dead_below, dropout, teacher: see `CodecRecipe`.
+    """
+
+    codec: CodecConfig
+    hears: Literal["spectra", "samples"] = "spectra"
+    optimizer: OptimizerConfig = field(default_factory=lambda: spectral_optimizer(800))
+    alone: int = 0
+    low: float = 0.5
+    latents: float = 1.0
+    commitment: float = 0.25
+    decay: float = 0.99
+    dead_below: float = 0.1
+    dropout: float = 0.25
+    teacher: teacher.Teacher | None = None
+
+    def __post_init__(self) -> None:
+        check_shared(self.codec)
+        spectra_per_frame(self.codec)
+        if not 0 <= self.dropout <= 1:
+            raise ConfigError(f"dropout must be a part, 0 … 1, got {self.dropout}")
+
+
+def spectral_recipes(
+    codec: CodecConfig,
+    spectral_steps: int = 800,
+    encoder_steps: int = 1000,
+    learning_rate: float = 3e-3,
+    clip: float = 1.0,
+    dropout: float = 0.25,
+) -> tuple[SpectralRecipe, SpectralRecipe]:
+    """For an encoder of spectra, and for the codec's own, which learns alone for two fifths of its steps."""
+    first, second = (spectral_optimizer(steps, learning_rate, clip) for steps in (spectral_steps, encoder_steps))
+    return (
+        SpectralRecipe(codec, "spectra", first, dropout=dropout),
+        SpectralRecipe(codec, "samples", second, alone=encoder_steps * 2 // 5, dropout=dropout),
+    )
+
+
+@flax.struct.dataclass
+class SpectralState:
+    """What a step changes.
+
+    Attributes:
+        step: int32 [], steps done.
+        trained: {path: float32 leaf} of spectral/… or encoder/…, of the encoder's projections, of decoder/… before the
+            waveform part, of the read-out, and a teacher's head.
+        codebooks: as in `CodecState`.
+        optimizer: optax's state.
+    """
+
+    step: jax.Array
+    trained: dict[str, jax.Array]
+    codebooks: dict[str, dict[str, jax.Array]]
+    optimizer: optax.OptState
+
+
+def start_spectra(
+    params: Mapping[str, Any], recipe: SpectralRecipe, taught: SpectralState | None = None, seed: int = 0
+) -> SpectralState:
+    """The state before the first step.
+
+    Args:
+        params: the trees encoder and decoder with random weights, see `start.random_codec`; matrices of the long
+            chains become orthogonal.
+        recipe: see there.
+        taught: for an encoder of samples, the last state of the encoder of spectra, to go on from.
+        seed: of those matrices, of the read-out and of the teacher's head.
+    """
+    config, rng = recipe.codec, np.random.default_rng(seed)
+    leaves = flatten_dict({part: params[part] for part in ("encoder", "decoder")}, sep="/")
+    leaves = {
+        path: _isometric(path, np.asarray(leaf, np.float32), rng)
+        for path, leaf in leaves.items()
+        if path.rsplit("/", 1)[-1] not in CODEBOOK_LEAVES and not path.startswith(_WAVEFORM)
+    }
+    if taught is not None:
+        trained = {path: leaf for path, leaf in taught.trained.items() if not path.startswith(_SPECTRAL)}
+        trained |= {path: leaf for path, leaf in leaves.items() if _of_encoder(path)}
+        codebooks = taught.codebooks
+    else:
+        trained = {path: leaf for path, leaf in leaves.items() if not _of_encoder(path)}
+        heard = jax.eval_shape(partial(hear, config=config), jnp.zeros((1, config.frame_samples)))
+        spectral = SpectralEncoder(config.encoder.transformer.width).init(jax.random.key(seed), jnp.zeros(heard.shape))
+        trained |= flatten_dict({_SPECTRAL.rstrip("/"): spectral["params"]}, sep="/")
+        outputs, width = sum(outputs_per_latent(config)), config.decoder.latent_width
+        trained[f"{_READOUT}weight"] = 0.05 * rng.standard_normal((outputs, width), np.float32)
+        trained[f"{_READOUT}bias"] = np.full(outputs, -2.0, np.float32)
+        if recipe.teacher is not None:
+            width = config.encoder.codebook_dim
+            trained[teacher.HEAD] = teacher.start_head(recipe.teacher, width, seed)
+        codebooks = start_codebooks(params, config)
+    trained, codebooks = jax.tree.map(jnp.array, (trained, codebooks))
+    optimizer = recipe.optimizer.optimizer(_is_matrix)
+    return SpectralState(jnp.zeros((), jnp.int32), trained, codebooks, optimizer.init(trained))
+
+
+def finish_spectra(state: SpectralState, params: Mapping[str, Any], recipe: SpectralRecipe) -> dict[str, Any]:
+    """The trees encoder and decoder that `state` stands for; what it lacks is taken from `params`."""
+    return share_codebooks(with_codebooks(state.trained, params, state.codebooks), recipe.codec.num_codebooks)
+
+
+def _of_encoder(path: str) -> bool:
+    """Whether a leaf belongs to the encoder of samples, which ends before the quantizers."""
+    return path.startswith("encoder/") and not path.startswith("encoder/quantizer/")
+
+
+def _isometric(path: str, leaf: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A leaf of the linear chain made to preserve lengths; others as they are."""
+    if "/transformer/" in path or "/convnext/" in path or "/residual_" in path:
+        return leaf
+    if path.endswith("/weight"):
+        outputs, inputs = leaf.shape
+        return _orthogonal(rng, outputs, inputs) * np.float32(max(1.0, outputs / inputs) ** 0.5)
+    if path == "decoder/pre_conv/kernel":
+        leaf = _BEFORE * leaf
+        leaf[-1] = _orthogonal(rng, *leaf.shape[1:])
+        return leaf
+    if path.endswith("/transposed_conv/kernel"):
+        return np.stack([_orthogonal(rng, *leaf.shape[1:]) for _ in leaf])
+    if path.endswith("/kernel") and path != "encoder/conv_in/kernel":
+        return _orthogonal(rng, prod(leaf.shape[:-1]), leaf.shape[-1]).reshape(leaf.shape)
+    return leaf
+
+
+def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """float32 [rows, columns]; whichever are fewer are orthonormal."""
+    basis = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))[0]
+    return np.float32(basis if rows >= columns else basis.T)
+
+
+def _is_matrix(path: str, leaf: jax.Array) -> bool:
+    """All matrices and kernels, except kernels that read one channel each."""
+    return leaf.ndim >= 2 and not (path.endswith("/kernel") and leaf.shape[-2] == 1)
+
+
+def listen(
+    trained: Mapping[str, jax.Array], params: Mapping[str, Any], config: CodecConfig, samples: jax.Array
+) -> jax.Array:
+    """Latents [B, T, D] of samples [B, N], N whole frames, by whichever encoder is in `trained`."""
+    paths = {path: leaf for path, leaf in trained.items() if path.startswith(_SPECTRAL)}
+    if paths:
+        encoder = SpectralEncoder(config.encoder.transformer.width)
+        params = unflatten_dict(paths, sep="/")[_SPECTRAL.rstrip("/")]
+        return encoder.apply({"params": params}, hear(samples, config))
+    return encode_latents(with_codebooks(trained, params, {})["encoder"], config.encoder, samples)
+
+
+def quantizer_inputs(trained: Mapping[str, jax.Array], latents: jax.Array) -> dict[str, jax.Array]:
+    """Latents [B, T, D] → what each quantizer is given, [B, T, C]."""
+    return {kind: multiply(latents, trained[f"encoder/quantizer/{kind}/input_projection/weight"]) for kind in KINDS}
+
+
+def say_spectra(
+    trained: Mapping[str, jax.Array], codebooks: Mapping[str, Mapping[str, jax.Array]], params: Mapping[str, Any],
+    config: CodecConfig, latents: jax.Array, keep: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], dict[str, Quantized]]:  # fmt: skip
+    """What the read-out says from latents [B, T, D], shaped as `spectra`, and the quantizers' results.
+
+    `keep` is that of `step.reconstruct`.
+    """
+    trees = with_codebooks(trained, params, codebooks)
+    results, of_decoder = quantize_latents(trees, codebooks, config, latents, keep)
+    shape = (*latents.shape[:2], config.num_codebooks)
+    decoded = decoder_latents(trees["decoder"], config.decoder, shape, of_decoder)
+    said = jnp.matmul(decoded, trained[f"{_READOUT}weight"].T, precision=PRECISION) + trained[f"{_READOUT}bias"]
+    bands = outputs_per_latent(config)[0]
+    mel, low = said[..., :bands].reshape(len(latents), -1, BANDS), said[..., bands:].reshape(len(latents), -1, BINS)
+    return (mel, low), results
+
+
+def _distances(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """Mean absolute difference of each pair, []."""
+    return [jnp.mean(jnp.abs(one - other)) for one, other in zip(a, b, strict=True)]
+
+
+def _latents_off(
+    trained: Mapping[str, jax.Array], taught: Mapping[str, jax.Array], latents: jax.Array, true: jax.Array
+) -> jax.Array:
+    """Mean squared difference between what the quantizers are given, relative to its variance, []."""
+    ours, theirs = quantizer_inputs(trained, latents), quantizer_inputs(taught, true)
+    off = [
+        jnp.mean(jnp.square(ours[kind] - theirs[kind])) / (jnp.mean(jnp.var(theirs[kind], axis=(0, 1))) + 1e-6)
+        for kind in KINDS
+    ]
+    return sum(off) / len(off)
+
+
+@partial(jax.jit, static_argnames=("recipe", "alone"), donate_argnames="state")
+def spectral_step(
+    state: SpectralState, params: Mapping[str, Any], samples: jax.Array, key: jax.Array, recipe: SpectralRecipe,
+    taught: Mapping[str, jax.Array] | None = None, targets: jax.Array | None = None, alone: bool = False,
+) -> tuple[SpectralState, dict[str, jax.Array]]:  # fmt: skip
+    """One step of the optimizer and of the codebooks.
+
+    Args:
+        state: donated.
+        params: what `start_spectra` was given.
+        samples: [B, N] in ±1 at the codec's rate, N whole frames.
+        key: for all that is drawn.
+        recipe: static.
+        taught: for an encoder of samples, the `trained` leaves that the encoder of spectra ended with.
+        targets: a teacher's features [B, T, D] of each frame, where the recipe has a teacher.
+        alone: static; whether only the encoder of samples learns, from what the other gives the quantizers.
+
+    Returns:
+        The next state, and loss and its parts, mel and low in nats, gradient_norm, learning_rate, finite [] and
+        perplexity [Q] of the step. If the loss or its gradient is not finite, the state is the old one.
+    """
+    config = recipe.codec
+    drop_key, *kind_keys = jax.random.split(key, 3)
+    keep = dropped_codebooks(
+        drop_key, len(samples), config.num_codebooks, config.encoder.num_semantic_codebooks, recipe.dropout
+    )
+
+    def value(trained: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple]:
+        latents = listen(trained, params, config, samples)
+        said, results = say_spectra(trained, state.codebooks, params, config, latents, keep)
+        losses = dict(zip(("mel", "low"), _distances(said, spectra(samples, config)), strict=True))
+        losses["commitment"] = sum(result.commitment for result in results.values())
+        total = losses["mel"] + recipe.low * losses["low"] + recipe.commitment * losses["commitment"]
+        if recipe.teacher is not None:
+            vectors, head = results["semantic"].vectors, trained[teacher.HEAD]
+            losses["teacher"] = teacher.distance(vectors, head, targets)
+            total += recipe.teacher.weight * losses["teacher"]
+        if taught is not None:
+            losses["latents"] = _latents_off(trained, taught, latents, listen(taught, params, config, samples))
+            total = recipe.latents * losses["latents"] + (0.0 if alone else total)
+        return total, (losses, results)
+
+    (total, (losses, results)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
+    updates, optimizer = recipe.optimizer.optimizer(_is_matrix).update(gradient, state.optimizer, state.trained)
+    if alone:
+        updates = {path: each if _of_encoder(path) else jnp.zeros_like(each) for path, each in updates.items()}
+    trained, codebooks = optax.apply_updates(state.trained, updates), state.codebooks
+    size = config.encoder.codebook_size
+    if not alone:
+        dead_below = recipe.dead_below * samples.size / config.frame_samples / size
+        codebooks = {
+            kind: learn_codebooks(codebooks[kind], results[kind], one, recipe.decay, dead_below)
+            for kind, one in zip(KINDS, kind_keys, strict=True)
+        }
+    norm = optax.tree.norm(gradient)
+    finite = jnp.isfinite(total) & jnp.isfinite(norm)
+    rate = recipe.optimizer.schedule()(state.step)
+    metrics = {"loss": total, **losses, "gradient_norm": norm, "learning_rate": rate, "finite": finite}
+    metrics["perplexity"] = perplexity(jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1), size)
+    new = SpectralState(state.step + 1, trained, codebooks, optimizer)
+    return if_finite(finite, new, state), metrics
+
+
+@partial(jax.jit, static_argnames="recipe")
+def judge_spectra(
+    state: SpectralState, params: Mapping[str, Any], samples: jax.Array, recipe: SpectralRecipe, count: jax.Array
+) -> dict[str, jax.Array]:
+    """Distances in nats, mel [B] and low [B], and codes int32 [B, T, Q] of samples [B, N], with `count` codebooks."""
+    latents, keep = listen(state.trained, params, recipe.codec, samples), jnp.full(len(samples), count)
+    said, results = say_spectra(state.trained, state.codebooks, params, recipe.codec, latents, keep)
+    mel, low = jax.vmap(_distances)(said, spectra(samples, recipe.codec))
+    codes = jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1)
+    return {"mel": mel, "low": low, "codes": codes}
