@@ -34,12 +34,13 @@ from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train.codec.data import find_recordings
-from qwen3_tts_jax.train.codec.job import CODEC, CodecTraining, prepare_codec, run_codec
+from qwen3_tts_jax.train.codec.job import CODEC, prepare_codec, run_codec
 from qwen3_tts_jax.train.codec.loss import mel_loss
 from qwen3_tts_jax.train.codec.run import used_codes
 from qwen3_tts_jax.train.codec.spectral import spectral_recipes
 from qwen3_tts_jax.train.codec.start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec.step import CodecRecipe, codec_step, finish_codec, start_codec
+from qwen3_tts_jax.train.codec.training import CodecTraining
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import Schedule
 

@@ -13,13 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from qwen3_tts_jax.config import (
-    CodecConfig,
-    CodecDecoderConfig,
-    CodecEncoderConfig,
-    ModelConfig,
-    SpeakerEncoderConfig,
-)
+from qwen3_tts_jax.config import CodecConfig, CodecDecoderConfig, CodecEncoderConfig, ModelConfig, SpeakerEncoderConfig
 from qwen3_tts_jax.convert.rule import (
     PARTS,
     Rule,

@@ -21,8 +21,9 @@ from qwen3_tts_jax.prompt import Request, check_whole
 from qwen3_tts_jax.quantize import quantize_leaf
 from qwen3_tts_jax.speech import Progress, Speech
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
-from qwen3_tts_jax.stream import CHUNK_FRAMES, stream
-from qwen3_tts_jax.stream_batch import StreamBatch
+from qwen3_tts_jax.streaming.batch import StreamBatch
+from qwen3_tts_jax.streaming.codes import CHUNK_FRAMES
+from qwen3_tts_jax.streaming.stream import stream
 from qwen3_tts_jax.synthesis import synthesize_each
 from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.voice_prompt import VoicePrompt

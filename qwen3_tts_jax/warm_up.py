@@ -26,8 +26,9 @@ from qwen3_tts_jax.generate import empty_batch_compiled, generate_stream, grow_c
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import PromptPlan, Request, plan_prompt
 from qwen3_tts_jax.sharding import whole_rows
-from qwen3_tts_jax.stream import CHUNK_FRAMES, SpokenText, first_capacity
-from qwen3_tts_jax.stream_decoding import CODEC_FRAMES, StreamDecoder
+from qwen3_tts_jax.streaming.codes import CHUNK_FRAMES, first_capacity
+from qwen3_tts_jax.streaming.decoding import CODEC_FRAMES, StreamDecoder
+from qwen3_tts_jax.streaming.text import SpokenText
 from qwen3_tts_jax.synthesis import expected_frames_of, frame_limit, reference_codes, shape_step
 from qwen3_tts_jax.utterances import expected_frames, spoken_as, text_tokens
 from qwen3_tts_jax.voices import BUCKET_SECONDS, make_voices

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from qwen3_tts_jax import codec_decoding, generate, hf_export, sharding, speech_tokenizer, stream, synthesis
+from qwen3_tts_jax import codec_decoding, generate, hf_export, sharding, speech_tokenizer, synthesis
 from qwen3_tts_jax.codec_decoding import LastVoices, decode_codes
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
@@ -29,8 +29,10 @@ from qwen3_tts_jax.convert.rules import all_rules, model_rules
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans
 from qwen3_tts_jax.quantize import quantize
 from qwen3_tts_jax.speech import Speech
-from qwen3_tts_jax.stream_batch import StreamBatch
-from qwen3_tts_jax.stream_decoding import StreamDecoder
+from qwen3_tts_jax.streaming.batch import StreamBatch
+from qwen3_tts_jax.streaming.codes import StreamedCodes
+from qwen3_tts_jax.streaming.decoding import StreamDecoder
+from qwen3_tts_jax.streaming.text import SpokenText
 from qwen3_tts_jax.synthesis import speak_codes
 from tests.drawn_tree import drawn_tree
 from tests.safetensors_folder import all_parts, small, write
@@ -150,10 +152,10 @@ class Compiled(logging.Handler):
 
 def in_steps(params: dict[str, Any], config: ModelConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes and samples of a stream, and codes of a recording."""
-    text = stream.SpokenText([4, 5, 6])
+    text = SpokenText([4, 5, 6])
     streamed = {"frame_limit": 12, "seed": 3, "schedule": (4,)}
     codes = np.concatenate(
-        [codes for codes, _ in stream.StreamedCodes(params, config, SAMPLED, plans(config, 1)[0], text, **streamed)]
+        [codes for codes, _ in StreamedCodes(params, config, SAMPLED, plans(config, 1)[0], text, **streamed)]
     )
     decoder_params = params["codec"]["decoder"]
     samples = StreamDecoder(decoder_params, config.codec, 1).decode({0: np.tile(codes, (4, 1))[:32]})[0]

@@ -14,12 +14,12 @@ import pytest
 import soundfile
 
 from qwen3_tts_jax import audio, voice_file
-from qwen3_tts_jax.batch import folder as batch_folder
 from qwen3_tts_jax.batch import index as batch_index
 from qwen3_tts_jax.batch import settings as batch_settings
-from qwen3_tts_jax.batch.folder import FolderError, JobFolder, Writer
+from qwen3_tts_jax.batch.folder import FolderError, JobFolder
 from qwen3_tts_jax.batch.manifest import BadLine, Item
 from qwen3_tts_jax.batch.plan import Task, plan
+from qwen3_tts_jax.batch.writer import Writer
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests.shapes import SMALL
 from tests.stand_in import items, result_of
@@ -374,7 +374,7 @@ def test_what_waits_is_written_in_groups_that_a_kill_explains(tmp_path, tasks, m
 
     monkeypatch.setattr(JobFolder, "add", slow)
     # As if there were always one more.
-    monkeypatch.setattr(batch_folder, "Queue", lambda _: Queue())
+    monkeypatch.setattr("qwen3_tts_jax.batch.writer.Queue", lambda _: Queue())
     result = result_of(tasks[0])
     with JobFolder(tmp_path / "out") as job, Writer(job) as writer:
         for _ in range(200):

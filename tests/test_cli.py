@@ -21,8 +21,8 @@ import soundfile
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from qwen3_tts_jax import hf_config, hf_export
-from qwen3_tts_jax.cli import console
-from qwen3_tts_jax.cli.console import ProgressLine, plain_messages
+from qwen3_tts_jax.cli.console import plain_messages
+from qwen3_tts_jax.cli.progress import ProgressLine
 from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
 from qwen3_tts_jax.convert.compare import Stage, Tolerance
 from qwen3_tts_jax.convert.report import Report
@@ -185,7 +185,7 @@ def test_say_refuses_in_one_line_before_loading(run, model, no_weights, argument
     ids=lambda arguments: arguments[0],
 )
 def test_verifying_shows_how_far_it_is(run, models, no_weights, monkeypatch, arguments):
-    monkeypatch.setattr(console, "_FIRST_LOG", 0.0)
+    monkeypatch.setattr("qwen3_tts_jax.cli.progress._FIRST_LOG", 0.0)
     write_recording(Path("me.wav"))
     Path("lines.jsonl").write_text('{"text": "Hi."}\n')
     Path("model").symlink_to(models / ("1.7B-Base" if arguments[0] == "voice" else "1.7B-CustomVoice"))

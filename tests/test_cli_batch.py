@@ -15,8 +15,8 @@ import pytest
 
 from qwen3_tts_jax import Qwen3TTS, Request, voice_file
 from qwen3_tts_jax.batch.speak import utterance_number
-from qwen3_tts_jax.cli import batch_job, console
-from qwen3_tts_jax.cli.batch_progress import BatchLine, PlanLine
+from qwen3_tts_jax.cli import batch_job
+from qwen3_tts_jax.cli.progress import BatchLine, PlanLine
 from tests.command import assert_refused, of_devices, run, start, write_models, write_recording
 from tests.jobs import contents, index, rows, write
 from tests.stand_in import StandIn
@@ -317,7 +317,7 @@ def test_planning_is_logged_too(capsys):
 
 
 def test_a_job_in_a_log(model, monkeypatch):
-    monkeypatch.setattr(console, "_FIRST_LOG", 0.0)
+    monkeypatch.setattr("qwen3_tts_jax.cli.progress._FIRST_LOG", 0.0)
     monkeypatch.setattr(Qwen3TTS, "from_pretrained", StandIn)
     write(*rows(2))
     log = run("batch", "m.jsonl", "-o", "out", "-m", model).stderr.splitlines()

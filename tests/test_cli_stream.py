@@ -18,8 +18,9 @@ import pytest
 import soundfile
 
 from qwen3_tts_jax import hf_config
-from qwen3_tts_jax.cli.console import ProgressLine, arriving_text, read_text
+from qwen3_tts_jax.cli.progress import ProgressLine
 from qwen3_tts_jax.cli.stream import pcm16, wav_header, write_stream
+from qwen3_tts_jax.cli.text_input import arriving_text, read_text
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.speech import Speech
 from tests.command import BUFFERED, assert_refused, run, start, write_model

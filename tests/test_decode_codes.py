@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding, stream_decoding
+from qwen3_tts_jax import Qwen3TTS, Request, VoicePrompt, codec_decoding
 from qwen3_tts_jax.codec.decoder import decode
 from qwen3_tts_jax.codec_decoding import LastVoices, decode_codes
 from qwen3_tts_jax.convert.rules import codec_rules
+from qwen3_tts_jax.streaming import decoding as stream_decoding
 from tests.drawn_tree import drawn_tree
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint

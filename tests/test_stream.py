@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, codec_decoding, generate, stream, stream_decoding
+from qwen3_tts_jax import Qwen3TTS, Request, codec_decoding, generate
 from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.config import GenerationConfig
-from qwen3_tts_jax.stream_decoding import StreamDecoder
+from qwen3_tts_jax.streaming import codes as streamed_codes
+from qwen3_tts_jax.streaming import decoding
+from qwen3_tts_jax.streaming.decoding import StreamDecoder
 from qwen3_tts_jax.utterances import utterance_number
 from tests.small_checkpoint import small_voice
 
@@ -103,7 +105,7 @@ def test_a_text_that_is_split(load, variant, options):
 def test_speech_starts_before_the_text_is_there(load, monkeypatch):
     model, taken = load("1.7B-CustomVoice", -1.0), []
     now = 0.0
-    monkeypatch.setattr(stream, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("qwen3_tts_jax.streaming.text.time", SimpleNamespace(monotonic=lambda: now))
 
     def pieces():
         nonlocal now
@@ -180,9 +182,9 @@ def test_few_programs_serve_every_stream(load):
 
 def test_a_stream_outlives_its_first_cache(load, monkeypatch):
     model = load("1.7B-CustomVoice", -1.0)
-    monkeypatch.setattr(stream, "_MIN_CAPACITY", 64)
-    monkeypatch.setattr(stream, "FRAMES_PER_TOKEN", 1)
-    monkeypatch.setattr(stream, "_FRAMES_OF_OPEN_TEXT", 1)
+    monkeypatch.setattr(streamed_codes, "_MIN_CAPACITY", 64)
+    monkeypatch.setattr(streamed_codes, "FRAMES_PER_TOKEN", 1)
+    monkeypatch.setattr(streamed_codes, "_FRAMES_OF_OPEN_TEXT", 1)
     options = {"seed": 2, "max_new_tokens": 150}
     chunks, whole = both(model, "Hi.", "Hi.", {"speaker": "ryan"}, **options)
     assert sum(len(chunk.codes) for chunk in chunks) == 149
@@ -199,7 +201,7 @@ def test_the_first_cache_has_room_for_what_is_expected(load, monkeypatch, pieces
         seen.append(arguments[-1])
         raise InterruptedError
 
-    monkeypatch.setattr(stream, "prefill_compiled", prefill)
+    monkeypatch.setattr(streamed_codes, "prefill_compiled", prefill)
     text = "Hi." if pieces is None else itertools.chain(pieces, itertools.repeat("and on, "))
     with pytest.raises(InterruptedError):
         next(model.stream_custom_voice(text, "ryan", max_new_tokens=max_new_tokens))
@@ -243,14 +245,14 @@ def test_what_stops_early_leaves_nothing(load):
 def test_the_next_chunk_is_made_while_one_is_heard(load, monkeypatch, backend):
     """On accelerators from when its predecessor's samples are under way, on CPUs from when they are there."""
     model, events = load("1.7B-CustomVoice", -1.0), []
-    monkeypatch.setattr(stream_decoding, "default_device", lambda: SimpleNamespace(platform=backend))
+    monkeypatch.setattr(decoding, "default_device", lambda: SimpleNamespace(platform=backend))
 
     def log(module, name, event):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *given: events.append(event) or function(*given))
 
-    log(stream, "generate_stream", "speak")
-    log(stream_decoding, "codec_step", "decode")
+    log(streamed_codes, "generate_stream", "speak")
+    log(decoding, "codec_step", "decode")
     log(jax, "block_until_ready", "wait")
     log(jax, "device_get", "fetch")
     chunks = model.stream_custom_voice(TEXT, "ryan", schedule=(4,), max_new_tokens=13)
@@ -266,11 +268,11 @@ def test_the_next_chunk_is_made_while_one_is_heard(load, monkeypatch, backend):
 
 def test_what_is_heard_does_not_wait_for_a_larger_cache(load, monkeypatch):
     model = load("1.7B-CustomVoice", -1.0)
-    monkeypatch.setattr(stream, "_MIN_CAPACITY", 64)
-    monkeypatch.setattr(stream, "FRAMES_PER_TOKEN", 1)
+    monkeypatch.setattr(streamed_codes, "_MIN_CAPACITY", 64)
+    monkeypatch.setattr(streamed_codes, "FRAMES_PER_TOKEN", 1)
     grown = []
-    grow = stream.grow_compiled
-    monkeypatch.setattr(stream, "grow_compiled", lambda *given: grown.append(heard) or grow(*given))
+    grow = streamed_codes.grow_compiled
+    monkeypatch.setattr(streamed_codes, "grow_compiled", lambda *given: grown.append(heard) or grow(*given))
     heard = 0
     for chunk in model.stream_custom_voice("Hi.", "ryan", schedule=(8,), seed=2, max_new_tokens=150):
         heard += len(chunk.codes)
@@ -352,8 +354,8 @@ def test_many_short_streams_keep_nothing(load):
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused_at_once(load, monkeypatch, variant, method, arguments, message):
-    monkeypatch.setattr(stream, "prefill_compiled", None)
-    monkeypatch.setattr(stream_decoding, "codec_step", None)
+    monkeypatch.setattr(streamed_codes, "prefill_compiled", None)
+    monkeypatch.setattr(decoding, "codec_step", None)
     with pytest.raises(ValueError, match=message):
         getattr(load(variant), f"stream_{method}")(**arguments)
 

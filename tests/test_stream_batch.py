@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, Request, Speech, codec_decoding, generate, stream_batch
-from qwen3_tts_jax import stream_decoding as decoding
+from qwen3_tts_jax import Qwen3TTS, Request, Speech, codec_decoding, generate
 from qwen3_tts_jax.codec import decoder
-from qwen3_tts_jax.stream_batch import StreamBatch
-from qwen3_tts_jax.stream_decoding import StreamDecoder
+from qwen3_tts_jax.streaming import batch as stream_batch
+from qwen3_tts_jax.streaming import decoding
+from qwen3_tts_jax.streaming.batch import StreamBatch
+from qwen3_tts_jax.streaming.decoding import StreamDecoder
 from tests.small_checkpoint import small_voice
 
 TEXT = "It's a long way to Tipperary, isn't it? 很远。"
@@ -202,7 +203,7 @@ def test_few_programs_serve_all(load):
 
 def test_a_cache_that_grows(load, monkeypatch):
     model, rooms = load("1.7B-CustomVoice", -1.0), []
-    monkeypatch.setattr("qwen3_tts_jax.stream._MIN_CAPACITY", 32)
+    monkeypatch.setattr("qwen3_tts_jax.streaming.codes._MIN_CAPACITY", 32)
     grow = stream_batch.grow_compiled
     monkeypatch.setattr(stream_batch, "grow_compiled", lambda state, room: rooms.append(room) or grow(state, room))
     requests = [

@@ -12,23 +12,16 @@ import pytest
 
 from qwen3_tts_jax.codec.decoder import decode
 from qwen3_tts_jax.config import ConfigError
+from qwen3_tts_jax.train.codec import forward
 from qwen3_tts_jax.train.codec import run as codec_run
-from qwen3_tts_jax.train.codec import step as codec_step_module
 from qwen3_tts_jax.train.codec.codes import GivenCodes, cut_codes
 from qwen3_tts_jax.train.codec.data import Clips
 from qwen3_tts_jax.train.codec.discriminator import Discriminator
+from qwen3_tts_jax.train.codec.forward import reconstruct, reconstruct_given
 from qwen3_tts_jax.train.codec.loss import mel_loss
 from qwen3_tts_jax.train.codec.run import Crops, evaluate_codec, fit_codec
 from qwen3_tts_jax.train.codec.start import codec_shape, random_codec
-from qwen3_tts_jax.train.codec.step import (
-    CodecRecipe,
-    codec_step,
-    finish_codec,
-    judge,
-    reconstruct,
-    reconstruct_given,
-    start_codec,
-)
+from qwen3_tts_jax.train.codec.step import CodecRecipe, codec_step, finish_codec, judge, start_codec
 from qwen3_tts_jax.train.codec.teacher import HEAD, Features, Teacher
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
@@ -251,7 +244,7 @@ def no_encoder(monkeypatch):
     def refuse(*_):
         raise AssertionError("the encoder was run")
 
-    monkeypatch.setattr(codec_step_module, "encode_latents", refuse)
+    monkeypatch.setattr(forward, "encode_latents", refuse)
 
 
 def from_codes(params, folder, **options):

@@ -16,22 +16,22 @@ from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.train.checkpoints import CHECKPOINTS
 from qwen3_tts_jax.train.codec import job as codec_job
 from qwen3_tts_jax.train.codec.data import Clips, Recording
-from qwen3_tts_jax.train.codec.job import PHASES, CodecTraining, prepare_codec, run_codec
+from qwen3_tts_jax.train.codec.job import PHASES, prepare_codec, run_codec
 from qwen3_tts_jax.train.codec.run import CodecResult, Crops
 from qwen3_tts_jax.train.codec.spectra import hear, spectra, spectra_per_frame
 from qwen3_tts_jax.train.codec.spectral import (
     SpectralRecipe,
     finish_spectra,
-    judge_spectra,
     spectral_optimizer,
     spectral_recipes,
-    spectral_step,
     start_spectra,
 )
 from qwen3_tts_jax.train.codec.spectral_run import evaluate_spectra, fit_spectra
+from qwen3_tts_jax.train.codec.spectral_step import judge_spectra, spectral_step
 from qwen3_tts_jax.train.codec.start import codec_shape, random_codec
 from qwen3_tts_jax.train.codec.step import CodecRecipe, finish_codec, start_codec
 from qwen3_tts_jax.train.codec.teacher import HEAD, Teacher
+from qwen3_tts_jax.train.codec.training import CodecTraining
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.state_files import RunError, latest

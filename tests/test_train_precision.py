@@ -11,7 +11,8 @@ from jax.extend.core import jaxprs_in_params
 
 from qwen3_tts_jax.train.alignment import AlignmentConfig
 from qwen3_tts_jax.train.codec.discriminator import Discriminator
-from qwen3_tts_jax.train.codec.spectral import spectral_recipes, spectral_step, start_spectra
+from qwen3_tts_jax.train.codec.spectral import spectral_recipes, start_spectra
+from qwen3_tts_jax.train.codec.spectral_step import spectral_step
 from qwen3_tts_jax.train.codec.start import random_codec
 from qwen3_tts_jax.train.codec.step import CodecRecipe, codec_step, start_codec
 from qwen3_tts_jax.train.codec.teacher import Teacher

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from qwen3_tts_jax import generate as g
 from qwen3_tts_jax.config import ConfigError, GenerationConfig
 from qwen3_tts_jax.prompt import Request, batch_plans, plan_prompt
-from qwen3_tts_jax.train.codec.job import CodecTraining
 from qwen3_tts_jax.train.codec.teacher import Teacher
+from qwen3_tts_jax.train.codec.training import CodecTraining
 from qwen3_tts_jax.train.lora import (
     LoraConfig,
     LoraError,

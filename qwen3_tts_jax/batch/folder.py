@@ -19,8 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -42,7 +40,7 @@ SHARD_ITEMS = 1000
 _INDEX, _JOB = "index.jsonl", "job.json"
 # Disks take several files in little more time than one.
 _WRITERS = 8
-_MOST_WAITING = 64
+MOST_WAITING = 64
 """How many results may wait for the disk; also how many are written at once, all their files before their lines."""
 _CODES, _SPOOL, _SHARDS = "codes", "spool", "data"
 _OF_ITEMS = (".wav", ".flac", ".npy", ".parquet")
@@ -127,9 +125,9 @@ class JobFolder:
             bad: lines that are skipped.
 
         Raises:
-            FolderError: the folder holds other files, or a job that has other settings, finished items that
-                differ from the manifest's, or an index that lost lines; or it cannot be written. A job that
-                finished nothing may become another.
+            FolderError: the folder holds a job that has other settings, finished items that differ from the
+                manifest's, or an index that cannot be read or lost lines; or it cannot be written. A job that finished
+                nothing may become another.
         """
         settings = {**settings, "format": self.audio_format, "codes saved": self.save_codes}
         items, bad = {task.id: task.identity for task in tasks}, list(bad)
@@ -178,7 +176,7 @@ class JobFolder:
         items = {found.stem for found in files if found not in shards} - records.keys()
         # Until a shard has its line, its items are still in the spool.
         spooled = any(record["file"].startswith(f"{_SPOOL}/") for record in records.values())
-        if len(items) > _MOST_WAITING or len(shards) > spooled:
+        if len(items) > MOST_WAITING or len(shards) > spooled:
             found = f"{len(shards)} shard{'s' * (len(shards) > 1)}" if shards else f"files of {len(items)} items"
             raise FolderError(
                 f"{self.path} holds {found} that {_INDEX} does not list as finished, more than an interruption leaves: "
@@ -305,45 +303,3 @@ def _of_no_job(found: Path) -> bool:
     if found.name in (_CODES, _SPOOL, _SHARDS):
         return found.is_dir() and not any(found.iterdir())
     return found.name == LOCK or is_partial(found) or (found.name == _INDEX and not found.stat().st_size)
-
-
-class Writer:
-    """Writes results into a folder while others are made; a context manager that has written all of them at its end.
-
-    Its methods raise what `JobFolder.add` raised, a FolderError, as soon as it is known.
-    """
-
-    def __init__(self, job: JobFolder):
-        self._job = job
-        self._waiting: Queue[Result | None] = Queue(_MOST_WAITING)
-        self._error: Exception | None = None
-        self._thread = Thread(target=self._work)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        self._waiting.put(None)
-        self._thread.join()
-        if error_type is None and self._error is not None:
-            raise self._error
-
-    def put(self, result: Result) -> None:
-        """Takes a result to write; waits if the disk is slower than the model."""
-        if self._error is not None:
-            raise self._error
-        self._waiting.put(result)
-
-    def _work(self) -> None:
-        more = True
-        while more:
-            results = [self._waiting.get()]
-            while len(results) < _MOST_WAITING and not self._waiting.empty():
-                results.append(self._waiting.get())
-            more = results[-1] is not None
-            try:
-                if self._error is None:
-                    self._job.add([result for result in results if result is not None])
-            except Exception as error:
-                self._error = error

@@ -22,26 +22,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen3_tts_jax.audio import is_file_name
-from qwen3_tts_jax.prompt import MAX_SEED
-
-TEXT_MODES = ("all-at-once", "as-it-comes")
-
-# Bytes: file systems allow 255, of which the ending takes some.
-_LONGEST_ID = 200
-_UNSAFE = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f]')
-# Device names on Windows, whatever their ending.
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+from qwen3_tts_jax.batch.fields import FIELDS, contradictions, kind_of
 
 
 @dataclass(frozen=True)
@@ -144,7 +133,7 @@ def _json_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any]
         except (ValueError, RecursionError) as error:
             row = BadLine(number, None, f"is not usable JSON: {error}")
         if not isinstance(row, dict | BadLine):
-            row = BadLine(number, None, f"is not a JSON object but {_kind(row)}")
+            row = BadLine(number, None, f"is not a JSON object but {kind_of(row)}")
         yield number, row
 
 
@@ -185,11 +174,11 @@ def _csv_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] 
 
 def _columns(path: Path, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
-    unknown = [name for name in names if name not in _FIELDS]
+    unknown = [name for name in names if name not in FIELDS]
     if unknown:
         raise ManifestError(
             f"{path} has the unknown column{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}: its first line "
-            f"must name the columns, of which there are {', '.join(_FIELDS)}"
+            f"must name the columns, of which there are {', '.join(FIELDS)}"
         )
     if len(set(names)) < len(names):
         raise ManifestError(f"{path} names a column twice: {', '.join(names)}")
@@ -200,15 +189,15 @@ def _columns(path: Path, cells: list[str]) -> list[str]:
 
 def _item(line: int, row: Mapping[str, Any], folder: Path) -> Item | BadLine:
     problems: list[str] = []
-    unknown = [name for name in row if name not in _FIELDS]
+    unknown = [name for name in row if name not in FIELDS]
     if unknown:
         names = ", ".join(map(repr, unknown))
-        problems.append(f"unknown field{'s' * (len(unknown) > 1)} {names}; there are {', '.join(_FIELDS)}")
+        problems.append(f"unknown field{'s' * (len(unknown) > 1)} {names}; there are {', '.join(FIELDS)}")
     values: dict[str, Any] = {}
     for name, value in row.items():
-        if name in _FIELDS and value is not None:
+        if name in FIELDS and value is not None:
             try:
-                values[name] = _FIELDS[name](value)
+                values[name] = FIELDS[name](value)
             except ValueError as error:
                 problems.append(f"{name} {error}")
     if row.get("text") is None:
@@ -221,119 +210,7 @@ def _item(line: int, row: Mapping[str, Any], folder: Path) -> Item | BadLine:
                 values[name] = str(folder / Path(values[name]).expanduser())
             except RuntimeError:
                 problems.append(f"{name} is of a user who is not known here: {values[name]!r}")
-    problems += _contradictions({name: values.get(name, value) for name, value in row.items()})
+    problems += contradictions({name: values.get(name, value) for name, value in row.items()})
     if problems:
         return BadLine(line, values.get("id"), "; ".join(problems))
     return Item(line=line, **values)
-
-
-def _contradictions(row: Mapping[str, Any]) -> Iterator[str]:
-    given = {name for name, value in row.items() if value is not None}
-    alone = row.get("x_vector_only") not in (None, False)
-    if {"reference", "voice"} <= given:
-        yield "reference and voice are two voices: give one"
-    elif "reference" in given:
-        if alone and "reference_text" in given:
-            yield "x_vector_only leaves out what the recording says and takes no reference_text"
-        if not alone and "reference_text" not in given:
-            yield "reference_text is missing: give what the reference says, or x_vector_only"
-    elif "reference_text" in given:
-        yield "reference_text is for a reference" + ("; the voice has its own" if "voice" in given else "")
-    elif alone and "voice" not in given:
-        yield "x_vector_only is for a reference or a voice"
-
-
-# What a field's value must be: each function returns the value or raises a ValueError that says what is wrong.
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"must be a text, not {_kind(value)}")
-    if not value.strip():
-        raise ValueError("is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("has half of a surrogate pair, which is no character") from None
-    return value
-
-
-def _id(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    name = _text(value)
-    shown = repr(name if len(name) <= 60 else f"{name[:60]}…")
-    if _UNSAFE.search(name):
-        raise ValueError(f'{shown} is no file name: it must be one without / \\ < > : " | ? * and control characters')
-    if name.startswith((".", " ", "-")) or name.endswith((".", " ")):
-        raise ValueError(f"{shown} is no safe file name: it starts with '.', '-' or a space, or ends in '.' or a space")
-    if _DEVICES.fullmatch(name):
-        raise ValueError(f"{shown} is no safe file name: on Windows it is a device")
-    if len(name.encode()) > _LONGEST_ID:
-        raise ValueError(f"{shown} is too long: {len(name.encode())} bytes, at most {_LONGEST_ID} are allowed")
-    return name
-
-
-def _text_mode(value: Any) -> str:
-    if value not in TEXT_MODES:
-        raise ValueError(f"must be {' or '.join(TEXT_MODES)}, got {value!r}")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"must be a number above 0, got {value!r}")
-    return number
-
-
-def _seed(value: Any) -> int:
-    number = _whole(value)
-    if number is None or not 0 <= number <= MAX_SEED:
-        raise ValueError(f"must be a whole number 0 … {MAX_SEED}, got {value!r}")
-    return number
-
-
-def _split(value: Any) -> int:
-    number = _whole(value)
-    if number is None or number < 1:
-        raise ValueError(f"must be a whole number of tokens, got {value!r}")
-    return number
-
-
-def _whole(value: Any) -> int | None:
-    digits = isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20
-    number = int(value) if digits else value
-    return number if isinstance(number, int) and not isinstance(number, bool) else None
-
-
-def _truth(value: Any) -> bool:
-    number = _TRUTHS.get(value.strip().lower()) if isinstance(value, str) else value
-    if not isinstance(number, bool):
-        raise ValueError(f"must be true or false, got {value!r}")
-    return number
-
-
-_FIELDS: Mapping[str, Callable[[Any], Any]] = {
-    "id": _id,
-    "text": _text,
-    "language": _text,
-    "speaker": _text,
-    "instruct": _text,
-    "text_mode": _text_mode,
-    "max_seconds": _seconds,
-    "split": _split,
-    "seed": _seed,
-    "reference": _text,
-    "reference_text": _text,
-    "x_vector_only": _truth,
-    "voice": _text,
-}

@@ -5,7 +5,7 @@
     options.py has the options that several of them take
 
 What the larger ones do is apart from how they are declared, since `--help` must not wait for it: `say.py` has
-`speak.py` and `stream.py`, `batch.py` has `batch_job.py` and `batch_progress.py`, `voice.py` has `clone.py`, and
-`codec.py` has `codes.py`. They share `model.py`, the model that is asked for, and `console.py`, the terminal;
-the commands of `train` share `train_report.py`.
+`speak.py` and `stream.py`, `batch.py` has `batch_job.py`, `voice.py` has `clone.py`, and `codec.py` has `codes.py`.
+They share `model.py` (the model that is asked for), `text_input.py` (the text), `console.py` (refusals and messages)
+and `progress.py` (how far it is); the commands of `train` also share `train_report.py`.
 """

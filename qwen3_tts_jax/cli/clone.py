@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qwen3_tts_jax.cli.console import ProgressLine, check_output, plain_messages, read_text_file, refuse, refusing
+from qwen3_tts_jax.cli.console import check_output, plain_messages, refuse, refusing
 from qwen3_tts_jax.cli.model import Source, check_type, read_config
+from qwen3_tts_jax.cli.progress import ProgressLine
+from qwen3_tts_jax.cli.text_input import read_text_file
 from qwen3_tts_jax.config import ModelConfig
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from safetensors.numpy import save as serialize
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.audio import is_url
-from qwen3_tts_jax.cli.console import ProgressLine, check_output, plain_messages, refuse, refusing
+from qwen3_tts_jax.cli.console import check_output, plain_messages, refuse, refusing
 from qwen3_tts_jax.cli.model import Source
+from qwen3_tts_jax.cli.progress import ProgressLine
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.files import check_folder, completed, require_absent
 from qwen3_tts_jax.voice_prompt import codes_problem

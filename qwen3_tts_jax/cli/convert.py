@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from qwen3_tts_jax.cli import options as option
-from qwen3_tts_jax.cli.console import ProgressLine, quiet_orbax, refuse, refusing
+from qwen3_tts_jax.cli.console import quiet_orbax, refuse, refusing
 from qwen3_tts_jax.cli.model import Source, folder_bytes, parts_of, read_config
 from qwen3_tts_jax.cli.options import examples
+from qwen3_tts_jax.cli.progress import ProgressLine
 from qwen3_tts_jax.files import require_absent
 
 EXAMPLES = examples(

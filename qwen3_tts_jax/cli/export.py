@@ -40,8 +40,9 @@ def export(
     The source is a model in the published layout, one that `convert` wrote (Orbax), or the folder of a `train sft` or
     `train talker` run, finished or not. `convert` goes the other way, from the published layout to Orbax.
     """
-    from qwen3_tts_jax.cli.console import ProgressLine, plain_messages, quiet_orbax, refusing
+    from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refusing
     from qwen3_tts_jax.cli.model import Source, folder_bytes, parts_of, read_config, stored_sizes
+    from qwen3_tts_jax.cli.progress import ProgressLine
     from qwen3_tts_jax.files import require_absent
 
     with refusing(OSError):

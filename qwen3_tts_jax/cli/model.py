@@ -11,7 +11,8 @@ from pathlib import Path
 import typer
 
 from qwen3_tts_jax import hf_config
-from qwen3_tts_jax.cli.console import CheckLine, refuse, refusing
+from qwen3_tts_jax.cli.console import refuse, refusing
+from qwen3_tts_jax.cli.progress import CheckLine
 from qwen3_tts_jax.config import ConfigError, ModelConfig
 from qwen3_tts_jax.packaged import local_folder
 from qwen3_tts_jax.presets import PRESETS, preset

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qwen3_tts_jax.cli import options as option
-from qwen3_tts_jax.cli.console import ProgressLine, StatusLine, check_output, plain_messages, refuse, refusing
+from qwen3_tts_jax.cli.console import check_output, plain_messages, refuse, refusing
 from qwen3_tts_jax.cli.options import examples
+from qwen3_tts_jax.cli.progress import ProgressLine, StatusLine
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.cli.clone import Recording

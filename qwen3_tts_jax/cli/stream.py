@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import typer
 
-from qwen3_tts_jax.cli.console import ProgressLine, cannot_write_standard_output, drop_standard_output, refuse
+from qwen3_tts_jax.cli.console import cannot_write_standard_output, drop_standard_output, refuse
+from qwen3_tts_jax.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
     from qwen3_tts_jax.speech import FinishReason, Speech

@@ -154,16 +154,11 @@ def codec(
         from qwen3_tts_jax.packaged import local_folder
         from qwen3_tts_jax.presets import preset
         from qwen3_tts_jax.train.codec.discriminator import Discriminator
-        from qwen3_tts_jax.train.codec.job import (
-            CodecTraining,
-            check_without_codec,
-            codec_to_start_from,
-            prepare_codec,
-            run_codec,
-        )
+        from qwen3_tts_jax.train.codec.job import check_without_codec, codec_to_start_from, prepare_codec, run_codec
         from qwen3_tts_jax.train.codec.spectral import spectral_recipes
         from qwen3_tts_jax.train.codec.start import codec_shape
         from qwen3_tts_jax.train.codec.step import CodecRecipe
+        from qwen3_tts_jax.train.codec.training import CodecTraining
         from qwen3_tts_jax.train.optimizer import OptimizerConfig
         from qwen3_tts_jax.train.progress import Schedule
 

@@ -32,8 +32,9 @@ def merge(
 
     The result is a model with plain weights in the published layout. Adapters for another model are refused.
     """
-    from qwen3_tts_jax.cli.console import ProgressLine, plain_messages, quiet_orbax, refuse, refusing
+    from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refuse, refusing
     from qwen3_tts_jax.cli.model import Source, parts_of, read_config
+    from qwen3_tts_jax.cli.progress import ProgressLine
     from qwen3_tts_jax.files import require_absent
 
     with refusing(OSError):

@@ -18,14 +18,7 @@ import jax.numpy as jnp
 
 from qwen3_tts_jax.cache import WindowCache
 from qwen3_tts_jax.codec import hopper
-from qwen3_tts_jax.codec.conv import (
-    CausalConv,
-    CausalTransposedConv,
-    Contexts,
-    ConvNeXtBlock,
-    SnakeBeta,
-    context_size,
-)
+from qwen3_tts_jax.codec.conv import CausalConv, CausalTransposedConv, Contexts, ConvNeXtBlock, SnakeBeta, context_size
 from qwen3_tts_jax.codec.quantizer import SplitResidualQuantizer
 from qwen3_tts_jax.config import CodecDecoderConfig
 from qwen3_tts_jax.layers import Linear

@@ -11,75 +11,33 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-_UNITS = {
-    "kg": "kilogram", "g": "gram", "mg": "milligram", "lb": "pound", "lbs": "pound", "oz": "ounce",
-    "tbsp": "tablespoon", "tsp": "teaspoon",
-    "km": "kilometer", "m": "meter", "cm": "centimeter", "mm": "millimeter", "ft": "foot", "mi": "mile", "yd": "yard",
-    "l": "liter", "L": "liter", "ml": "milliliter", "mL": "milliliter",
-    "s": "second", "sec": "second", "ms": "millisecond", "min": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
-    "V": "volt", "W": "watt", "kW": "kilowatt", "kWh": "kilowatt hour", "Hz": "hertz", "kHz": "kilohertz",
-    "MHz": "megahertz", "GHz": "gigahertz", "KB": "kilobyte", "MB": "megabyte", "GB": "gigabyte", "TB": "terabyte",
-    "μm": "micrometer", "μg": "microgram", "μs": "microsecond",
-    "mph": "mile per hour", "kbps": "kilobit per second", "Mbps": "megabit per second", "Gbps": "gigabit per second",
-    "°C": "degree Celsius", "°F": "degree Fahrenheit", "°": "degree",
-}  # fmt: skip
-_SYMBOLS = {
-    "!=": "is not equal to", "<=": "at most", ">=": "at least",
-    "&": "and", "@": "at", "+": "plus", "=": "equals", "×": "times", "÷": "divided by", "±": "plus or minus",
-    "≈": "about", "≤": "at most", "≥": "at least", "≠": "is not equal to", "²": "squared", "³": "cubed", "%": "percent",
-    "$": "dollars", "£": "pounds", "€": "euros", "¥": "yen", "¢": "cents", "₹": "rupees", "₩": "won",
-    "§": "section", "№": "number", "√": "square root of", "∞": "infinity",
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "Δ": "delta", "λ": "lambda", "μ": "mu", "π": "pi",
-    "σ": "sigma", "ω": "omega", "Ω": "ohms",
-}  # fmt: skip
-_ABBREVIATIONS = {
-    "e.g.": "for example", "i.e.": "that is", "approx.": "about",
-    "Prof.": "Professor", "Capt.": "Captain", "Lt.": "Lieutenant", "Sgt.": "Sergeant", "Col.": "Colonel",
-    "Gen.": "General", "Gov.": "Governor", "Sen.": "Senator", "Rev.": "Reverend", "Drs.": "Doctors", "Mt.": "Mount",
-    "PhD": "P H D", "Wi-Fi": "WiFi", "w/o": "without",
-}  # fmt: skip
-_LAST_ABBREVIATIONS = {
-    "etc.": "et cetera", "Sr.": "Senior", "Jr.": "Junior", "Ave.": "Avenue", "Blvd.": "Boulevard", "Ph.D.": "P H D",
-    "Dept.": "Department", "Inc.": "Incorporated", "Corp.": "Corporation", "Ltd.": "Limited",
-}  # fmt: skip
-"""Abbreviations whose stop may also end a sentence."""
-_MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
-)  # fmt: skip
-_SHORT_MONTHS = "|".join([*(month[:3] for month in _MONTHS if month != "May"), "Sept"])
-_NUMBERED = {
-    "no": "number", "nos": "numbers", "p": "page", "pp": "pages", "ch": "chapter", "vol": "volume", "fig": "figure",
-    "figs": "figures", "sec": "section", "eq": "equation", "ver": "version",
-}  # fmt: skip
-"""Abbreviations that are such only before a number."""
+from qwen3_tts_jax.text.english import (
+    ABBREVIATIONS,
+    HALVES,
+    LAST_ABBREVIATIONS,
+    LETTERS,
+    MAGNITUDES,
+    MONEY,
+    MONTHS,
+    NO_STREETS,
+    NUMBERED,
+    PLURALS,
+    PUNCTUATION,
+    RULERS,
+    SYMBOLS,
+    UNITS,
+)
+
+_SHORT_MONTHS = "|".join([*(month[:3] for month in MONTHS if month != "May"), "Sept"])
 _DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
-_MONTH = "|".join([*_MONTHS, rf"(?:{_SHORT_MONTHS})\b\.?"])
-_MONEY = {
-    "$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent"), "¥": ("yen", ""), "¢": ("cent", ""),
-    "₹": ("rupee", ""), "₩": ("won", ""),
-}  # fmt: skip
+_MONTH = "|".join([*MONTHS, rf"(?:{_SHORT_MONTHS})\b\.?"])
 _MAGNITUDE = r"(?:\s?(k|m|mn|b|bn|K|M|B|thousand|million|billion|trillion)\b)?"
-_MAGNITUDES = {"k": "thousand", "m": "million", "mn": "million", "b": "billion", "bn": "billion"}
-_PLURALS = {"foot": "feet", "inch": "inches", "penny": "pence"}
-_PLURALS |= {name: name for name in ("yen", "won", "hertz", "kilohertz", "megahertz", "gigahertz")}
-_HALVES = {"2": "half", "4": "quarter"}
 _DENOMINATORS = (*range(2, 11), 12, 16, 20, 32, 64, 100, 1000)
-_PUNCTUATION = str.maketrans(
-    {"’": "'", "‘": "'", "ʼ": "'", "`": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "…": "...", "—": ", "}
-    | {"‐": "-", "‑": "-", "−": "-", "⁄": "/", "。": ".", "，": ",", "？": "?", "！": "!"}
-    | {"\u00b5": "\u03bc"}  # micro is a letter mu
-    | {chr(0x2080 + digit): str(digit) for digit in range(10)}  # CO₂
-)
-_LETTERS = str.maketrans(
-    {"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
-    | {"ð": "th", "Ð": "Th", "þ": "th", "Þ": "Th", "ı": "i"}
-)
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 _AMOUNT = rf"(?:{_NUMBER}|\.\d+)"
 _SIGN = "[$£€¥₹₩]"
 _TOP_DOMAIN = r"(?:com|org|net|edu|gov|io|ai|co|uk|de|info|dev|app)"
-_MEASURE = "|".join(map(re.escape, sorted(_UNITS, key=len, reverse=True)))
+_MEASURE = "|".join(map(re.escape, sorted(UNITS, key=len, reverse=True)))
 _STOP = r"(?:\.(?!\s+[A-Z]|\s*$)|(?=\.))"
 """A stop that ends no sentence; one that does is left."""
 _HALF = rf"([ap]m\b|[AP]M\b|[ap]\.m{_STOP}|[AP]\.M{_STOP})"
@@ -89,17 +47,8 @@ _PHONE = (
 )
 _PARTS = "page|slide|step|part|chapter|section|question|exercise|episode|round|track"
 _PER = r"(?:second|minute|hour|day|night|week|month|year|person)\b"
-_NO_STREETS = "The|A|My|Your|His|Her|Our|Their|This|That|Dear|Hi|Hello|Thanks|Yes|No"
-"""Words after which *Dr.* is a doctor, and no street."""
 _ROMAN = "(?!(?:XL|L[IV])\\b)(?=[IVXL]{2})((?:XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?<! )"
 """Roman numerals of two letters or more, up to 89, that are neither a size nor initials."""
-_RULERS = (
-    "Alexander|Alfonso|Benedict|Boniface|Carl|Catherine|Charles|Christian|Clement|Edward|Elizabeth|Ferdinand|"
-    "Francis|Frederick|George|Gregory|Gustav|Haakon|Henry|Innocent|Ivan|James|John|Joseph|Leo|Leopold|Louis|"
-    "Margaret|Mary|Maximilian|Napoleon|Nicholas|Olav|Otto|Paul|Pedro|Peter|Philip|Pius|Ptolemy|Ramses|Richard|"
-    "Rudolf|Sixtus|Urban|Victor|Wilhelm|William"
-)
-"""Names that, before a number, are mostly those of kings, queens and popes: *the fourteenth*."""
 _POWERS = "⁰¹²³⁴-⁹"
 _LONGEST_NUMBER = 15
 """In digits; longer numbers are said digit by digit."""
@@ -111,10 +60,10 @@ def written_out(text: str) -> str:
     What remains are letters without accents, one space between words, and , . ? ! : ; " ' - ( ). Letters of other
     alphabets, and symbols that have no name here, are left out.
     """
-    text = unicodedata.normalize("NFC", text).translate(_PUNCTUATION)
+    text = unicodedata.normalize("NFC", text).translate(PUNCTUATION)
     for pattern, said in _RULES:
         text = pattern.sub(said, text)
-    text = unicodedata.normalize("NFKD", text.translate(_LETTERS))
+    text = unicodedata.normalize("NFKD", text.translate(LETTERS))
     text = re.sub(r"[^A-Za-z ,.?!:;\"'()-]", " ", "".join(each for each in text if not unicodedata.combining(each)))
     text = re.sub(r" +(?=[,.?!:;)])", "", re.sub(r"\s+", " ", text)).strip()
     # Marks between letters would make one word of two.
@@ -124,8 +73,8 @@ def written_out(text: str) -> str:
 
 def foreign_letters(text: str) -> str:
     """Letters that `written_out` leaves out, each once."""
-    text = unicodedata.normalize("NFKD", text.translate(_LETTERS))
-    return "".join(dict.fromkeys(each for each in text if each.isalpha() and ord(each) > 127 and each not in _SYMBOLS))
+    text = unicodedata.normalize("NFKD", text.translate(LETTERS))
+    return "".join(dict.fromkeys(each for each in text if each.isalpha() and ord(each) > 127 and each not in SYMBOLS))
 
 
 def _apart(match: re.Match) -> str:
@@ -170,25 +119,25 @@ def _plural(name: str) -> str:
     if rest and rest[0] == "hour":  # kilowatt hours
         rest[0] = "hours"
     else:
-        first = _PLURALS.get(first) or first + "s"
+        first = PLURALS.get(first) or first + "s"
     return " ".join([first, *rest])
 
 
 def _measure(match: re.Match) -> str:
-    number, name, power = match[1], _UNITS[match[2]], match[4]
+    number, name, power = match[1], UNITS[match[2]], match[4]
     if match[3]:
-        name += f" per {_UNITS[match[3]]}"
+        name += f" per {UNITS[match[3]]}"
     if power and " per " in name:
-        return f"{_counted(number, name)} {_SYMBOLS[power]}"
+        return f"{_counted(number, name)} {SYMBOLS[power]}"
     square = {"²": "square ", "³": "cubic "}.get(power, "")
     return _counted(number, name).replace(_words(number) + " ", f"{_words(number)} {square}", 1)
 
 
 def _money(number: str, sign: str, magnitude: str | None) -> str:
-    name, part = _MONEY[sign]
+    name, part = MONEY[sign]
     if magnitude:
-        plural = _PLURALS.get(name) or name + "s"
-        return f"{_words(number)} {_MAGNITUDES.get(magnitude.lower(), magnitude)} {plural}"
+        plural = PLURALS.get(name) or name + "s"
+        return f"{_words(number)} {MAGNITUDES.get(magnitude.lower(), magnitude)} {plural}"
     whole, _, decimals = number.partition(".")
     whole = whole or "0"
     if len(decimals) != 2 or not part:
@@ -225,7 +174,7 @@ def _time(match: re.Match) -> str:
 def _date(year: str, month: str, day: str, as_it_was: str) -> str:
     if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
         return as_it_was
-    return f"{_MONTHS[int(month) - 1]} {int(day)}, {year}"
+    return f"{MONTHS[int(month) - 1]} {int(day)}, {year}"
 
 
 def _day_first_or_last(match: re.Match) -> str:
@@ -250,7 +199,7 @@ def _days(*days: str | None) -> str:
 
 
 def _month(name: str) -> str:
-    return next(month for month in _MONTHS if month.startswith(name[:3]))
+    return next(month for month in MONTHS if month.startswith(name[:3]))
 
 
 def _decade(match: re.Match) -> str:
@@ -262,13 +211,13 @@ def _fraction(match: re.Match) -> str:
     whole, upper, lower, unit = match.groups()
     if int(lower) not in _DENOMINATORS or int(upper) >= int(lower):
         return match[0].replace("/", " ")
-    name = _HALVES.get(lower) or _words(lower, "ordinal").removeprefix("one ")
+    name = HALVES.get(lower) or _words(lower, "ordinal").removeprefix("one ")
     if upper == "1":
         words = f"an {name}" if name.startswith("eigh") else f"a {name}"
     else:
         words = f"{_words(upper)} {'halves' if name == 'half' else name + 's'}"
     if unit:
-        words += " " + (_plural(_UNITS[unit]) if whole else _UNITS[unit])
+        words += " " + (_plural(UNITS[unit]) if whole else UNITS[unit])
     return f"{_words(whole)} and {words}" if whole else words
 
 
@@ -276,7 +225,7 @@ def _roman(match: re.Match) -> str:
     values = [{"I": 1, "V": 5, "X": 10, "L": 50}[letter] for letter in match[2]]
     pairs = zip(values, [*values[1:], 0], strict=True)
     number = sum(-value if value < following else value for value, following in pairs)
-    if re.fullmatch(_RULERS, match[1].rstrip()):
+    if re.fullmatch(RULERS, match[1].rstrip()):
         return f"{match[1]}the {_words(str(number), 'ordinal')}"
     return match[1] + _words(str(number))
 
@@ -295,14 +244,14 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         (r"(?<=[\w)\"'])\.(?=[A-Z][a-z])", ". "),
         *(
             (rf"(?i:\b{re.escape(short)})", f"{words} ") if short.islower() else (rf"\b{re.escape(short)}(?!\w)", words)
-            for short, words in _ABBREVIATIONS.items()
+            for short, words in ABBREVIATIONS.items()
         ),
-        *((rf"\b{re.escape(short[:-1])}{_STOP}", words) for short, words in _LAST_ABBREVIATIONS.items()),
+        *((rf"\b{re.escape(short[:-1])}{_STOP}", words) for short, words in LAST_ABBREVIATIONS.items()),
         (r"\bSt\.(?= [A-Z])", "Saint"),
-        (rf"\b(?!(?:{_NO_STREETS}) )([A-Z][a-z]+) Dr(?:\.(?=,| [a-z])|(?=\.?\s*$))", r"\1 Drive"),
+        (rf"\b(?!(?:{NO_STREETS}) )([A-Z][a-z]+) Dr(?:\.(?=,| [a-z])|(?=\.?\s*$))", r"\1 Drive"),
         (rf"\b([A-Z][a-z]+ ){_ROMAN}\b", _roman),
-        (rf"\b((?:{_RULERS}) )([VX])\b(?!\. ?[A-Z])", _roman),
-        (rf"\b(?i:({'|'.join(_NUMBERED)})\.(?= ?\d))", lambda match: _NUMBERED[match[1].lower()]),
+        (rf"\b((?:{RULERS}) )([VX])\b(?!\. ?[A-Z])", _roman),
+        (rf"\b(?i:({'|'.join(NUMBERED)})\.(?= ?\d))", lambda match: NUMBERED[match[1].lower()]),
         (r"#(?=\d)", "number "),
         (r"\b([CF])#", r"\1 sharp"),
         (r"\b[Vv]s\b\.?", "versus "),
@@ -382,6 +331,6 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         # Dashes between words.
         (r"\s[-–]+\s|–|--+", ", "),
         (r"(?<=\w\w)\.(?=\w\w)", " dot "),
-        *((re.escape(symbol), f" {word} ") for symbol, word in _SYMBOLS.items()),
+        *((re.escape(symbol), f" {word} ") for symbol, word in SYMBOLS.items()),
     )
 ]

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
-from qwen3_tts_jax.train.state_files import (
-    check_settings,
-    drop_old,
-    latest,
-    load_state,
-    save_state,
-    saved_settings,
-)
+from qwen3_tts_jax.train.state_files import check_settings, drop_old, latest, load_state, save_state, saved_settings
 
 _log = logging.getLogger(__name__)
 CHECKPOINTS, BEST = "checkpoints", "best"

@@ -40,8 +40,9 @@ def export_model(
         `folder`.
 
     Raises:
-        FileExistsError: `folder` exists.
+        FileExistsError, PermissionError: as `files.require_absent`, for `folder`.
         FileNotFoundError: `params` has no codec and `source` no weights of one.
+        ValueError: the codec of `source` is of another shape than the config's.
         qwen3_tts_jax.convert.CheckpointError: the tree does not fit the config.
     """
     folder, source = Path(folder), Path(source)

@@ -26,7 +26,7 @@ def check_places(result: Path, cache: Path) -> None:
 
     Raises:
         FileExistsError: `result` exists, or there is a file where a folder is needed.
-        PermissionError: no file can be created where `cache` would be.
+        PermissionError: nothing can be created where `result` or a new `cache` would be.
     """
     require_absent(result)
     nearest = next(place for place in (cache.absolute(), *cache.absolute().parents) if place.exists())

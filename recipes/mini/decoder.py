@@ -42,10 +42,10 @@ from qwen3_tts_jax.layers import PRECISION
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec.codes import GivenCodes, cut_codes, read_recording_codes, with_codes
 from qwen3_tts_jax.train.codec.data import Clips, check_headers, decode_recordings, find_recordings
+from qwen3_tts_jax.train.codec.forward import reconstruct_given
 from qwen3_tts_jax.train.codec.job import write_codec
 from qwen3_tts_jax.train.codec.loss import mel_loss, spectral_loss
 from qwen3_tts_jax.train.codec.quantizer import entries
-from qwen3_tts_jax.train.codec.step import reconstruct_given
 from qwen3_tts_jax.train.optimizer import OptimizerConfig, moving_average
 from qwen3_tts_jax.train.soft_codes import decoder_latents
 from recipes.mini.crops import behind_silence, cut_behind_silence, cut_sharpened

@@ -12,9 +12,7 @@ def model_classes() -> tuple[type, type, type, type]:
     import_official()
     with quiet():
         from qwen_tts.core.models import Qwen3TTSConfig, Qwen3TTSForConditionalGeneration
-        from qwen_tts.core.tokenizer_12hz.configuration_qwen3_tts_tokenizer_v2 import (
-            Qwen3TTSTokenizerV2Config,
-        )
+        from qwen_tts.core.tokenizer_12hz.configuration_qwen3_tts_tokenizer_v2 import Qwen3TTSTokenizerV2Config
         from qwen_tts.core.tokenizer_12hz.modeling_qwen3_tts_tokenizer_v2 import Qwen3TTSTokenizerV2Model
 
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from qwen3_tts_jax import audio, hf_config, hf_export
 from qwen3_tts_jax.config import CodecConfig, ConfigError
 from qwen3_tts_jax.convert import export_codec, load_codec, resolve_codec
 from qwen3_tts_jax.files import completed_folder
-from qwen3_tts_jax.prompt import check_seed
 from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
 from qwen3_tts_jax.train.checkpoints import Checkpoints
 from qwen3_tts_jax.train.codec.codes import read_recording_codes, with_codes
@@ -23,88 +22,15 @@ from qwen3_tts_jax.train.codec.data import Clips, Recording, check_headers, deco
 from qwen3_tts_jax.train.codec.run import CodecResult, Crops, describe_codec, fit_codec
 from qwen3_tts_jax.train.codec.spectral import SpectralRecipe, finish_spectra
 from qwen3_tts_jax.train.codec.spectral_run import describe_spectra, fit_spectra
-from qwen3_tts_jax.train.codec.start import codec_shape, random_codec
+from qwen3_tts_jax.train.codec.start import random_codec
 from qwen3_tts_jax.train.codec.step import CodecRecipe
 from qwen3_tts_jax.train.codec.teacher import Features, Teacher, read_features
+from qwen3_tts_jax.train.codec.training import CodecTraining
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.progress import Progress, Schedule, check_places
+from qwen3_tts_jax.train.progress import Progress, check_places
 
 CODEC, CACHE, SAMPLES, PHASES = "codec", "cache", "samples", "spectral"
-_SHORTEST_CROP = 2048  # the longest window of the losses
 _SAMPLES, _SAMPLE_SECONDS = 3, 6.0
-
-
-@dataclass(frozen=True)
-class CodecTraining:
-    """A run.
-
-    Attributes:
-        recipe: see there.
-        batch_seconds: of audio in a step.
-        crop_seconds: of each crop in it; rounded to whole frames.
-        starts: part of the crops that begin where their recording begins.
-        context_seconds: of codes before each crop, where the recordings have codes; rounded to whole frames.
-        feature_rate: of a teacher's features, per second; None without a teacher.
-        teacher_weight: of the teacher in the loss.
-        start: folder of a codec to go on from, whose shape `recipe.codec` is; None draws random weights.
-        spectral: how random weights first learn to say spectra, from spectra and then from samples, before `recipe`
-            trains the decoder alone; empty without.
-        seed: of weights, crops and dropout.
-        schedule: what happens when.
-    """
-
-    recipe: CodecRecipe = field(default_factory=lambda: CodecRecipe(codec_shape("small")))
-    batch_seconds: float = 12.0
-    crop_seconds: float = 2.0
-    starts: float = 0.1
-    context_seconds: float = 2.0
-    feature_rate: float | None = None
-    teacher_weight: float = 1.0
-    start: Path | None = None
-    spectral: tuple[SpectralRecipe, ...] = ()
-    seed: int = 0
-    schedule: Schedule = field(default_factory=Schedule)
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
-        for name in ("batch_seconds", "crop_seconds"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.context_seconds < float("inf"):
-            raise ConfigError(f"there cannot be {self.context_seconds} s of context")
-        if not self.spectral:
-            return
-        if self.start is not None:
-            raise ConfigError("a codec that is there goes on without spectra: they are for a start from nothing")
-        if [one.hears for one in self.spectral] != ["spectra", "samples"]:
-            raise ConfigError("spectra are learnt from spectra and then from samples")
-        if not self.recipe.decoder_only or {one.codec for one in self.spectral} != {self.recipe.codec}:
-            raise ConfigError("after spectra the decoder alone of the same codec is trained")
-
-    def crops(self, given_codes: bool = False) -> Crops:
-        """How steps cut recordings, with context where codes are given.
-
-        Raises:
-            ConfigError: crops shorter than the losses' longest window or than what the discriminator hears, or no
-                whole crop in a batch.
-        """
-        codec = self.recipe.codec
-        samples = round(self.crop_seconds * codec.frame_rate) * codec.frame_samples
-        if samples < _SHORTEST_CROP:
-            raise ConfigError(
-                f"pieces of {self.crop_seconds} s are too short: the losses need {_SHORTEST_CROP} samples"
-            )
-        discriminator = self.recipe.discriminator
-        if discriminator is not None and discriminator.samples > samples:
-            raise ConfigError(
-                f"the discriminator cannot hear {discriminator.samples / codec.sample_rate:g} s of pieces of "
-                f"{samples / codec.sample_rate:g} s"
-            )
-        rows = round(self.batch_seconds * codec.sample_rate / samples)
-        if rows < 1:
-            raise ConfigError(f"a batch of {self.batch_seconds} s holds no piece of {self.crop_seconds} s")
-        context = round(self.context_seconds * codec.frame_rate) if given_codes else 0
-        return Crops(rows, samples, self.starts, self.seed, context)
 
 
 @dataclass(frozen=True)

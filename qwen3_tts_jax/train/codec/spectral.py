@@ -25,41 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
-from qwen3_tts_jax.codec.encoder import encode_latents
 from qwen3_tts_jax.config import CodecConfig, ConfigError
-from qwen3_tts_jax.layers import PRECISION, multiply
 from qwen3_tts_jax.train.codec import teacher
-from qwen3_tts_jax.train.codec.quantizer import (
-    Quantized,
-    dropped_codebooks,
-    learn_codebooks,
-    perplexity,
-    share_codebooks,
-)
-from qwen3_tts_jax.train.codec.spectra import (
-    BANDS,
-    BINS,
-    SpectralEncoder,
-    hear,
-    outputs_per_latent,
-    spectra,
-    spectra_per_frame,
-)
-from qwen3_tts_jax.train.codec.step import (
-    CODEBOOK_LEAVES,
-    KINDS,
-    check_shared,
-    quantize_latents,
-    start_codebooks,
-    with_codebooks,
-)
-from qwen3_tts_jax.train.optimizer import OptimizerConfig, if_finite
-from qwen3_tts_jax.train.soft_codes import decoder_latents
+from qwen3_tts_jax.train.codec.forward import CODEBOOK_LEAVES, check_shared, start_codebooks, with_codebooks
+from qwen3_tts_jax.train.codec.quantizer import share_codebooks
+from qwen3_tts_jax.train.codec.spectra import SpectralEncoder, hear, outputs_per_latent, spectra_per_frame
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
 
 _WAVEFORM = ("decoder/conv_in", "decoder/upsample_", "decoder/snake_out", "decoder/conv_out")
-_SPECTRAL, _READOUT = "spectral/", "readout/"
+SPECTRAL, READOUT = "spectral/", "readout/"
 _BEFORE = 0.1  # factor on kernels for inputs before the present one
 
 
@@ -158,23 +134,23 @@ def start_spectra(
         if path.rsplit("/", 1)[-1] not in CODEBOOK_LEAVES and not path.startswith(_WAVEFORM)
     }
     if taught is not None:
-        trained = {path: leaf for path, leaf in taught.trained.items() if not path.startswith(_SPECTRAL)}
-        trained |= {path: leaf for path, leaf in leaves.items() if _of_encoder(path)}
+        trained = {path: leaf for path, leaf in taught.trained.items() if not path.startswith(SPECTRAL)}
+        trained |= {path: leaf for path, leaf in leaves.items() if of_encoder(path)}
         codebooks = taught.codebooks
     else:
-        trained = {path: leaf for path, leaf in leaves.items() if not _of_encoder(path)}
+        trained = {path: leaf for path, leaf in leaves.items() if not of_encoder(path)}
         heard = jax.eval_shape(partial(hear, config=config), jnp.zeros((1, config.frame_samples)))
         spectral = SpectralEncoder(config.encoder.transformer.width).init(jax.random.key(seed), jnp.zeros(heard.shape))
-        trained |= flatten_dict({_SPECTRAL.rstrip("/"): spectral["params"]}, sep="/")
+        trained |= flatten_dict({SPECTRAL.rstrip("/"): spectral["params"]}, sep="/")
         outputs, width = sum(outputs_per_latent(config)), config.decoder.latent_width
-        trained[f"{_READOUT}weight"] = 0.05 * rng.standard_normal((outputs, width), np.float32)
-        trained[f"{_READOUT}bias"] = np.full(outputs, -2.0, np.float32)
+        trained[f"{READOUT}weight"] = 0.05 * rng.standard_normal((outputs, width), np.float32)
+        trained[f"{READOUT}bias"] = np.full(outputs, -2.0, np.float32)
         if recipe.teacher is not None:
             width = config.encoder.codebook_dim
             trained[teacher.HEAD] = teacher.start_head(recipe.teacher, width, seed)
         codebooks = start_codebooks(params, config)
     trained, codebooks = jax.tree.map(jnp.array, (trained, codebooks))
-    optimizer = recipe.optimizer.optimizer(_is_matrix)
+    optimizer = recipe.optimizer.optimizer(is_matrix)
     return SpectralState(jnp.zeros((), jnp.int32), trained, codebooks, optimizer.init(trained))
 
 
@@ -183,7 +159,7 @@ def finish_spectra(state: SpectralState, params: Mapping[str, Any], recipe: Spec
     return share_codebooks(with_codebooks(state.trained, params, state.codebooks), recipe.codec.num_codebooks)
 
 
-def _of_encoder(path: str) -> bool:
+def of_encoder(path: str) -> bool:
     """Whether a leaf belongs to the encoder of samples, which ends before the quantizers."""
     return path.startswith("encoder/") and not path.startswith("encoder/quantizer/")
 
@@ -212,133 +188,6 @@ def _orthogonal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray
     return np.float32(basis if rows >= columns else basis.T)
 
 
-def _is_matrix(path: str, leaf: jax.Array) -> bool:
+def is_matrix(path: str, leaf: jax.Array) -> bool:
     """All matrices and kernels, except kernels that read one channel each."""
     return leaf.ndim >= 2 and not (path.endswith("/kernel") and leaf.shape[-2] == 1)
-
-
-def listen(
-    trained: Mapping[str, jax.Array], params: Mapping[str, Any], config: CodecConfig, samples: jax.Array
-) -> jax.Array:
-    """Latents [B, T, D] of samples [B, N], N whole frames, by whichever encoder is in `trained`."""
-    paths = {path: leaf for path, leaf in trained.items() if path.startswith(_SPECTRAL)}
-    if paths:
-        encoder = SpectralEncoder(config.encoder.transformer.width)
-        params = unflatten_dict(paths, sep="/")[_SPECTRAL.rstrip("/")]
-        return encoder.apply({"params": params}, hear(samples, config))
-    return encode_latents(with_codebooks(trained, params, {})["encoder"], config.encoder, samples)
-
-
-def quantizer_inputs(trained: Mapping[str, jax.Array], latents: jax.Array) -> dict[str, jax.Array]:
-    """Latents [B, T, D] → what each quantizer is given, [B, T, C]."""
-    return {kind: multiply(latents, trained[f"encoder/quantizer/{kind}/input_projection/weight"]) for kind in KINDS}
-
-
-def say_spectra(
-    trained: Mapping[str, jax.Array], codebooks: Mapping[str, Mapping[str, jax.Array]], params: Mapping[str, Any],
-    config: CodecConfig, latents: jax.Array, keep: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], dict[str, Quantized]]:  # fmt: skip
-    """What the read-out says from latents [B, T, D], shaped as `spectra`, and the quantizers' results.
-
-    `keep` is that of `step.reconstruct`.
-    """
-    trees = with_codebooks(trained, params, codebooks)
-    results, of_decoder = quantize_latents(trees, codebooks, config, latents, keep)
-    shape = (*latents.shape[:2], config.num_codebooks)
-    decoded = decoder_latents(trees["decoder"], config.decoder, shape, of_decoder)
-    said = jnp.matmul(decoded, trained[f"{_READOUT}weight"].T, precision=PRECISION) + trained[f"{_READOUT}bias"]
-    bands = outputs_per_latent(config)[0]
-    mel, low = said[..., :bands].reshape(len(latents), -1, BANDS), said[..., bands:].reshape(len(latents), -1, BINS)
-    return (mel, low), results
-
-
-def _distances(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> list[jax.Array]:
-    """Mean absolute difference of each pair, []."""
-    return [jnp.mean(jnp.abs(one - other)) for one, other in zip(a, b, strict=True)]
-
-
-def _latents_off(
-    trained: Mapping[str, jax.Array], taught: Mapping[str, jax.Array], latents: jax.Array, true: jax.Array
-) -> jax.Array:
-    """Mean squared difference between what the quantizers are given, relative to its variance, []."""
-    ours, theirs = quantizer_inputs(trained, latents), quantizer_inputs(taught, true)
-    off = [
-        jnp.mean(jnp.square(ours[kind] - theirs[kind])) / (jnp.mean(jnp.var(theirs[kind], axis=(0, 1))) + 1e-6)
-        for kind in KINDS
-    ]
-    return sum(off) / len(off)
-
-
-@partial(jax.jit, static_argnames=("recipe", "alone"), donate_argnames="state")
-def spectral_step(
-    state: SpectralState, params: Mapping[str, Any], samples: jax.Array, key: jax.Array, recipe: SpectralRecipe,
-    taught: Mapping[str, jax.Array] | None = None, targets: jax.Array | None = None, alone: bool = False,
-) -> tuple[SpectralState, dict[str, jax.Array]]:  # fmt: skip
-    """One step of the optimizer and of the codebooks.
-
-    Args:
-        state: donated.
-        params: what `start_spectra` was given.
-        samples: [B, N] in ±1 at the codec's rate, N whole frames.
-        key: for all that is drawn.
-        recipe: static.
-        taught: for an encoder of samples, the `trained` leaves that the encoder of spectra ended with.
-        targets: a teacher's features [B, T, D] of each frame, where the recipe has a teacher.
-        alone: static; whether only the encoder of samples learns, from what the other gives the quantizers.
-
-    Returns:
-        The next state, and loss and its parts, mel and low in nats, gradient_norm, learning_rate, finite [] and
-        perplexity [Q] of the step. If the loss or its gradient is not finite, the state is the old one.
-    """
-    config = recipe.codec
-    drop_key, *kind_keys = jax.random.split(key, 3)
-    keep = dropped_codebooks(
-        drop_key, len(samples), config.num_codebooks, config.encoder.num_semantic_codebooks, recipe.dropout
-    )
-
-    def value(trained: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple]:
-        latents = listen(trained, params, config, samples)
-        said, results = say_spectra(trained, state.codebooks, params, config, latents, keep)
-        losses = dict(zip(("mel", "low"), _distances(said, spectra(samples, config)), strict=True))
-        losses["commitment"] = sum(result.commitment for result in results.values())
-        total = losses["mel"] + recipe.low * losses["low"] + recipe.commitment * losses["commitment"]
-        if recipe.teacher is not None:
-            vectors, head = results["semantic"].vectors, trained[teacher.HEAD]
-            losses["teacher"] = teacher.distance(vectors, head, targets)
-            total += recipe.teacher.weight * losses["teacher"]
-        if taught is not None:
-            losses["latents"] = _latents_off(trained, taught, latents, listen(taught, params, config, samples))
-            total = recipe.latents * losses["latents"] + (0.0 if alone else total)
-        return total, (losses, results)
-
-    (total, (losses, results)), gradient = jax.value_and_grad(value, has_aux=True)(state.trained)
-    updates, optimizer = recipe.optimizer.optimizer(_is_matrix).update(gradient, state.optimizer, state.trained)
-    if alone:
-        updates = {path: each if _of_encoder(path) else jnp.zeros_like(each) for path, each in updates.items()}
-    trained, codebooks = optax.apply_updates(state.trained, updates), state.codebooks
-    size = config.encoder.codebook_size
-    if not alone:
-        dead_below = recipe.dead_below * samples.size / config.frame_samples / size
-        codebooks = {
-            kind: learn_codebooks(codebooks[kind], results[kind], one, recipe.decay, dead_below)
-            for kind, one in zip(KINDS, kind_keys, strict=True)
-        }
-    norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(total) & jnp.isfinite(norm)
-    rate = recipe.optimizer.schedule()(state.step)
-    metrics = {"loss": total, **losses, "gradient_norm": norm, "learning_rate": rate, "finite": finite}
-    metrics["perplexity"] = perplexity(jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1), size)
-    new = SpectralState(state.step + 1, trained, codebooks, optimizer)
-    return if_finite(finite, new, state), metrics
-
-
-@partial(jax.jit, static_argnames="recipe")
-def judge_spectra(
-    state: SpectralState, params: Mapping[str, Any], samples: jax.Array, recipe: SpectralRecipe, count: jax.Array
-) -> dict[str, jax.Array]:
-    """Distances in nats, mel [B] and low [B], and codes int32 [B, T, Q] of samples [B, N], with `count` codebooks."""
-    latents, keep = listen(state.trained, params, recipe.codec, samples), jnp.full(len(samples), count)
-    said, results = say_spectra(state.trained, state.codebooks, params, recipe.codec, latents, keep)
-    mel, low = jax.vmap(_distances)(said, spectra(samples, recipe.codec))
-    codes = jnp.concatenate([results[kind].codes for kind in KINDS], axis=-1)
-    return {"mel": mel, "low": low, "codes": codes}

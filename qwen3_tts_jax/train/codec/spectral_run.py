@@ -12,13 +12,8 @@ import numpy as np
 
 from qwen3_tts_jax.train.codec.data import Clips
 from qwen3_tts_jax.train.codec.run import Crops, used_codes
-from qwen3_tts_jax.train.codec.spectral import (
-    SpectralRecipe,
-    SpectralState,
-    judge_spectra,
-    spectral_step,
-    start_spectra,
-)
+from qwen3_tts_jax.train.codec.spectral import SpectralRecipe, SpectralState, start_spectra
+from qwen3_tts_jax.train.codec.spectral_step import judge_spectra, spectral_step
 from qwen3_tts_jax.train.codec.teacher import Features
 from qwen3_tts_jax.train.loop import Stepped, run_steps
 from qwen3_tts_jax.train.progress import Schedule

@@ -32,8 +32,9 @@ from qwen3_tts_jax.generate import (
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, check_seed, check_whole, plan_prompt
 from qwen3_tts_jax.sharding import place_batch, place_state, whole_rows
 from qwen3_tts_jax.speech import Speech
-from qwen3_tts_jax.stream import SpokenText, cache_capacity, checked_schedule
-from qwen3_tts_jax.stream_decoding import StreamDecoder
+from qwen3_tts_jax.streaming.codes import cache_capacity, checked_schedule
+from qwen3_tts_jax.streaming.decoding import StreamDecoder
+from qwen3_tts_jax.streaming.text import SpokenText
 from qwen3_tts_jax.synthesis import frame_limit, reference_codes
 from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.utterances import spoken_as, utterance_number
