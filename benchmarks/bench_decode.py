@@ -32,6 +32,7 @@ def measure_ours(checkpoint: str, frames: int, batch: int) -> side_by_side.Figur
     from qwen3_tts_jax import Qwen3TTS
     from qwen3_tts_jax import generate as g
     from qwen3_tts_jax.codec import decoder
+    from qwen3_tts_jax.decode_state import DecodeState
     from qwen3_tts_jax.prompt import batch_plans, plan_prompt
 
     model = Qwen3TTS.from_pretrained(checkpoint, dtype="float32")
@@ -45,10 +46,10 @@ def measure_ours(checkpoint: str, frames: int, batch: int) -> side_by_side.Figur
     codes = np.random.default_rng(0).integers(0, size, (frames, batch, config.talker.num_codebooks)).astype(np.int32)
     sampling = config.generation.code_predictor
 
-    def talker(params: Any, state: g.DecodeState, codes: jax.Array) -> jax.Array:
+    def talker(params: Any, state: DecodeState, codes: jax.Array) -> jax.Array:
         return jax.lax.scan(lambda state, row: (g.advance(params, config, state, row), None), state, codes)[0].logits
 
-    def predictor(params: Any, state: g.DecodeState, codes: jax.Array) -> jax.Array:
+    def predictor(params: Any, state: DecodeState, codes: jax.Array) -> jax.Array:
         def step(hidden: jax.Array, row: jax.Array):
             made, _ = g.predict_codes(params, config, sampling, hidden, row[:, 0], state.keys)
             # The next frame waits for this one, as it does in generation.
@@ -56,10 +57,10 @@ def measure_ours(checkpoint: str, frames: int, batch: int) -> side_by_side.Figur
 
         return jax.lax.scan(step, state.hidden, codes)[0]
 
-    def whole(params: Any, state: g.DecodeState, codes: jax.Array) -> jax.Array:
+    def whole(params: Any, state: DecodeState, codes: jax.Array) -> jax.Array:
         return g.generate(params, config, config.generation, state, frames)[1]
 
-    def codec(params: Any, state: g.DecodeState, codes: jax.Array) -> jax.Array:
+    def codec(params: Any, state: DecodeState, codes: jax.Array) -> jax.Array:
         state = decoder.initial_state(config.codec.decoder, batch)
         return decoder.decode_step(params["codec"]["decoder"], config.codec.decoder, state, codes.swapaxes(0, 1))[1]
 

@@ -20,7 +20,8 @@ from qwen3_tts_jax.convert.hearing import Recording, hear
 from qwen3_tts_jax.convert.load import load_params
 from qwen3_tts_jax.convert.rule import PARTS
 from qwen3_tts_jax.convert.trace import Rows, Trace, by_frame
-from qwen3_tts_jax.generate import DecodeState, Params, advance, embed_prompt, prefill_compiled, utterance_keys
+from qwen3_tts_jax.decode_state import DecodeState
+from qwen3_tts_jax.generate import Params, advance, embed_prompt, prefill_compiled, utterance_keys
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import PromptBatch, Request, batch_plans, plan_prompt
 from qwen3_tts_jax.talker import Talker

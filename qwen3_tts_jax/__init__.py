@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from qwen3_tts_jax.prompt import Request
     from qwen3_tts_jax.speech import Speech
     from qwen3_tts_jax.speech_tokenizer import SpeechTokenizer
+    from qwen3_tts_jax.streaming.batch import StreamError
     from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "Request": "prompt",
     "Speech": "speech",
     "SpeechTokenizer": "speech_tokenizer",
+    "StreamError": "streaming.batch",
     "VoicePrompt": "voice_prompt",
 }
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "SamplingConfig",
     "Speech",
     "SpeechTokenizer",
+    "StreamError",
     "VoicePrompt",
     "keep_compiled",
 ]

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from qwen3_tts_jax.config import GenerationConfig, ModelConfig
+    from qwen3_tts_jax.decode_state import DecodeState
+from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 
 FORMAT = 1
 _MANIFEST = "programs.json"
@@ -283,7 +284,7 @@ def _export(
     first = jax.eval_shape(lambda: decoder.initial_state(config.codec.decoder, rows))
     codec_state, codec_tree = jax.tree.flatten(first)
 
-    def plain(state: generate.DecodeState) -> list[jax.Array]:
+    def plain(state: DecodeState) -> list[jax.Array]:
         return [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)]
 
     def prefill(weights, prompt, seed, utterances, limits):

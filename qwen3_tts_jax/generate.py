@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from qwen3_tts_jax.cache import KVCache, StagedCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
+from qwen3_tts_jax.decode_state import DecodeState
 from qwen3_tts_jax.prompt import PromptBatch
 from qwen3_tts_jax.sampling import draw
 from qwen3_tts_jax.talker import Talker
@@ -26,41 +26,6 @@ Params = dict
 PRNG = "threefry2x32"
 """Fixed, whatever JAX's default is: with other generators (rbg) a row's draws depend on the rest of the batch."""
 MIN_FRAMES = 2  # The end of speech cannot be drawn before this frame: min_new_tokens of the official package.
-
-
-@flax.struct.dataclass
-class DecodeState:
-    """Everything that one frame hands on to the next.
-
-    Attributes:
-        cache: the talker's keys and values; staged only within a chunk.
-        hidden: [B, D], the talker's state that predicts the next code 0.
-        logits: float32 [B, V] of the next code 0.
-        seen: bool [B, V], codes 0 drawn so far (for the repetition penalty).
-        text_track: [B, U + 1, D], text added to the embeddings of frames `text_start`, `text_start` + 1, …;
-            the last entry (tts_pad) is repeated for ever.
-        text_start: int32 [B], the frame that the text track starts with.
-        keys: PRNG keys [B], one per utterance.
-        frame: int32 [B], frames made so far; it stands still in rows that have ended.
-        frame_limit: int32 [B], frames after which a row is cut off.
-        ended: bool [B], True where a row drew the end of speech.
-    """
-
-    cache: KVCache | StagedCache
-    hidden: jax.Array
-    logits: jax.Array
-    seen: jax.Array
-    text_track: jax.Array
-    text_start: jax.Array
-    keys: jax.Array
-    frame: jax.Array
-    frame_limit: jax.Array
-    ended: jax.Array
-
-    @property
-    def active(self) -> jax.Array:
-        """True where a row still speaks, bool [B]."""
-        return ~self.ended & (self.frame < self.frame_limit)
 
 
 def _talker(params: Params, config: ModelConfig, *args, method=None):
@@ -169,19 +134,6 @@ def idle_state(config: ModelConfig, cache: KVCache, text_track: jax.Array) -> De
         frame_limit=zeros(),
         ended=jnp.zeros(batch, bool),
     )
-
-
-def insert(state: DecodeState, rows: jax.Array, new: DecodeState) -> DecodeState:
-    """Puts prompts that were read separately into `rows` (int32 [R]); those for rows ≥ B are dropped.
-
-    `new` has R rows, the same text track length, and no more slots in its cache.
-    """
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[rows].set(new, mode="drop")
-
-    cache = state.cache.insert(rows, new.cache)
-    return jax.tree.map(put, state.replace(cache=None), new.replace(cache=None)).replace(cache=cache)
 
 
 def allowed_codes(config: ModelConfig, frame: jax.Array) -> jax.Array:
@@ -395,11 +347,6 @@ def set_text(params: Params, config: ModelConfig, state: DecodeState, text_ids: 
     return state.replace(text_track=embed_text_track(params, config, text_ids), text_start=state.frame)
 
 
-def grow(state: DecodeState, capacity: int) -> DecodeState:
-    """The same state with room for `capacity` slots in its cache."""
-    return state.replace(cache=state.cache.grow(capacity))
-
-
 def empty_batch(params: Params, config: ModelConfig, rows: int, capacity: int, text_slots: int) -> DecodeState:
     """A batch of `rows` for `insert`, with `capacity` slots in its cache and text tracks of `text_slots` ids."""
     cache = KVCache.zeros(config.talker.transformer, rows, capacity)
@@ -422,6 +369,4 @@ prefill_compiled = jax.jit(prefill, static_argnames=("config", "capacity"))
 generate_chunk = jax.jit(generate, static_argnames=("config", "num_frames"), donate_argnames="state")
 generate_stream = jax.jit(generate_at_most, static_argnames=("config", "max_frames"), donate_argnames="state")
 empty_batch_compiled = jax.jit(empty_batch, static_argnames=("config", "rows", "capacity", "text_slots"))
-insert_compiled = jax.jit(insert, donate_argnames="state")
 set_text_compiled = jax.jit(set_text, static_argnames="config", donate_argnames="state")
-grow_compiled = jax.jit(grow, static_argnames="capacity")

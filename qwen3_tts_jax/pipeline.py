@@ -537,6 +537,8 @@ class Qwen3TTS:
                 for number, chunk in batch.step():
                     ...  # of `first` or `second`; more may be added at any time
 
+        Texts may be added while they are still being written (see `StreamBatch.add`).
+
         Args:
             sampling: for all streams; the checkpoint's own by default.
             batch_size: the most streams at a time; others wait until one of them ends.

@@ -18,14 +18,8 @@ import numpy as np
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, UTTERANCE_BUCKET, bucket
 from qwen3_tts_jax.codec_decoding import LastVoices, codec_rows, decode_codes
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
-from qwen3_tts_jax.generate import (
-    empty_batch_compiled,
-    generate_chunk,
-    grow_compiled,
-    insert_compiled,
-    prefill_compiled,
-    utterance_keys,
-)
+from qwen3_tts_jax.decode_state import grow_compiled, insert_compiled
+from qwen3_tts_jax.generate import empty_batch_compiled, generate_chunk, prefill_compiled, utterance_keys
 from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, check_seed, check_whole, plan_prompt
 from qwen3_tts_jax.sharding import data_size, place_batch, place_state, whole_rows
 from qwen3_tts_jax.speech import FinishReason, Progress, Speech

@@ -22,7 +22,8 @@ import numpy as np
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
 from qwen3_tts_jax.codec_decoding import codec_rows, decode_codes
 from qwen3_tts_jax.config import GenerationConfig
-from qwen3_tts_jax.generate import empty_batch_compiled, generate_stream, grow_compiled
+from qwen3_tts_jax.decode_state import grow_compiled
+from qwen3_tts_jax.generate import empty_batch_compiled, generate_stream
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import PromptPlan, Request, plan_prompt
 from qwen3_tts_jax.sharding import whole_rows

@@ -9,8 +9,9 @@ import json
 import logging
 import re
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from qwen3_tts_jax.codec_decoding import LastVoices, decode_codes
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.convert import load_checkpoint, orbax_checkpoint
 from qwen3_tts_jax.convert.rules import all_rules, model_rules
+from qwen3_tts_jax.decode_state import DecodeState
 from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans
 from qwen3_tts_jax.quantize import quantize
 from qwen3_tts_jax.speech import Speech
@@ -71,7 +73,7 @@ def plans(config: ModelConfig, count: int) -> list[PromptPlan]:
     return [plan(5 + row % 7) for row in range(count)]
 
 
-def speak(params: dict[str, Any], config: ModelConfig, count: int) -> tuple[np.ndarray, generate.DecodeState]:
+def speak(params: dict[str, Any], config: ModelConfig, count: int) -> tuple[np.ndarray, DecodeState]:
     """Codes [B, FRAMES, Q] of `count` prompts, made in two chunks, and the last state."""
     batch = batch_plans(plans(config, count), tts_pad=config.prompt.tts_pad, length=12)
     keys, limits = generate.utterance_keys(3, jnp.arange(count)), jnp.full(count, 100, jnp.int32)
@@ -174,9 +176,31 @@ class Letters:
 
     instruct = assistant
 
+    def incremental(self) -> TypedLetters:
+        return TypedLetters()
+
+
+class TypedLetters:
+    """The letters of a text that is being written."""
+
+    text = ""
+
+    def add(self, piece: str) -> list[int]:
+        self.text += piece
+        return list(map(ord, piece))
+
+    def finish(self) -> list[int]:
+        return []
+
+
+def written(text: str) -> Iterator[str]:
+    for letter in text:
+        time.sleep(0.05)
+        yield letter
+
 
 def side_by_side(params: dict[str, Any], config: ModelConfig) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Codes and samples of 7 streams, 4 at a time, by their numbers."""
+    """Codes and samples of 9 streams, 4 at a time, by their numbers; the text of the last is still being written."""
     batch = StreamBatch(
         params, config, Letters(), SAMPLED, batch_size=4, capacity=1, schedule=(1, 3), voices=LastVoices()
     )
@@ -184,9 +208,17 @@ def side_by_side(params: dict[str, Any], config: ModelConfig) -> dict[int, tuple
         text, mode = "ab cd efg" * (1 + row % 3), ("as_it_comes", "all_at_once")[row % 2]
         batch.add(Request(text, instruct="h" * row, text_mode=mode, max_frames=4 + row), seed=row)
     chunks: dict[int, list[Speech]] = {}
-    while batch:
-        for number, chunk in batch.step():
-            chunks.setdefault(number, []).append(chunk)
+
+    def speak() -> None:
+        while batch:
+            for number, chunk in batch.step():
+                chunks.setdefault(number, []).append(chunk)
+
+    speak()
+    # All programs are compiled now, so speech overtakes the text.
+    batch.add(Request("ab cd", max_frames=60), seed=7)
+    batch.add(Request("", text_mode="as_it_comes", max_frames=12), seed=8, pieces=written("ab cd efg"))
+    speak()
     return {
         number: tuple(np.concatenate([getattr(chunk, name) for chunk in own]) for name in ("codes", "samples"))
         for number, own in chunks.items()
@@ -269,7 +301,7 @@ def main() -> None:
     streams = {
         "equal": [np.array_equal(found[number][0], codes) for number, (codes, _) in expected.items()],
         "largest_error": max(float(np.abs(found[n][1] - samples).max()) for n, (_, samples) in expected.items()),
-        "programs": {name: compiled.count[name] for name in ("generate_at_most", "set_text", "decode_step")},
+        "programs": {name: compiled.count[name] for name in ("generate_at_most", "set_text", "decode_step", "pause")},
     }
     shared = {devices: shared_out(whole_tree, config, devices) for devices in (3, 4)}
     few, _ = speak(params, config, 3)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, codec_decoding, generate, voice_file
+from qwen3_tts_jax import Qwen3TTS, codec_decoding, decode_state, generate, voice_file
 from qwen3_tts_jax.batch import speak
 from qwen3_tts_jax.batch.manifest import Item
 from qwen3_tts_jax.batch.plan import Task, plan
@@ -43,7 +43,12 @@ def models(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> 
 
 
 def programs() -> list[int]:
-    compiled = generate.prefill_compiled, generate.insert_compiled, generate.generate_chunk, codec_decoding.codec_step
+    compiled = (
+        generate.prefill_compiled,
+        decode_state.insert_compiled,
+        generate.generate_chunk,
+        codec_decoding.codec_step,
+    )
     return [function._cache_size() for function in compiled]
 
 

@@ -15,6 +15,7 @@ from qwen3_tts_jax.cache import KVCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig, SamplingConfig
 from qwen3_tts_jax.convert.rules import model_rules
+from qwen3_tts_jax.decode_state import grow_compiled, insert_compiled
 from qwen3_tts_jax.prompt import PromptPlan, batch_plans
 from qwen3_tts_jax.talker import Talker
 from tests.drawn_tree import drawn_tree
@@ -281,7 +282,7 @@ def test_a_cache_that_grows_keeps_what_it_holds():
         keys = g.utterance_keys(5, jnp.arange(3))
         state = g.prefill_compiled(params(), CONFIG, batch, keys, jnp.full(3, 99), capacity)
         state, first = g.generate_chunk(params(), CONFIG, SAMPLED, state, 4)
-        state = g.grow_compiled(state, 70)
+        state = grow_compiled(state, 70)
         assert state.cache.capacity == 70
         codes.append(np.concatenate([first, g.generate_chunk(params(), CONFIG, SAMPLED, state, 4)[1]], axis=1))
     np.testing.assert_array_equal(*codes)
@@ -340,7 +341,7 @@ def test_functions_that_are_not_compiled_may_be_followed_by_compiled_ones():
     batch = batch_plans(PLANS, tts_pad=CONFIG.prompt.tts_pad, trailing_length=13)
     keys, limits = g.utterance_keys(5, jnp.arange(3)), jnp.full(3, 99)
     read = g.prefill(params(), CONFIG, batch, keys, limits, 64)
-    state = g.insert_compiled(g.empty_batch(params(), CONFIG, 3, 64, 13), jnp.arange(3), read)
+    state = insert_compiled(g.empty_batch(params(), CONFIG, 3, 64, 13), jnp.arange(3), read)
     for filled in (state, read):
         _, codes = g.generate_chunk(params(), CONFIG, GREEDY, filled, 4)
         np.testing.assert_array_equal(codes, whole)

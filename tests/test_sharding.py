@@ -84,9 +84,10 @@ def test_steps_of_streams_and_recordings_use_one_program(spoken):
 
 def test_streams_side_by_side(spoken):
     """In chunks of 1 and of 3 frames, which the decoder takes as 2 and 1."""
-    assert spoken["side_by_side"]["equal"] == [True] * 7
+    assert spoken["side_by_side"]["equal"] == [True] * 9
     assert spoken["side_by_side"]["largest_error"] < 1e-5
-    assert spoken["side_by_side"]["programs"] == {"generate_at_most": 1, "set_text": 1, "decode_step": 2}
+    programs = {"generate_at_most": 1, "set_text": 1, "decode_step": 2, "pause": 1}
+    assert spoken["side_by_side"]["programs"] == programs
 
 
 @pytest.mark.parametrize("devices", [3, 4])

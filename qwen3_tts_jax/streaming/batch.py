@@ -1,7 +1,8 @@
 """Many streams at once: requests join a batch whenever they come, and their chunks are made side by side.
 
 On accelerators a frame of a batch takes little longer than that of one utterance, because the weights are read once.
-Each stream has the codes that it would have alone with the same seed.
+Each stream has the codes that it would have alone with the same seed. One whose text has not arrived pauses, and the
+others go on.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import weakref
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,86 +22,43 @@ import numpy as np
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
 from qwen3_tts_jax.codec_decoding import LastVoices
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
+from qwen3_tts_jax.decode_state import Held, grow_compiled, insert_compiled, pause_compiled, resume_compiled
 from qwen3_tts_jax.generate import (
     empty_batch_compiled,
     generate_stream,
-    grow_compiled,
-    insert_compiled,
     prefill_compiled,
     set_text_compiled,
     utterance_keys,
 )
-from qwen3_tts_jax.prompt import PromptPlan, Request, batch_plans, check_seed, check_whole, plan_prompt
+from qwen3_tts_jax.prompt import Request, batch_plans, check_seed, check_whole
 from qwen3_tts_jax.sharding import place_batch, place_state, whole_rows
 from qwen3_tts_jax.speech import Speech
 from qwen3_tts_jax.streaming.codes import cache_capacity, checked_schedule
 from qwen3_tts_jax.streaming.decoding import StreamDecoder
-from qwen3_tts_jax.streaming.text import SpokenText
+from qwen3_tts_jax.streaming.member import Arrivals, Member, read_text
+from qwen3_tts_jax.streaming.utterances import planned
 from qwen3_tts_jax.synthesis import frame_limit, reference_codes
 from qwen3_tts_jax.text.tokenizer import TextTokenizer
-from qwen3_tts_jax.utterances import spoken_as, utterance_number
+from qwen3_tts_jax.utterances import utterance_number
 
 
-@dataclass(eq=False)
-class _Stream:
-    """A request and how far it has been spoken.
+class StreamError(RuntimeError):
+    """A stream whose text could not be read to its end; `__cause__` says why.
 
     Attributes:
-        number: what the caller knows it by.
-        seed: seeds its draws.
-        reference: codes [R, Q] that the decoder hears first.
-        parts: the utterances that are still to come, with their prompts.
-        left: frames that the request may still make.
-        place: index of the current utterance, −1 before the first.
-        text: what follows that utterance's prompt.
-        slots: cache slots that its prompt takes.
-        frame: frames of it made so far, of at most `limit`.
-        speaking: whether it has not ended yet.
-        chunks: how many were begun.
-        cut: whether a limit has cut any of it.
+        number: of the stream.
     """
 
-    number: int
-    seed: int
-    reference: np.ndarray
-    parts: deque[tuple[Request, PromptPlan]]
-    left: float
-    place: int = -1
-    text: SpokenText = field(default_factory=lambda: SpokenText(()))
-    slots: int = 0
-    frame: int = 0
-    limit: int = 0
-    speaking: bool = False
-    chunks: int = 0
-    cut: bool = False
-
-    @property
-    def over(self) -> bool:
-        """Whether all of it was spoken."""
-        return not self.speaking and not self.parts
-
-    def begin(self, text: SpokenText, *, slots: int, limit: int) -> None:
-        """Goes on to the next utterance."""
-        self.place += 1
-        self.text, self.slots, self.frame, self.limit, self.speaking = text, slots, 0, limit, True
-
-    def count(self, frames: int, *, ended: bool) -> None:
-        """Accounts for frames that were made; `ended` says whether the model ended the utterance after them."""
-        self.frame += frames
-        self.left -= frames
-        if ended or self.frame == self.limit:
-            self.speaking = False
-            self.cut |= not ended
-        if self.left == 0 and self.parts:
-            self.cut = True
-            self.parts.clear()
+    def __init__(self, number: int):
+        super().__init__(f"the text of stream {number} could not be read to its end")
+        self.number = number
 
 
 class StreamBatch:
     """Streams that are spoken side by side; make one with `Qwen3TTS.stream_batch`.
 
     `add` and `cancel` may be called from any thread at any time; `step` from one only. `len` counts the streams that
-    have not ended, including those that wait for a free row.
+    have not ended, including those that wait for a free row or for their text.
     """
 
     def __init__(
@@ -121,26 +80,33 @@ class StreamBatch:
         self._schedule = checked_schedule(schedule)
         self._longest = max(self._schedule)
         self._numbers = itertools.count()
-        self._open: dict[int, _Stream] = {}
-        self._waiting: deque[_Stream] = deque()
+        self._open: dict[int, Member] = {}
+        self._waiting: deque[Member] = deque()
+        self._arrivals = Arrivals()
         rows = whole_rows(params, operator.index(batch_size))
-        self._rows: list[_Stream | None] = [None] * rows
+        self._rows: list[Member | None] = [None] * rows
         self._capacity = cache_capacity(operator.index(capacity))
         state = empty_batch_compiled(params, config, rows, self._capacity, self._longest)
         self._state = place_state(params, state)
         # The chunk that the device is making, and the streams that speak in it, by row.
-        self._chunk: tuple[dict[int, _Stream], jax.Array] | None = None
+        self._chunk: tuple[dict[int, Member], jax.Array] | None = None
+        # Last chunks without samples, of streams whose text turned out to have ended.
+        self._ended: list[tuple[int, Speech]] = []
         self._decoder = StreamDecoder(params["codec"]["decoder"], config.codec, rows, voices)
+        # Threads that read texts hold nothing of the batch, and stop when it is dropped.
+        weakref.finalize(self, _close, self._open)
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, request: Request, seed: int = 0) -> int:
+    def add(self, request: Request, seed: int = 0, *, pieces: Iterable[str] | None = None) -> int:
         """Has a request spoken as soon as a row is free; returns its stream's number, which no other stream has.
 
         Args:
             request: what to say, in which voice, and for how long at most.
             seed: the same seed gives the codes that `Qwen3TTS.stream` gives this request.
+            pieces: the text after `request.text`, which may then be empty, as it arrives; needs the text mode
+                "as_it_comes". A thread reads it, and closes a generator when the stream has ended.
 
         Raises:
             ValueError: a bad request or seed; the others go on.
@@ -149,97 +115,161 @@ class StreamBatch:
         if not isinstance(request, Request):
             raise TypeError(f"a stream needs a `Request`, got {request!r}")
         check_seed(seed)
-        parts = spoken_as(request, self._tokenizer)
-        plans = [plan_prompt(part, self._tokenizer, self._config) for part in parts]
         left = math.inf if request.max_frames is None else operator.index(request.max_frames)
-        number, utterances = next(self._numbers), deque(zip(parts, plans, strict=True))
-        stream = _Stream(number, seed, reference_codes(request, self._config), utterances, left)
-        self._open[number] = stream
-        self._waiting.append(stream)
+        number = next(self._numbers)
+        member = Member(number, seed, reference_codes(request, self._config), left)
+        if pieces is None:
+            member.parts.extend(planned(request, None, self._tokenizer, self._config))
+            member.read = True
+        else:
+            utterances = planned(request, member.while_open(pieces), self._tokenizer, self._config)
+            read_text(member, utterances, pieces, self._arrivals)
+        self._open[number] = member
+        with self._arrivals:
+            self._waiting.append(member)
+        self._arrivals.note()
         return number
 
     def cancel(self, number: int) -> None:
         """Ends a stream early, without a last chunk; does nothing if it has ended already."""
-        self._open.pop(number, None)
+        member = self._open.pop(number, None)
+        if member is not None:
+            member.cancelled = True
+            self._arrivals.note()
 
     def step(self) -> list[tuple[int, Speech]]:
-        """Makes the next chunk of every stream that has a row, and has the device begin the one after it.
+        """Makes the next chunk of every stream that has a row and text, and has the device begin the one after it.
+
+        If all streams wait for their text, so does this.
 
         Returns:
             The number of each of these streams, and its chunk. A stream's last chunk has a finish_reason, and may have
             no samples. Empty if there is nothing to speak.
+
+        Raises:
+            StreamError: the text of one stream, which has ended now, could not be read, turned out to be empty or too
+                long for the model, or has nothing to say; the others go on at the next step.
         """
-        if self._chunk is None:
-            self._begin()
-        if self._chunk is None:
-            return []
-        rows, chunk = self._chunk
+        while True:
+            come = self._arrivals.count
+            self._refuse_failed()
+            if self._chunk is None:
+                self._begin()
+            if self._chunk is not None or self._ended or not self._open:
+                break
+            self._arrivals.wait(come)
+        speeches = [] if self._chunk is None else self._chunk_spoken(*self._chunk)
+        ended, self._ended = self._ended, []
+        return speeches + ended
+
+    def _refuse_failed(self) -> None:
+        for member in list(self._open.values()):
+            if member.error is not None:
+                self.cancel(member.number)
+                raise StreamError(member.number) from member.error
+
+    def _chunk_spoken(self, speaking: Mapping[int, Member], chunk: jax.Array) -> list[tuple[int, Speech]]:
+        """Fetches a chunk, decodes it, and has the device begin the next."""
         chunk, ended = jax.device_get((chunk, self._state.ended))
         self._chunk = None
-        codes = {row: chunk[row][chunk[row, :, 0] >= 0] for row in rows}
-        for row, stream in rows.items():
-            stream.count(len(codes[row]), ended=bool(ended[row]))
-        over = [row for row, stream in rows.items() if stream.over]
+        # Those that pause say nothing, and their decoders stand still.
+        silence = np.zeros((0, chunk.shape[2]), np.int32)
+        codes = {row: silence for row, member in enumerate(self._rows) if member is not None}
+        for row, member in speaking.items():
+            codes[row] = chunk[row][chunk[row, :, 0] >= 0]
+            member.count(len(codes[row]), ended=bool(ended[row]))
+        over = {row: member for row, member in speaking.items() if member.over}
+        for member in over.values():
+            member.told = True
         samples = self._decoder.decode(codes, over, meanwhile=self._begin)
         speeches = []
-        for row, stream in rows.items():
-            if stream.number not in self._open:
-                continue  # It was cancelled.
-            reason = ("length" if stream.cut else "stop") if stream.over else None
-            if stream.over:
-                self.cancel(stream.number)
-            speeches.append((stream.number, Speech(samples[row], self._config.codec.sample_rate, codes[row], reason)))
+        for row, member in speaking.items():
+            if member.cancelled:
+                continue
+            if row in over:
+                self._open.pop(member.number, None)
+            reason = member.reason if row in over else None
+            speeches.append((member.number, Speech(samples[row], self._config.codec.sample_rate, codes[row], reason)))
         return speeches
 
     def _begin(self) -> None:
-        """Gives free rows to waiting streams, and the device the next chunk if any stream speaks."""
-        for row, stream in enumerate(self._rows):
-            if stream is None or stream.over or stream.number not in self._open:
-                stream = self._rows[row] = self._next()
-                if stream is None:
-                    continue
-                self._decoder.hear(row, stream.reference)
-            if not stream.speaking:
-                self._read(row, stream)
-        rows = {row: stream for row, stream in enumerate(self._rows) if stream is not None}
-        if not rows:
+        """Gives free rows to waiting streams, and the device the next chunk if any stream can speak."""
+        for row, member in enumerate(self._rows):
+            if member is not None and not (member.cancelled or member.speaking or member.over) and member.parts:
+                self._read_prompt(row, member)
+            if member is None or member.over or member.cancelled:
+                self._end(member)
+                member = self._rows[row] = self._next()
+                if member is not None:
+                    self._decoder.hear(row, member.reference)
+                    self._read_prompt(row, member)
+        speaking = {row: member for row, member in enumerate(self._rows) if member is not None and member.speaking}
+        ready = {row: member for row, member in speaking.items() if member.text.has(member.frame, 1)}
+        if not ready:
             return
-        if any(0 < stream.frame < len(stream.text.ids) for stream in rows.values()):
+        # The youngest stream decides: its first sound should not wait for a long chunk of the others.
+        count = self._schedule[min(len(self._schedule) - 1, *(member.chunks for member in ready.values()))]
+        # Before the windows are filled: what arrives in between may be in them, but does not count yet.
+        count = min(member.text.known(member.frame, count) for member in ready.values())
+        if any(member.has_new_text for member in ready.values()):
             pad = self._config.prompt.tts_pad
             windows = np.full((len(self._rows), self._longest), pad, np.int32)
-            for row, stream in rows.items():
-                windows[row] = stream.text.window(stream.frame, self._longest, pad)[0]
+            for row, member in speaking.items():
+                windows[row] = member.text.window(member.frame, self._longest, pad)[0]
             windows = place_batch(self._params, windows)
             self._state = set_text_compiled(self._params, self._config, self._state, windows)
-        self._make_room(max(stream.slots + stream.frame for stream in rows.values()))
-        # The youngest stream decides: its first sound should not wait for a long chunk of the others.
-        count = self._schedule[min(len(self._schedule) - 1, *(stream.chunks for stream in rows.values()))]
-        for stream in rows.values():
-            stream.chunks += 1
+        self._make_room(max(member.slots + member.frame for member in speaking.values()))
+        for member in ready.values():
+            member.chunks += 1
+        paused = self._pause([row for row in speaking if row not in ready])
         self._state, chunk = generate_stream(
             self._params, self._config, self._generation, self._state, np.int32(count), self._longest
         )
-        self._chunk = rows, chunk
+        if paused is not None:
+            self._state = resume_compiled(self._state, *paused)
+        self._chunk = ready, chunk
 
-    def _next(self) -> _Stream | None:
-        """The first waiting stream that was not cancelled."""
-        while self._waiting:
-            stream = self._waiting.popleft()
-            if stream.number in self._open:
-                return stream
+    def _pause(self, rows: Sequence[int]) -> tuple[jax.Array, Held] | None:
+        """Has rows make no frames in the next chunk; returns the last arguments of `resume`."""
+        if not rows:
+            return None
+        pausing = place_batch(self._params, np.isin(np.arange(len(self._rows)), rows))
+        self._state, held = pause_compiled(self._state, pausing)
+        return pausing, held
+
+    def _end(self, member: Member | None) -> None:
+        """Says why a stream ended whose last chunk did not know yet that it was the last."""
+        if member is None or not member.open:
+            return
+        codec = self._config.codec
+        silence = np.zeros(0, np.float32), codec.sample_rate, np.zeros((0, codec.num_codebooks), np.int32)
+        self._ended.append((member.number, Speech(*silence, member.reason)))
+        member.told = True
+        self._open.pop(member.number, None)
+
+    def _next(self) -> Member | None:
+        """The first waiting stream that has a prompt; those that were cancelled wait no longer."""
+        with self._arrivals:
+            self._waiting = deque(member for member in self._waiting if not member.cancelled)
+            for member in self._waiting:
+                if member.parts:
+                    self._waiting.remove(member)
+                    return member
         return None
 
-    def _read(self, row: int, stream: _Stream) -> None:
+    def _read_prompt(self, row: int, member: Member) -> None:
         """Puts the prompt of the stream's next utterance into a row of the batch."""
-        part, plan = stream.parts.popleft()
-        text = SpokenText(plan.trailing_text_ids.tolist())
-        limit = min(frame_limit(part, plan, self._config), stream.left)
-        stream.begin(text, slots=len(plan.text_ids), limit=limit)
-        pad, length = self._config.prompt.tts_pad, bucket(stream.slots, PROMPT_BUCKET)
+        part, plan, text, last = member.parts.popleft()
+        limit = min(frame_limit(part, plan, self._config), member.left)
+        if limit == 0:
+            member.stop()
+            return
+        member.begin(text, slots=len(plan.text_ids), limit=limit, last=last)
+        pad, length = self._config.prompt.tts_pad, bucket(member.slots, PROMPT_BUCKET)
         self._make_room(length)
         plan = replace(plan, trailing_text_ids=text.window(0, self._longest, pad)[0])
         prompt = batch_plans([plan], tts_pad=pad, length=length)
-        keys = utterance_keys(stream.seed, np.full(1, utterance_number(0, stream.place), np.int32))
+        keys = utterance_keys(member.seed, np.full(1, utterance_number(0, member.place), np.int32))
         prompt, keys, limits = place_batch(self._params, (prompt, keys, np.full(1, limit, np.int32)))
         new = prefill_compiled(self._params, self._config, prompt, keys, limits, length)
         self._state = insert_compiled(self._state, np.full(1, row, np.int32), new)
@@ -249,3 +279,8 @@ class StreamBatch:
         if slots + self._longest > self._capacity:
             self._capacity = cache_capacity(slots + self._longest)
             self._state = grow_compiled(self._state, self._capacity)
+
+
+def _close(members: Mapping[int, Member]) -> None:
+    for member in members.values():
+        member.cancelled = True

@@ -17,7 +17,8 @@ import numpy as np
 
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
-from qwen3_tts_jax.generate import generate_stream, grow_compiled, prefill_compiled, set_text_compiled, utterance_keys
+from qwen3_tts_jax.decode_state import grow_compiled
+from qwen3_tts_jax.generate import generate_stream, prefill_compiled, set_text_compiled, utterance_keys
 from qwen3_tts_jax.prompt import PromptPlan, batch_plans, check_whole
 from qwen3_tts_jax.speech import FinishReason
 from qwen3_tts_jax.streaming.text import SpokenText

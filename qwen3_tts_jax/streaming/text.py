@@ -43,12 +43,21 @@ class SpokenText:
         at_hand = True
         while not self.has(frame, count if at_hand else 1):
             asked = time.monotonic()
-            more = next(self._arriving, None)
+            self.wait()
             at_hand = time.monotonic() - asked < _AT_HAND_SECONDS
-            if more is None:
-                self._arriving, more = None, self._end
-            self.ids += more
-        return count if self.complete else min(count, len(self.ids) - frame)
+        return self.known(frame, count)
+
+    def known(self, frame: int, count: int) -> int:
+        """How many of `count` frames from `frame` on have their text, without waiting for any."""
+        # In this order, since another thread may be at `wait`.
+        return count if self.complete else max(0, min(count, len(self.ids) - frame))
+
+    def wait(self) -> None:
+        """Waits for more ids, or for the end; another thread may read meanwhile. There must be more to come."""
+        more = next(self._arriving, None)
+        self.ids += self._end if more is None else more
+        if more is None:
+            self._arriving = None
 
     def window(self, frame: int, length: int, pad: int) -> np.ndarray:
         """The ids of `length` frames from `frame` on, int32 [1, length]."""

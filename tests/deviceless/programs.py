@@ -15,6 +15,7 @@ from qwen3_tts_jax import generate
 from qwen3_tts_jax.cache import WindowCache
 from qwen3_tts_jax.config import ModelConfig
 from qwen3_tts_jax.convert.rules import compute_dtype, model_rules, select
+from qwen3_tts_jax.decode_state import DecodeState
 from qwen3_tts_jax.presets import preset
 from qwen3_tts_jax.prompt import PromptBatch
 from qwen3_tts_jax.transformer import Transformer
@@ -70,7 +71,7 @@ def abstract_request(config: ModelConfig, batch: int) -> tuple[PromptBatch, jax.
 
 def abstract_state(
     config: ModelConfig, params: dict[str, Any], batch: int, capacity: int, place: PlaceState
-) -> generate.DecodeState:
+) -> DecodeState:
     """What prefill would return, as shapes."""
     shapes = jax.eval_shape(
         lambda *arguments: generate.prefill(arguments[0], config, *arguments[1:], capacity),

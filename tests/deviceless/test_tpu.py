@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from qwen3_tts_jax import generate, sharding
 from qwen3_tts_jax.codec import decoder
+from qwen3_tts_jax.decode_state import DecodeState
 from tests.deviceless.hlo import Module
 from tests.deviceless.programs import abstract_params, abstract_state, compiled_prefill, compiled_window, published
 
@@ -33,8 +34,8 @@ class Compiled:
     hlo: Module
     bytes_per_chip: int
     params: dict
-    state: generate.DecodeState
-    returned: generate.DecodeState
+    state: DecodeState
+    returned: DecodeState
 
     def collectives(self) -> list[tuple[str, str]]:
         """Opcode and shape of each exchange between the chips."""
