@@ -68,7 +68,7 @@ class Member:
     def over(self) -> bool:
         """Whether all of it was spoken."""
         # In this order, since another thread may be at `read_text`.
-        return not self.speaking and (self.last or (self.read and not self.parts))
+        return not self.speaking and (self.last or (self.read and not self.parts and self.error is None))
 
     @property
     def reason(self) -> FinishReason:
