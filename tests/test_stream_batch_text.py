@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import threading
 import time
 import weakref
@@ -15,6 +16,7 @@ import pytest
 
 from qwen3_tts_jax import Qwen3TTS, Request, Speech, StreamError, generate
 from qwen3_tts_jax.streaming import batch as stream_batch
+from qwen3_tts_jax.streaming import decoding
 from qwen3_tts_jax.streaming.batch import StreamBatch
 from tests.small_checkpoint import small_voice
 from tests.streams import TEXT, assert_same, custom_voices, spoken, whole
@@ -33,24 +35,25 @@ def slowly(pieces: Iterable[str], seconds: float = 0.02) -> Iterator[str]:
 
 
 class Written:
-    """Pieces of a text, of which `wait` come only after `go`; `asked` counts how many were asked for."""
+    """Pieces of a text, of which the last `wait` come only by `go`; `asked` counts how many were asked for."""
 
     def __init__(self, pieces: list[str], wait: int):
-        self._pieces, self._wait, self._go = pieces, wait, threading.Event()
+        self._pieces, self._wait, self._may_go = pieces, wait, threading.Semaphore(0)
         self.asked, self.closed = 0, threading.Event()
 
     def __call__(self) -> Iterator[str]:
         try:
             for place, piece in enumerate(self._pieces):
                 self.asked += 1
-                if place == len(self._pieces) - self._wait:
-                    assert self._go.wait(60)
+                if place >= len(self._pieces) - self._wait:
+                    assert self._may_go.acquire(timeout=60)
                 yield piece
         finally:
             self.closed.set()
 
-    def go(self) -> None:
-        self._go.set()
+    def go(self, count: int | None = None) -> None:
+        """Lets so many pieces come; all by default."""
+        self._may_go.release(self._wait if count is None else count)
 
 
 def in_pieces(model: Qwen3TTS, request: Request, pieces: list[str], seed: int) -> Speech:
@@ -89,8 +92,32 @@ def test_mini_speaks_a_sentence_once_it_has_ended(limit):
     assert_same(found[1], whole(list(mini.stream(other, seed=4))))
 
 
-@pytest.mark.parametrize("staged", [False, True], ids=["", "as on TPUs"])
-def test_one_that_waits_for_its_text_does_not_hold_the_others_up(load, monkeypatch, staged):
+@pytest.mark.parametrize("more", [False, True], ids=["and there is no more", "and there is more"])
+def test_mini_knows_its_end_once_it_knows_the_text(more):
+    """A first utterance that reaches the request's limit was cut if another follows."""
+    mini = Qwen3TTS.from_pretrained("mini")
+    request = Request("", speaker="henry", text_mode="as_it_comes")
+    (alone,) = mini.synthesize([replace(request, text="One.")])
+    pieces = ["One.\n\n*", "Two. Three", "Four."] if more else ["One.\n\n*", ""]
+    text, batch = Written(pieces, len(pieces) - 1), mini.stream_batch(batch_size=1)
+    batch.add(replace(request, max_frames=len(alone.codes) if more else None), pieces=text())
+    chunks = []
+    while sum(len(chunk.codes) for _, chunk in chunks) < len(alone.codes):
+        chunks += batch.step()
+    timer = after(0.2, lambda: text.go(1))
+    chunks += batch.step()
+    timer.join()
+    assert not batch
+    found = whole([chunk for _, chunk in chunks])
+    np.testing.assert_array_equal(found.codes, alone.codes)
+    assert len(chunks[-1][1].codes) == 0
+    assert found.finish_reason == ("length" if more else "stop")
+    text.go()
+
+
+@pytest.mark.parametrize(("staged", "together"), [(False, 1), (True, 3)], ids=["as on CPUs", "as on TPUs"])
+def test_one_that_waits_for_its_text_does_not_hold_the_others_up(load, monkeypatch, staged, together):
+    monkeypatch.setattr(decoding, "codec_rows", lambda *_: together)
     plain, pauses = load("1.7B-CustomVoice", -1.0), []
     config = generate.configure(plain.config, "tpu") if staged else plain.config
     model = Qwen3TTS(config, plain.params, plain.tokenizer)
@@ -197,7 +224,8 @@ def test_reading_stops_with_the_stream(load, how):
     model = load("1.7B-CustomVoice", -1.0)
     text = Written(["word "] * 1000, 0 if how == "ended" else 990)
     batch = model.stream_batch(batch_size=2)
-    number = batch.add(replace(ARRIVING["1.7B-CustomVoice"], max_frames=8), pieces=slowly(text(), 0.002))
+    pieces = slowly(text(), 0.002)
+    number = batch.add(replace(ARRIVING["1.7B-CustomVoice"], max_frames=8), pieces=pieces)
     if how == "ended":
         spoken(batch)
     else:
@@ -212,6 +240,17 @@ def test_reading_stops_with_the_stream(load, how):
         text.go()
     assert text.closed.wait(30)
     assert text.asked <= (999 if how == "ended" else 11)
+    assert inspect.getgeneratorstate(pieces) == inspect.GEN_CLOSED
+
+
+def test_reading_stops_before_there_is_a_sentence():
+    text = Written(["word "] * 1000, 990)
+    batch = Qwen3TTS.from_pretrained("mini").stream_batch(batch_size=1)
+    batch.cancel(batch.add(Request("", speaker="henry", text_mode="as_it_comes"), pieces=text()))
+    assert batch.step() == []
+    text.go()
+    assert text.closed.wait(30)
+    assert text.asked <= 12
 
 
 def test_what_is_no_generator_is_left_open(load, tmp_path):

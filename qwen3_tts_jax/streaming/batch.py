@@ -214,7 +214,7 @@ class StreamBatch:
         if any(member.has_new_text for member in ready.values()):
             pad = self._config.prompt.tts_pad
             windows = np.full((len(self._rows), self._longest), pad, np.int32)
-            for row, member in speaking.items():
+            for row, member in ready.items():
                 windows[row] = member.text.window(member.frame, self._longest, pad)[0]
             windows = place_batch(self._params, windows)
             self._state = set_text_compiled(self._params, self._config, self._state, windows)
