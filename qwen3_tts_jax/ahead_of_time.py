@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
+    from qwen3_tts_jax.config import GenerationConfig, ModelConfig
     from qwen3_tts_jax.decode_state import DecodeState
-from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 
 FORMAT = 1
 _MANIFEST = "programs.json"

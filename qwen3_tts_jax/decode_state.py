@@ -1,4 +1,4 @@
-"""What one frame hands on to the next, for a batch of rows, and how rows come, pause and go on.
+"""What one frame hands on to the next, for a batch of rows, and how rows come and stand still.
 
 Pure functions; those under `jax.jit`, with the state donated, are at the end.
 """
@@ -60,30 +60,17 @@ def insert(state: DecodeState, rows: jax.Array, new: DecodeState) -> DecodeState
     return jax.tree.map(put, state.replace(cache=None), new.replace(cache=None)).replace(cache=cache)
 
 
-@flax.struct.dataclass
-class Held:
-    """What rows that pause find again: the fields of `DecodeState` with these names."""
+def keep_still(before: DecodeState, after: DecodeState) -> DecodeState:
+    """The state `after` a frame, in which rows that made none can still make it: where their `frame_limit` is raised.
 
-    hidden: jax.Array
-    logits: jax.Array
-    seen: jax.Array
-    frame_limit: jax.Array
+    What predicts their next frame is as it was `before`; their caches and frames have stood still anyway.
+    """
 
+    def kept(name: str) -> jax.Array:
+        old, new = getattr(before, name), getattr(after, name)
+        return jnp.where(before.active[:, None], new, old)
 
-def pause(state: DecodeState, rows: jax.Array) -> tuple[DecodeState, Held]:
-    """Has `rows` (bool [B]) make no frames; `resume` lets them go on as if the others had made none meanwhile."""
-    held = Held(state.hidden, state.logits, state.seen, state.frame_limit)
-    return state.replace(frame_limit=jnp.where(rows, 0, state.frame_limit)), held
-
-
-def resume(state: DecodeState, rows: jax.Array, held: Held) -> DecodeState:
-    """The state in which `rows` (bool [B]) have what `pause` held; their caches and frames have stood still."""
-
-    def back(name: str) -> jax.Array:
-        old, new = getattr(held, name), getattr(state, name)
-        return jnp.where(jnp.expand_dims(rows, range(1, new.ndim)), old, new)
-
-    return state.replace(**{name: back(name) for name in ("hidden", "logits", "seen", "frame_limit")})
+    return after.replace(**{name: kept(name) for name in ("hidden", "logits", "seen")})
 
 
 def grow(state: DecodeState, capacity: int) -> DecodeState:
@@ -92,6 +79,4 @@ def grow(state: DecodeState, capacity: int) -> DecodeState:
 
 
 insert_compiled = jax.jit(insert, donate_argnames="state")
-pause_compiled = jax.jit(pause, donate_argnames="state")
-resume_compiled = jax.jit(resume, donate_argnames="state")
 grow_compiled = jax.jit(grow, static_argnames="capacity")

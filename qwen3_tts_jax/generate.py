@@ -1,8 +1,8 @@
 """From a prompt to codes: prefill, one frame, and the scan over frames that is compiled end to end.
 
 Every function here is pure: `params` is the parameter tree (`talker` and `code_predictor`), `config` a
-hashable `ModelConfig`, and everything that changes rides in `DecodeState`. The same functions under `jax.jit`,
-with the state donated, are at the end; they are what `Qwen3TTS` calls. A frame is
+hashable `ModelConfig`, and everything that changes rides in `DecodeState`. The same functions under `jax.jit` are at
+the end, those that change a state with the state donated; `synthesis` and `streaming` call them. A frame is
 
     sample code 0  →  code predictor × (Q − 1)  →  sum of the Q embeddings + text track  →  talker step
 """
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from qwen3_tts_jax.cache import KVCache, StagedCache
 from qwen3_tts_jax.code_predictor import CodePredictor
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
-from qwen3_tts_jax.decode_state import DecodeState
+from qwen3_tts_jax.decode_state import DecodeState, keep_still
 from qwen3_tts_jax.prompt import PromptBatch
 from qwen3_tts_jax.sampling import draw
 from qwen3_tts_jax.talker import Talker
@@ -114,7 +114,7 @@ def prefill(
 
 
 def idle_state(config: ModelConfig, cache: KVCache, text_track: jax.Array) -> DecodeState:
-    """A state whose rows make no frames, for `insert` to put prompts into; the cache's length is taken as it is."""
+    """A state whose rows make no frames, for `insert` in `decode_state`; the cache's length is taken as it is."""
     batch, _, width = text_track.shape
     vocab = config.talker.codec_vocab_size
 
@@ -312,7 +312,8 @@ def generate_at_most(
 
     The cache must have room for them, and for `max_frames` in a batch on TPUs (see `cache.StagedCache`).
 
-    One compiled program makes any number of frames and never too many; `generate` makes a fixed number.
+    One compiled program makes any number of frames and never too many; `generate` makes a fixed number. Rows at their
+    `frame_limit` go on in a later call if it is higher by then, so that each may make another number of frames.
 
     Args:
         params: the trees `talker` and `code_predictor`.
@@ -333,8 +334,9 @@ def generate_at_most(
 
     def step(carry: tuple[DecodeState, jax.Array, jax.Array]):
         state, codes, made = carry
-        state, frame = frame_step(params, config, generation, state)
-        return state, jax.lax.dynamic_update_slice_in_dim(codes, frame[:, None], made, axis=1), made + 1
+        after, frame = frame_step(params, config, generation, state)
+        codes = jax.lax.dynamic_update_slice_in_dim(codes, frame[:, None], made, axis=1)
+        return keep_still(state, after), codes, made + 1
 
     codes = jnp.full((state.hidden.shape[0], max_frames, config.talker.num_codebooks), -1, jnp.int32)
     start = (_stage(config, state, max_frames), codes, jnp.zeros((), jnp.int32))
@@ -348,7 +350,7 @@ def set_text(params: Params, config: ModelConfig, state: DecodeState, text_ids: 
 
 
 def empty_batch(params: Params, config: ModelConfig, rows: int, capacity: int, text_slots: int) -> DecodeState:
-    """A batch of `rows` for `insert`, with `capacity` slots in its cache and text tracks of `text_slots` ids."""
+    """A batch of `rows` for `insert` in `decode_state`: `capacity` slots in its cache, text tracks of `text_slots` ids."""
     cache = KVCache.zeros(config.talker.transformer, rows, capacity)
     text_ids = jnp.full((rows, text_slots), config.prompt.tts_pad, jnp.int32)
     return idle_state(config, cache, embed_text_track(params, config, text_ids))

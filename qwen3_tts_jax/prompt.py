@@ -49,7 +49,7 @@ REFERENCE_CLOSING_IDS = 2
 
 
 class Tokenizer(Protocol):
-    """What a prompt needs from `text.TextTokenizer`."""
+    """What a prompt needs from `text.tokenizer.TextTokenizer`."""
 
     phonemes: Durations | None
 

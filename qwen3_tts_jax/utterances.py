@@ -33,11 +33,11 @@ _STEP = 2_654_435_769
 def spoken_as(request: Request, tokenizer: Tokenizer) -> list[Request]:
     """Turns a request into the requests, of one utterance each, that it is spoken as.
 
-    If it asks for a split, their texts are parts of its own (see `sentences.divided`), each with the frame limit
+    If it asks for a split, their texts are parts of its own (see `text.sentences.divided`), each with the frame limit
     expected for its length, within the request's limit.
 
-    If the model reads phonemes, their texts are the phonemes of its sentences (see `phonemes.utterances`) in their
-    durations (see `durations.frame_text`). Each is read as it comes and has a frame limit of its own, within the
+    If the model reads phonemes, their texts are the phonemes of its sentences (see `text.phonemes.utterances`) in their
+    durations (see `text.durations.frame_text`). Each is read as it comes and has a frame limit of its own, within the
     request's limit. Sentences that would begin beyond that limit are left out.
 
     Raises:

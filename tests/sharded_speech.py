@@ -301,7 +301,7 @@ def main() -> None:
     streams = {
         "equal": [np.array_equal(found[number][0], codes) for number, (codes, _) in expected.items()],
         "largest_error": max(float(np.abs(found[n][1] - samples).max()) for n, (_, samples) in expected.items()),
-        "programs": {name: compiled.count[name] for name in ("generate_at_most", "set_text", "decode_step", "pause")},
+        "programs": {name: compiled.count[name] for name in ("generate_at_most", "set_text", "decode_step")},
     }
     shared = {devices: shared_out(whole_tree, config, devices) for devices in (3, 4)}
     few, _ = speak(params, config, 3)

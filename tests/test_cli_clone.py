@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from qwen3_tts_jax import hf_config, hf_export, voice_file
-from qwen3_tts_jax.cli.clone import Recording
+from qwen3_tts_jax.cli.voices import Recording
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.speech import Speech
 from qwen3_tts_jax.voice_prompt import VoicePrompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import threading
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 
 from qwen3_tts_jax import Qwen3TTS, Request, Speech, StreamError, generate
-from qwen3_tts_jax.streaming import batch as stream_batch
 from qwen3_tts_jax.streaming import decoding
 from qwen3_tts_jax.streaming.batch import StreamBatch
 from tests.small_checkpoint import small_voice
@@ -92,37 +92,39 @@ def test_mini_speaks_a_sentence_once_it_has_ended(limit):
     assert_same(found[1], whole(list(mini.stream(other, seed=4))))
 
 
-@pytest.mark.parametrize("more", [False, True], ids=["and there is no more", "and there is more"])
-def test_mini_knows_its_end_once_it_knows_the_text(more):
-    """A first utterance that reaches the request's limit was cut if another follows."""
+@pytest.mark.parametrize("limited", [False, True], ids=["without a limit", "at its limit"])
+def test_mini_knows_its_end_once_it_knows_the_text(limited):
+    """At the request's limit it need not know, in a batch or alone."""
     mini = Qwen3TTS.from_pretrained("mini")
     request = Request("", speaker="henry", text_mode="as_it_comes")
     (alone,) = mini.synthesize([replace(request, text="One.")])
-    pieces = ["One.\n\n*", "Two. Three", "Four."] if more else ["One.\n\n*", ""]
-    text, batch = Written(pieces, len(pieces) - 1), mini.stream_batch(batch_size=1)
-    batch.add(replace(request, max_frames=len(alone.codes) if more else None), pieces=text())
+    request = replace(request, max_frames=len(alone.codes) if limited else None)
+    text, batch = Written(["One.\n\n*", ""], 1), mini.stream_batch(batch_size=1)
+    batch.add(request, pieces=text())
     chunks = []
     while sum(len(chunk.codes) for _, chunk in chunks) < len(alone.codes):
         chunks += batch.step()
-    timer = after(0.2, lambda: text.go(1))
+    assert bool(batch) is not limited
+    timer = after(0.2, text.go)
     chunks += batch.step()
     timer.join()
     assert not batch
     found = whole([chunk for _, chunk in chunks])
     np.testing.assert_array_equal(found.codes, alone.codes)
-    assert len(chunks[-1][1].codes) == 0
-    assert found.finish_reason == ("length" if more else "stop")
-    text.go()
+    assert (len(chunks[-1][1].codes) == 0) is not limited
+    assert found.finish_reason == ("length" if limited else "stop")
+    if limited:
+        text = Written(["One.\n\n*", ""], 1)
+        assert list(mini.stream(request, pieces=text()))[-1].finish_reason == "length"
+        assert text.asked == 1
 
 
 @pytest.mark.parametrize(("staged", "together"), [(False, 1), (True, 3)], ids=["as on CPUs", "as on TPUs"])
 def test_one_that_waits_for_its_text_does_not_hold_the_others_up(load, monkeypatch, staged, together):
     monkeypatch.setattr(decoding, "codec_rows", lambda *_: together)
-    plain, pauses = load("1.7B-CustomVoice", -1.0), []
+    plain = load("1.7B-CustomVoice", -1.0)
     config = generate.configure(plain.config, "tpu") if staged else plain.config
     model = Qwen3TTS(config, plain.params, plain.tokenizer)
-    pause = stream_batch.pause_compiled
-    monkeypatch.setattr(stream_batch, "pause_compiled", lambda *given: pauses.append(given[1]) or pause(*given))
     request, text = ARRIVING["1.7B-CustomVoice"], Written(PIECES, 3)
     other = Request(TEXT, speaker="serena", max_frames=40)
     batch = model.stream_batch(batch_size=3)
@@ -134,9 +136,8 @@ def test_one_that_waits_for_its_text_does_not_hold_the_others_up(load, monkeypat
     assert text.asked == len(PIECES) - 2
     assert sum(len(chunk.codes) for chunk in chunks[waiting]) < 20
     assert len(batch) == 1
-    for rows in pauses:
-        np.testing.assert_array_equal(rows, [True, False, False])
-    assert len(pauses) > 2
+    # Nor does it shorten their chunks.
+    assert [len(chunk.codes) for chunk in chunks[speaking]][-3:-1] == [8, 8]
     text.go()
     while batch:
         for number, chunk in batch.step():
@@ -196,38 +197,55 @@ def test_a_step_waits_while_all_wait_for_text(load, what):
 def test_text_that_cannot_be_read_ends_its_stream_alone(load):
     model = load("1.7B-CustomVoice", -1.0)
 
-    def hung_up() -> Iterator[str]:
+    def hung_up(error: BaseException) -> Iterator[str]:
         yield "Good words come first, "
-        raise ConnectionError("the language model hung up")
+        raise error
+
+    def closed_badly() -> Iterator[str]:
+        try:
+            yield "\ud800 is half of a pair, "
+        finally:
+            raise ConnectionError("the connection was closed already")
 
     batch = model.stream_batch(batch_size=3)
     arriving, other = ARRIVING["1.7B-CustomVoice"], Request(TEXT, speaker="ryan", max_frames=30)
     batch.add(other, 5)
     bad = {
-        batch.add(arriving, pieces=hung_up()): "the language model hung up",
+        batch.add(arriving, 6, pieces=hung_up(ConnectionError("the language model hung up"))): "model hung up",
+        batch.add(arriving, pieces=hung_up(asyncio.CancelledError("no more"))): "no more",
         batch.add(arriving, pieces=[" ", "\n"]): "the text is empty",
+        batch.add(arriving, pieces=closed_badly()): "surrogate",
     }
-    chunks, errors = [], {}
+    chunks, errors = defaultdict(list), {}
     while batch:
         try:
-            chunks += [chunk for number, chunk in batch.step() if number == 0]
+            for number, chunk in batch.step():
+                chunks[number].append(chunk)
         except StreamError as error:
             errors[error.number] = str(error.__cause__)
     assert errors.keys() == bad.keys()
     for number, message in bad.items():
         assert message in errors[number]
-    assert_same(whole(chunks), whole(list(model.stream(other, seed=5))))
+    assert_same(whole(chunks[0]), whole(list(model.stream(other, seed=5))))
+    # What came before the error is spoken, as it is alone.
+    alone = []
+    with pytest.raises(ConnectionError):
+        alone.extend(model.stream(arriving, seed=6, pieces=hung_up(ConnectionError())))
+    codes = [np.concatenate([chunk.codes for chunk in found]) for found in (chunks[1], alone)]
+    assert len(codes[0]) > 2
+    np.testing.assert_array_equal(*codes)
 
 
 @pytest.mark.parametrize("how", ["ended", "cancelled", "dropped"])
 def test_reading_stops_with_the_stream(load, how):
     model = load("1.7B-CustomVoice", -1.0)
-    text = Written(["word "] * 1000, 0 if how == "ended" else 990)
+    text = Written(["word "] * 1000, 900 if how == "ended" else 990)
     batch = model.stream_batch(batch_size=2)
     pieces = slowly(text(), 0.002)
     number = batch.add(replace(ARRIVING["1.7B-CustomVoice"], max_frames=8), pieces=pieces)
     if how == "ended":
         spoken(batch)
+        text.go()
     else:
         batch.step()
         if how == "cancelled":
@@ -239,7 +257,7 @@ def test_reading_stops_with_the_stream(load, how):
         assert gone() is None
         text.go()
     assert text.closed.wait(30)
-    assert text.asked <= (999 if how == "ended" else 11)
+    assert text.asked <= (101 if how == "ended" else 11)
     assert inspect.getgeneratorstate(pieces) == inspect.GEN_CLOSED
 
 

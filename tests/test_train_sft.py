@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.cli.train import train_app
-from qwen3_tts_jax.cli.train_report import tensorboard_writer
+from qwen3_tts_jax.cli.train_common import tensorboard_writer
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
 from qwen3_tts_jax.text.tokenizer import TextTokenizer

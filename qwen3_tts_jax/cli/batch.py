@@ -89,7 +89,9 @@ def batch(
     verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Speak a list of texts into a folder, with any model; run again, the command resumes where it was interrupted.
+    """Speak a list of texts into a folder.
+
+    Any model will do. Run again, the command resumes where it was interrupted.
 
     Finished items are written to out/ID.wav or out/data/*.parquet, each with a line in out/index.jsonl. If standard
     error is not a terminal, it gets a line of progress every minute. The same manifest and seed give the same codes,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qwen3_tts_jax.cli import options as option
+from qwen3_tts_jax.cli.model import Source
 from qwen3_tts_jax.cli.options import APP, DEFAULT_CODEC, examples
 
 codec_app = typer.Typer(name="codec", help="Sound to codes and back, with the codec alone.", **APP)
@@ -43,7 +44,6 @@ def encode(
     ending, and the codec's sample_rate and frame_rate: two more arrays in .npz, metadata in .safetensors.
     """
     from qwen3_tts_jax.cli.codes import encode_files
-    from qwen3_tts_jax.cli.model import Source
 
     encode_files(recordings, output, Source(model, revision, cache_dir, offline), quiet)
 
@@ -71,6 +71,5 @@ def decode(
     Several recordings go into a folder, which is created if it does not exist; existing files are never replaced.
     """
     from qwen3_tts_jax.cli.codes import decode_file
-    from qwen3_tts_jax.cli.model import Source
 
     decode_file(codes, output, Source(model, revision, cache_dir, offline), quiet)

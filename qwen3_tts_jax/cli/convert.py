@@ -32,7 +32,10 @@ def convert(
     verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Convert a published checkpoint to an Orbax checkpoint; `export` goes the other way."""
+    """Convert a published checkpoint to an Orbax checkpoint.
+
+    `export` goes the other way.
+    """
     with refusing(OSError):
         require_absent(destination)
     from qwen3_tts_jax.convert import CheckpointError, load_params

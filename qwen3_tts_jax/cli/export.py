@@ -8,7 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from qwen3_tts_jax.cli import options as option
+from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refusing
+from qwen3_tts_jax.cli.model import Source, folder_bytes, parts_of, read_config, stored_sizes
 from qwen3_tts_jax.cli.options import examples
+from qwen3_tts_jax.cli.progress import ProgressLine
+from qwen3_tts_jax.files import require_absent
 from qwen3_tts_jax.packaged import MINI
 
 EXAMPLES = examples(
@@ -35,16 +39,13 @@ def export(
     verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Write a model in the published layout, which the official package loads too.
+    """Write a model in the published layout.
+
+    The official package loads it, too.
 
     The source is a model in the published layout, one that `convert` wrote (Orbax), or the folder of a `train sft` or
     `train talker` run, finished or not. `convert` goes the other way, from the published layout to Orbax.
     """
-    from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refusing
-    from qwen3_tts_jax.cli.model import Source, folder_bytes, parts_of, read_config, stored_sizes
-    from qwen3_tts_jax.cli.progress import ProgressLine
-    from qwen3_tts_jax.files import require_absent
-
     with refusing(OSError):
         require_absent(output)
     quiet_orbax()

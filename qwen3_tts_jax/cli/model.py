@@ -72,7 +72,7 @@ class Source:
         except ModelNotFoundError as error:
             hint, name = "", self.published()
             if name is not None:
-                hint = f"; to try without it, write random weights (README, Parity): {_RANDOM_WEIGHTS.format(name)}"
+                hint = f"; to try without it, write random weights (README, Start): {_RANDOM_WEIGHTS.format(name)}"
             refuse(f"{error}{hint}")
         except FileNotFoundError as error:
             refuse(f"{self.model} is no model: {Path(error.filename).name} is missing")

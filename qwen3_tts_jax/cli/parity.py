@@ -49,7 +49,9 @@ def parity(
     offline: option.Offline = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Compare with the official PyTorch package, stage by stage.
+    """Compare with the official PyTorch package.
+
+    Stage by stage, on the same texts and recordings.
 
     Needs that package (qwen-tts) beside this one. Exit status 1 means that a stage exceeds its tolerance.
     """

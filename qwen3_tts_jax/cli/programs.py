@@ -12,12 +12,13 @@ import typer
 
 from qwen3_tts_jax.cli import options as option
 from qwen3_tts_jax.cli.console import check_output, plain_messages, refuse, refusing
+from qwen3_tts_jax.cli.model import Source, folder_bytes, read_config
 from qwen3_tts_jax.cli.options import examples
 from qwen3_tts_jax.cli.progress import ProgressLine, StatusLine
+from qwen3_tts_jax.config import ConfigError, ModelConfig
 
 if TYPE_CHECKING:
-    from qwen3_tts_jax.cli.clone import Recording
-    from qwen3_tts_jax.config import ModelConfig
+    from qwen3_tts_jax.cli.voices import Recording
     from qwen3_tts_jax.pipeline import Qwen3TTS
     from qwen3_tts_jax.prompt import Request
     from qwen3_tts_jax.voice_prompt import VoicePrompt
@@ -29,7 +30,7 @@ WARMUP_EXAMPLES = examples(
     "qwen3-tts-jax warmup 0.6B-Base --voice me.safetensors",
     'qwen3-tts-jax warmup 0.6B-Base --reference me.wav --reference-text "What I say in me.wav."',
 )
-EXPORT_EXAMPLES = examples(
+EXPORT_PROGRAMS_EXAMPLES = examples(
     "qwen3-tts-jax export-programs 0.6B-CustomVoice -o programs.zip --rows 8 --seconds 20",
     "qwen3-tts-jax export-programs ./my-checkpoint -o programs.zip --platform cuda --platform tpu --dtype bfloat16",
 )
@@ -64,7 +65,8 @@ def warmup(
     instruct: Annotated[str | None, typer.Option("--instruct", "-i", help="One as long as those to come.")] = None,
     voice: Voice = None,
     reference: Annotated[
-        Path | None, typer.Option("--reference", "-r", help="Recording as long as those to come (Base models).")
+        str | None,
+        typer.Option("--reference", "-r", help="Recording as long as those to come (Base models): a file or a URL."),
     ] = None,
     reference_text: Annotated[str | None, typer.Option("--reference-text", "-t", help="What it says.")] = None,
     greedy: option.Greedy = False,
@@ -76,15 +78,15 @@ def warmup(
     offline: option.Offline = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Compile what speaking needs, and keep it for later commands.
+    """Compile beforehand what speaking needs.
+
+    The programs are kept for later commands.
 
     Programs depend on the lengths of text, speech and recordings, rounded up to steps, on the batch size, on the
     computing options, and on which ways of sampling are on, but not on their numbers. A later command of the same kind
     compiles nothing that takes long, unless its speech becomes unusually long.
     """
     from qwen3_tts_jax.arguments import part_dtypes
-    from qwen3_tts_jax.cli.model import Source, folder_bytes, read_config
-    from qwen3_tts_jax.config import ConfigError
 
     with plain_messages():
         from qwen3_tts_jax.compile_cache import keep_compiled
@@ -145,12 +147,11 @@ def export_programs(
     offline: option.Offline = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Write a model's programs into a file that runs without this package (`jax.export`).
+    """Write a model's programs into a file.
 
-    The file holds no weights. `qwen3_tts_jax.ahead_of_time` says what it holds and how to use it.
+    It runs without this package (`jax.export`), and holds no weights. `qwen3_tts_jax.ahead_of_time` says what else it
+    holds and how to use it.
     """
-    from qwen3_tts_jax.cli.model import Source, read_config
-
     check_output(output, ".zip")
     for name in platform or ():
         if name not in _PLATFORMS:
@@ -178,7 +179,7 @@ def _request(
     voice: Recording | VoicePrompt | None,
 ) -> Request:
     """What all requests have in common; refuses what the model cannot speak."""
-    from qwen3_tts_jax.cli.clone import Recording
+    from qwen3_tts_jax.cli.voices import Recording
     from qwen3_tts_jax.prompt import Request, validate
 
     if max_seconds is not None and not 0 < max_seconds < math.inf:
@@ -201,7 +202,7 @@ def _request(
 
 
 def _heard(
-    config: ModelConfig, voice: Path | None, reference: Path | None, text: str | None
+    config: ModelConfig, voice: Path | None, reference: str | None, text: str | None
 ) -> Recording | VoicePrompt | None:
     """The voice that a base model is given; an x-vector alone if none was given."""
     given = {"--voice": voice, "--reference": reference, "--reference-text": text}
@@ -214,19 +215,19 @@ def _heard(
         refuse("--reference-text is what a --reference says, and there is none")
     import numpy as np
 
-    from qwen3_tts_jax.cli.clone import Reference, load_voice
+    from qwen3_tts_jax.cli.voices import Reference, load_voice
     from qwen3_tts_jax.voice_prompt import VoicePrompt
 
     if voice is not None:
         return load_voice(voice)
     if reference is not None:
-        return Reference(recording=str(reference), text=text, text_file=None, x_vector_only=text is None).read()
+        return Reference(recording=reference, text=text, text_file=None, x_vector_only=text is None).read()
     return VoicePrompt(np.zeros(config.speaker_encoder.x_vector_width, np.float32))
 
 
 def _recordings(heard: Recording | VoicePrompt | None, config: ModelConfig, voice: Path | None) -> Sequence[float]:
     """Seconds of the recordings that voices will be made from: those of the given one, or any up to 30."""
-    from qwen3_tts_jax.cli.clone import Recording
+    from qwen3_tts_jax.cli.voices import Recording
 
     if isinstance(heard, Recording):
         return [heard.seconds]
@@ -234,7 +235,6 @@ def _recordings(heard: Recording | VoicePrompt | None, config: ModelConfig, voic
 
 
 def _load(folder: Path, quiet: bool, **computing: str) -> Qwen3TTS:
-    from qwen3_tts_jax.config import ConfigError
     from qwen3_tts_jax.convert import CheckpointError
     from qwen3_tts_jax.pipeline import Qwen3TTS
 

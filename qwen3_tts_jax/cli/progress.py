@@ -157,7 +157,7 @@ class ProgressLine(StatusLine):
 
 
 class PlanLine(StatusLine):
-    """How much of a manifest has been checked. An instance is the `progress` of `plan.plan`."""
+    """How much of a manifest has been checked. An instance is the `progress` of `batch.plan.plan`."""
 
     def __call__(self, number: int, total: int) -> None:
         """Shows which item is being checked, which includes reading or downloading its recording."""

@@ -61,7 +61,10 @@ def say(
     verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Speak a text with one of the model's voices (CustomVoice models)."""
+    """Speak a text with one of the model's own voices.
+
+    For CustomVoice models.
+    """
     _speak("custom_voice", locals())
 
 
@@ -94,7 +97,10 @@ def design(
     verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Speak a text with a voice that you describe (VoiceDesign models)."""
+    """Speak a text with a voice that you describe.
+
+    For VoiceDesign models.
+    """
     _speak("voice_design", locals())
 
 
@@ -133,7 +139,10 @@ def clone(
     verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Speak a text with the voice of a recording (Base models)."""
+    """Speak a text with the voice of a recording.
+
+    For Base models.
+    """
     _speak("base", locals())
 
 

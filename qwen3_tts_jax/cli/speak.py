@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from qwen3_tts_jax.arguments import merge_sampling, part_dtypes
-from qwen3_tts_jax.cli.clone import Recording, Reference, load_voice
 from qwen3_tts_jax.cli.console import plain_messages, refuse, refusing
 from qwen3_tts_jax.cli.model import COMMANDS, Source, check_type, read_config, speaking_with_mini
 from qwen3_tts_jax.cli.options import SpeechOptions
 from qwen3_tts_jax.cli.progress import ProgressLine
 from qwen3_tts_jax.cli.stream import check_standard_output, write_stream
 from qwen3_tts_jax.cli.text_input import arriving_text, read_text, reads_standard_input
+from qwen3_tts_jax.cli.voices import Recording, Reference, load_voice
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.packaged import MINI
 from qwen3_tts_jax.prompt import PromptPlan, Request, check_seed, plan_prompt, validate

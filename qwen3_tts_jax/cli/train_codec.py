@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from qwen3_tts_jax.cli import options as option
+from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
+from qwen3_tts_jax.cli.model import Source
 from qwen3_tts_jax.cli.options import examples
-from qwen3_tts_jax.cli.train_report import (
+from qwen3_tts_jax.cli.train_common import (
     NORM,
     PART,
     PART_BELOW,
@@ -26,8 +28,11 @@ from qwen3_tts_jax.cli.train_report import (
     training,
     warmup_steps,
 )
+from qwen3_tts_jax.config import CodecConfig
+from qwen3_tts_jax.packaged import local_folder
+from qwen3_tts_jax.presets import preset
 
-EPILOG = examples(
+EXAMPLES = examples(
     "qwen3-tts-jax train codec recordings/ -o my-codec --validation held-out/",
     "qwen3-tts-jax train codec data.jsonl -o my-codec --size medium --steps 20000 --discriminator-start 10000",
     "qwen3-tts-jax codec encode hello.wav -o hello.npz --model my-codec/codec",
@@ -109,13 +114,13 @@ def codec(
     seed: Annotated[int, typer.Option(help="Of weights, pieces and dropout.")] = 0,
     quiet: option.Quiet = False,
 ) -> None:
-    """Train a codec on recordings, and write it to OUTPUT/codec, for `codec encode --model`.
+    """Train a codec on recordings.
+
+    It is written to OUTPUT/codec, for `codec encode --model`.
 
     From random weights, encoder and codebooks first learn spectra, then the decoder learns from their codes; from an
     existing codec, all learn together.
     """
-    from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
-
     check_run(context)
     refuse_idle(context, config is not None, "with --config", "size")
     refuse_idle(context, start is not None, "with --start", "size")
@@ -149,10 +154,6 @@ def codec(
             refuse("--features needs --feature-rate, how many of them there are per second")
 
         from qwen3_tts_jax import hf_config
-        from qwen3_tts_jax.cli.model import Source
-        from qwen3_tts_jax.config import CodecConfig
-        from qwen3_tts_jax.packaged import local_folder
-        from qwen3_tts_jax.presets import preset
         from qwen3_tts_jax.train.codec.discriminator import Discriminator
         from qwen3_tts_jax.train.codec.job import check_without_codec, codec_to_start_from, prepare_codec, run_codec
         from qwen3_tts_jax.train.codec.spectral import spectral_recipes

@@ -8,9 +8,13 @@ from typing import Annotated, Literal
 import typer
 
 from qwen3_tts_jax.cli import options as option
+from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refuse, refusing
+from qwen3_tts_jax.cli.model import Source, parts_of, read_config
 from qwen3_tts_jax.cli.options import DEFAULT_CLONER, examples
+from qwen3_tts_jax.cli.progress import ProgressLine
+from qwen3_tts_jax.files import require_absent
 
-EPILOG = examples(
+EXAMPLES = examples(
     "qwen3-tts-jax train merge anna/lora.safetensors --model 0.6B-Base -o anna-model",
     'qwen3-tts-jax say "Good morning." --model anna-model --speaker anna',
 )
@@ -28,15 +32,12 @@ def merge(
     offline: option.Offline = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Add low-rank adapters, and the speakers learnt with them, to the model that they were trained on.
+    """Add low-rank adapters to the model they were trained on.
+
+    The speakers learnt with them are added, too.
 
     The result is a model with plain weights in the published layout. Adapters for another model are refused.
     """
-    from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refuse, refusing
-    from qwen3_tts_jax.cli.model import Source, parts_of, read_config
-    from qwen3_tts_jax.cli.progress import ProgressLine
-    from qwen3_tts_jax.files import require_absent
-
     with refusing(OSError):
         require_absent(output)
     if not lora.is_file():

@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from qwen3_tts_jax.cli import options as option
+from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
+from qwen3_tts_jax.cli.model import Source
 from qwen3_tts_jax.cli.options import examples
-from qwen3_tts_jax.cli.train_report import (
+from qwen3_tts_jax.cli.train_common import (
     EXPORT_LAST,
     FROM_ZERO,
     NORM,
@@ -31,8 +33,10 @@ from qwen3_tts_jax.cli.train_report import (
     training,
     warmup_steps,
 )
+from qwen3_tts_jax.packaged import local_folder
+from qwen3_tts_jax.presets import preset
 
-EPILOG = examples(
+EXAMPLES = examples(
     "qwen3-tts-jax codec encode clips/*.wav -o codes.npz --model my-codec/codec",
     'echo \'{"codes": "codes.npz", "key": "one", "text": "What one.wav says.", "speaker": "anna"}\' > pairs.jsonl',
     "qwen3-tts-jax train talker pairs.jsonl --config talker.json --codec my-codec/codec -o mine",
@@ -50,7 +54,7 @@ def talker(
         ),
     ],
     config: Annotated[
-        Path, typer.Option("--config", "-c", help="JSON: talker and code_predictor with their sizes, see below.")
+        Path, typer.Option("--config", "-c", help="JSON: talker and code_predictor with their sizes, see above.")
     ],
     codec: Annotated[str, typer.Option(help="Whose codes they are: folder, repository or short name.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; continued if interrupted.")],
@@ -119,7 +123,9 @@ def talker(
     offline: option.Offline = False,
     quiet: option.Quiet = False,
 ) -> None:
-    """Train a talker, by default from nothing, and write a custom-voice model to OUTPUT/model.
+    """Train a talker, by default from nothing.
+
+    A custom-voice model is written to OUTPUT/model.
 
     The config has "talker" and "code_predictor", each with "num_layers", "width", "mlp_width", "num_heads" and
     "head_dim" and optionally "num_kv_heads", "rope_theta" and "norm_eps"; and optionally "text_width",
@@ -127,11 +133,6 @@ def talker(
     from the tokenizer, speakers from the data. With validation data the log has text_gap: by how much the loss of
     code 0 rises with the text of another clip. It is 0 until the model listens to its text.
     """
-    from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refuse, refuse_idle, refusing
-    from qwen3_tts_jax.cli.model import Source
-    from qwen3_tts_jax.packaged import local_folder
-    from qwen3_tts_jax.presets import preset
-
     check_run(context)
     refuse_idle(context, guide and not alignment, "without --alignment", "guide")
     refuse_idle(context, not alignment, "without --alignment", "alignment_layer", "alignment_steps")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qwen3_tts_jax.cli import options as option
+from qwen3_tts_jax.cli.model import Source
 from qwen3_tts_jax.cli.options import APP, DEFAULT_CLONER, examples
 
 voice_app = typer.Typer(name="voice", help="Make, show and blend the voices that `clone` speaks with.", **APP)
@@ -44,8 +45,7 @@ def save(
 
     It only fits models of the size that made it: voices of 0.6B and 1.7B models differ.
     """
-    from qwen3_tts_jax.cli.clone import Reference, save_voice
-    from qwen3_tts_jax.cli.model import Source
+    from qwen3_tts_jax.cli.voices import Reference, save_voice
 
     reference = Reference(recording=recording, text=text, text_file=text_file, x_vector_only=x_vector_only)
     save_voice(reference, Source(model, revision, cache_dir, offline, verify), output, name, quiet)
@@ -62,7 +62,7 @@ def show(
     ],
 ) -> None:
     """Show what a voice file holds."""
-    from qwen3_tts_jax.cli.clone import show_voices
+    from qwen3_tts_jax.cli.voices import show_voices
 
     show_voices(file)
 
@@ -80,6 +80,6 @@ def blend(
     name: Name = None,
 ) -> None:
     """Make the voice between A and B, of their x-vectors alone."""
-    from qwen3_tts_jax.cli.clone import blend_voices
+    from qwen3_tts_jax.cli.voices import blend_voices
 
     blend_voices(first, second, weight, output, name)

@@ -1,17 +1,15 @@
 """Many streams at once: requests join a batch whenever they come, and their chunks are made side by side.
 
 On accelerators a frame of a batch takes little longer than that of one utterance, because the weights are read once.
-Each stream has the codes that it would have alone with the same seed. One whose text has not arrived pauses, and the
+Each stream has the codes that it would have alone with the same seed. One whose text has not arrived waits, and the
 others go on.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 import weakref
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +20,7 @@ import numpy as np
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
 from qwen3_tts_jax.codec_decoding import LastVoices
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
-from qwen3_tts_jax.decode_state import Held, grow_compiled, insert_compiled, pause_compiled, resume_compiled
+from qwen3_tts_jax.decode_state import grow_compiled, insert_compiled
 from qwen3_tts_jax.generate import (
     empty_batch_compiled,
     generate_stream,
@@ -81,7 +79,6 @@ class StreamBatch:
         self._longest = max(self._schedule)
         self._numbers = itertools.count()
         self._open: dict[int, Member] = {}
-        self._waiting: deque[Member] = deque()
         self._arrivals = Arrivals()
         rows = whole_rows(params, operator.index(batch_size))
         self._rows: list[Member | None] = [None] * rows
@@ -94,7 +91,7 @@ class StreamBatch:
         self._ended: list[tuple[int, Speech]] = []
         self._decoder = StreamDecoder(params["codec"]["decoder"], config.codec, rows, voices)
         # Threads that read texts hold nothing of the batch, and stop when it is dropped.
-        weakref.finalize(self, _close, self._open)
+        weakref.finalize(self, _cancel_all, self._open)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -106,7 +103,8 @@ class StreamBatch:
             request: what to say, in which voice, and for how long at most.
             seed: the same seed gives the codes that `Qwen3TTS.stream` gives this request.
             pieces: the text after `request.text`, which may then be empty, as it arrives; needs the text mode
-                "as_it_comes". A thread reads it, and closes a generator when the stream has ended.
+                "as_it_comes". A thread reads it, and closes a generator once the stream has ended and it gives its
+                next piece. A stream that waits for its text keeps its row.
 
         Raises:
             ValueError: a bad request or seed; the others go on.
@@ -115,20 +113,20 @@ class StreamBatch:
         if not isinstance(request, Request):
             raise TypeError(f"a stream needs a `Request`, got {request!r}")
         check_seed(seed)
-        left = math.inf if request.max_frames is None else operator.index(request.max_frames)
-        number = next(self._numbers)
-        member = Member(number, seed, reference_codes(request, self._config), left)
+        member = Member(next(self._numbers), seed)
+        source = None if pieces is None else member.while_open(pieces)
+        utterances = planned(request, source, self._tokenizer, self._config)
+        if request.max_frames is not None:
+            member.frames_left = operator.index(request.max_frames)
+        member.reference = reference_codes(request, self._config)
         if pieces is None:
-            member.parts.extend(planned(request, None, self._tokenizer, self._config))
-            member.read = True
+            member.utterances.extend(utterances)
+            member.text_ended = True
         else:
-            utterances = planned(request, member.while_open(pieces), self._tokenizer, self._config)
             read_text(member, utterances, pieces, self._arrivals)
-        self._open[number] = member
-        with self._arrivals:
-            self._waiting.append(member)
+        self._open[member.number] = member
         self._arrivals.note()
-        return number
+        return member.number
 
     def cancel(self, number: int) -> None:
         """Ends a stream early, without a last chunk; does nothing if it has ended already."""
@@ -140,19 +138,20 @@ class StreamBatch:
     def step(self) -> list[tuple[int, Speech]]:
         """Makes the next chunk of every stream that has a row and text, and has the device begin the one after it.
 
-        If all streams wait for their text, so does this.
+        If all streams that have a row wait for their text, so does this: that text must come from another thread.
 
         Returns:
             The number of each of these streams, and its chunk. A stream's last chunk has a finish_reason, and may have
-            no samples. Empty if there is nothing to speak.
+            no samples; it may come in the same step as the one before it. Empty if there is nothing to speak.
 
         Raises:
             StreamError: the text of one stream, which has ended now, could not be read, turned out to be empty or too
-                long for the model, or has nothing to say; the others go on at the next step.
+                long for the model, or has nothing to say; what came before was spoken. The others go on at the next
+                step.
         """
         while True:
             come = self._arrivals.count
-            self._refuse_failed()
+            self._raise_failed()
             if self._chunk is None:
                 self._begin()
             if self._chunk is not None or self._ended or not self._open:
@@ -162,9 +161,9 @@ class StreamBatch:
         ended, self._ended = self._ended, []
         return speeches + ended
 
-    def _refuse_failed(self) -> None:
+    def _raise_failed(self) -> None:
         for member in list(self._open.values()):
-            if member.error is not None:
+            if member.failed:
                 self.cancel(member.number)
                 raise StreamError(member.number) from member.error
 
@@ -180,7 +179,7 @@ class StreamBatch:
             member.count(len(codes[row]), ended=bool(ended[row]))
         over = {row: member for row, member in speaking.items() if member.over}
         for member in over.values():
-            member.told = True
+            member.finished = True
         samples = self._decoder.decode(codes, over, meanwhile=self._begin)
         speeches = []
         for row, member in speaking.items():
@@ -195,7 +194,7 @@ class StreamBatch:
     def _begin(self) -> None:
         """Gives free rows to waiting streams, and the device the next chunk if any stream can speak."""
         for row, member in enumerate(self._rows):
-            if member is not None and not (member.cancelled or member.speaking or member.over) and member.parts:
+            if member is not None and not (member.cancelled or member.speaking or member.over) and member.utterances:
                 self._read_prompt(row, member)
             if member is None or member.over or member.cancelled:
                 self._end(member)
@@ -209,8 +208,12 @@ class StreamBatch:
             return
         # The youngest stream decides: its first sound should not wait for a long chunk of the others.
         count = self._schedule[min(len(self._schedule) - 1, *(member.chunks for member in ready.values()))]
-        # Before the windows are filled: what arrives in between may be in them, but does not count yet.
-        count = min(member.text.known(member.frame, count) for member in ready.values())
+        # Rows make as many of these frames as have their text. Counted before the windows are filled: what arrives in
+        # between may be in them, but is not spoken yet.
+        limits = np.zeros(len(self._rows), np.int32)
+        for row, member in ready.items():
+            limits[row] = min(member.limit, member.frame + member.text.known(member.frame, count))
+        self._state = self._state.replace(frame_limit=place_batch(self._params, limits))
         if any(member.has_new_text for member in ready.values()):
             pad = self._config.prompt.tts_pad
             windows = np.full((len(self._rows), self._longest), pad, np.int32)
@@ -221,46 +224,30 @@ class StreamBatch:
         self._make_room(max(member.slots + member.frame for member in speaking.values()))
         for member in ready.values():
             member.chunks += 1
-        paused = self._pause([row for row in speaking if row not in ready])
         self._state, chunk = generate_stream(
             self._params, self._config, self._generation, self._state, np.int32(count), self._longest
         )
-        if paused is not None:
-            self._state = resume_compiled(self._state, *paused)
         self._chunk = ready, chunk
-
-    def _pause(self, rows: Sequence[int]) -> tuple[jax.Array, Held] | None:
-        """Has rows make no frames in the next chunk; returns the last arguments of `resume`."""
-        if not rows:
-            return None
-        pausing = place_batch(self._params, np.isin(np.arange(len(self._rows)), rows))
-        self._state, held = pause_compiled(self._state, pausing)
-        return pausing, held
 
     def _end(self, member: Member | None) -> None:
         """Says why a stream ended whose last chunk did not know yet that it was the last."""
         if member is None or not member.open:
             return
         codec = self._config.codec
-        silence = np.zeros(0, np.float32), codec.sample_rate, np.zeros((0, codec.num_codebooks), np.int32)
-        self._ended.append((member.number, Speech(*silence, member.reason)))
-        member.told = True
+        samples, codes = np.zeros(0, np.float32), np.zeros((0, codec.num_codebooks), np.int32)
+        self._ended.append((member.number, Speech(samples, codec.sample_rate, codes, member.reason)))
+        member.finished = True
         self._open.pop(member.number, None)
 
     def _next(self) -> Member | None:
-        """The first waiting stream that has a prompt; those that were cancelled wait no longer."""
-        with self._arrivals:
-            self._waiting = deque(member for member in self._waiting if not member.cancelled)
-            for member in self._waiting:
-                if member.parts:
-                    self._waiting.remove(member)
-                    return member
-        return None
+        """The first stream that has a prompt and no row yet."""
+        waiting = (one for one in list(self._open.values()) if one.place < 0 and one.utterances and not one.over)
+        return next(waiting, None)
 
     def _read_prompt(self, row: int, member: Member) -> None:
         """Puts the prompt of the stream's next utterance into a row of the batch."""
-        part, plan, text, last = member.parts.popleft()
-        limit = min(frame_limit(part, plan, self._config), member.left)
+        part, plan, text, last = member.utterances.popleft()
+        limit = min(frame_limit(part, plan, self._config), member.frames_left)
         if limit == 0:
             member.stop()
             return
@@ -281,6 +268,6 @@ class StreamBatch:
             self._state = grow_compiled(self._state, self._capacity)
 
 
-def _close(members: Mapping[int, Member]) -> None:
+def _cancel_all(members: Mapping[int, Member]) -> None:
     for member in members.values():
         member.cancelled = True

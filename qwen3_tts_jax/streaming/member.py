@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,34 +23,34 @@ class Member:
         number: what the caller knows it by.
         seed: seeds its draws.
         reference: codes [R, Q] that the decoder hears first.
-        left: frames that the request may still make.
-        parts: the utterances that are still to come, as far as they are known.
-        read: whether all of its text has arrived.
+        frames_left: frames that the request may still make.
+        utterances: those that are still to come, as far as they are known.
+        text_ended: whether all of its text has arrived.
         error: what kept its text from being read.
         cancelled: whether its caller wants no more of it.
         place: index of the current utterance, −1 before the first.
         text: what follows that utterance's prompt.
-        with_prompt: ids of that text that were known when the prompt was read.
+        known_at_prompt: ids of that text that were known when the prompt was read.
         slots: cache slots that its prompt takes.
         frame: frames of it made so far, of at most `limit`.
         last: whether no other comes after it.
         speaking: whether it has not ended yet.
         chunks: how many were begun.
         cut: whether a limit has cut any of it.
-        told: whether its last chunk is known to be the last.
+        finished: whether its last chunk is certain.
     """
 
     number: int
     seed: int
-    reference: np.ndarray
-    left: float
-    parts: deque[Utterance] = field(default_factory=deque)
-    read: bool = False
-    error: Exception | None = None
+    reference: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    frames_left: float = math.inf
+    utterances: deque[Utterance] = field(default_factory=deque)
+    text_ended: bool = False
+    error: BaseException | None = None
     cancelled: bool = False
     place: int = -1
     text: SpokenText = field(default_factory=lambda: SpokenText(()))
-    with_prompt: int = 0
+    known_at_prompt: int = 0
     slots: int = 0
     frame: int = 0
     limit: int = 0
@@ -57,18 +58,24 @@ class Member:
     speaking: bool = False
     chunks: int = 0
     cut: bool = False
-    told: bool = False
+    finished: bool = False
 
     @property
     def open(self) -> bool:
         """Whether more of its text is wanted."""
-        return not (self.cancelled or self.told)
+        return not (self.cancelled or self.finished)
+
+    @property
+    def failed(self) -> bool:
+        """Whether all of the text that could be read was spoken, and the rest cannot be read."""
+        ready = self.speaking and self.text.has(self.frame, 1)
+        return self.error is not None and not (ready or self.over or self.utterances)
 
     @property
     def over(self) -> bool:
         """Whether all of it was spoken."""
         # In this order, since another thread may be at `read_text`.
-        return not self.speaking and (self.last or (self.read and not self.parts and self.error is None))
+        return not self.speaking and (self.last or (self.text_ended and not self.utterances and self.error is None))
 
     @property
     def reason(self) -> FinishReason:
@@ -78,22 +85,22 @@ class Member:
     @property
     def has_new_text(self) -> bool:
         """Whether there is text for the coming frames that did not come with the prompt."""
-        return self.frame < len(self.text.ids) and (self.frame > 0 or len(self.text.ids) > self.with_prompt)
+        return self.frame < len(self.text.ids) and (self.frame > 0 or len(self.text.ids) > self.known_at_prompt)
 
     def begin(self, text: SpokenText, *, slots: int, limit: int, last: bool) -> None:
         """Goes on to the next utterance."""
         self.place += 1
-        self.text, self.with_prompt, self.slots = text, len(text.ids), slots
+        self.text, self.known_at_prompt, self.slots = text, len(text.ids), slots
         self.frame, self.limit, self.last, self.speaking = 0, limit, last, True
 
     def count(self, frames: int, *, ended: bool) -> None:
         """Accounts for frames that were made; `ended` says whether the model ended the utterance after them."""
         self.frame += frames
-        self.left -= frames
+        self.frames_left -= frames
         if ended or self.frame == self.limit:
             self.speaking = False
             self.cut |= not ended
-        if self.left == 0 and self.parts:
+        if self.frames_left == 0:
             self.stop()
 
     def stop(self) -> None:
@@ -109,17 +116,11 @@ class Member:
 
 
 class Arrivals:
-    """Counts what comes from other threads; as a context manager, a lock."""
+    """Counts what comes from other threads."""
 
     def __init__(self) -> None:
         self.count = 0
         self._changed = Condition()
-
-    def __enter__(self) -> None:
-        self._changed.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._changed.release()
 
     def note(self) -> None:
         """Something has come."""
@@ -139,18 +140,19 @@ def read_text(member: Member, utterances: Iterator[Utterance], pieces: Iterable[
     def work() -> None:
         try:
             for utterance in utterances:
-                member.parts.append(utterance)
+                member.utterances.append(utterance)
                 arrivals.note()
                 while member.open and not utterance.text.complete:
                     utterance.text.wait()
                     arrivals.note()
-        except Exception as error:  # `StreamBatch.step` raises it.
+        except BaseException as error:  # `StreamBatch.step` raises it.
             member.error = error
         finally:
+            # First of all: closing may take long, or fail.
+            member.text_ended = True
+            arrivals.note()
             # It may hold a connection open; a file is the caller's to close.
             if isinstance(pieces, Generator):
                 pieces.close()
-            member.read = True
-            arrivals.note()
 
     Thread(target=work, daemon=True, name=f"text of stream {member.number}").start()

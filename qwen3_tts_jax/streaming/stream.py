@@ -83,8 +83,10 @@ def _speak(
                 samples = decoder.decode({0: codes}, meanwhile=spoken.begin)[0]
                 left -= len(codes)
                 cut = cut or reason == "length"
-                yield Speech(samples, rate, codes, _reason(cut) if last and reason is not None else None)
-            if last:
+                # At the request's limit, whatever is still to come is left out.
+                ended = reason is not None and (last or left == 0)
+                yield Speech(samples, rate, codes, _reason(cut) if ended else None)
+            if ended:
                 return
         yield Speech(np.zeros(0, np.float32), rate, np.zeros((0, config.talker.num_codebooks), np.int32), _reason(cut))
     finally:

@@ -218,7 +218,7 @@ def decode_recordings(
         DataError: recordings that are silent, not finite or cannot be decoded, once all others are; the first ten
             are named.
         PermissionError: `folder` does not hold all recordings, and no file can be put into it.
-        interrupts.Interrupted: a signal, as in `loop.run_steps`, once what was decoded is kept.
+        train.interrupts.Interrupted: a signal, as in `train.loop.run_steps`, once what was decoded is kept.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def quantize_latents(
     trees: Mapping[str, Any], codebooks: Mapping[str, Mapping[str, jax.Array]], config: CodecConfig,
     latents: jax.Array, keep: jax.Array, continuous: jax.Array | None = None,
 ) -> tuple[dict[str, Quantized], Callable[[SplitResidualQuantizer], jax.Array]]:  # fmt: skip
-    """The quantizers' results for the encoder's latents [B, T, D], and `latents` for `soft_codes.decode_latents`."""
+    """The quantizers' results for the encoder's latents [B, T, D], and what `decode_latents` in `soft_codes` takes."""
     split = config.encoder.num_semantic_codebooks
     quantizer, kept = trees["encoder"]["quantizer"], {"semantic": jnp.minimum(keep, split), "acoustic": keep - split}
     results = {}

@@ -89,7 +89,7 @@ def prepare_codec(
     Raises:
         lines.DataError: see `data.find_recordings` and `check_headers`, `codes.read_recording_codes`, and
             `teacher.read_features`.
-        FileExistsError, PermissionError: as `progress.check_places`, for `output`/codec.
+        FileExistsError, PermissionError: as `train.progress.check_places`, for `output`/codec.
         state_files.RunError: `output` holds a run with other settings or other data.
         ConfigError: as `CodecTraining.crops`; recordings with codes where more than the decoder learns; or recordings
             without codes where the decoder alone learns and the encoder is not trained.

@@ -1,4 +1,4 @@
-"""Training a codec: the steps of `loop.run_steps` on crops of recordings, and their evaluation."""
+"""Training a codec: the steps of `train.loop.run_steps` on crops of recordings, and their evaluation."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def fit_codec(
         speak: called as speak(params, step) to write samples.
 
     Raises:
-        DivergedError, interrupts.Interrupted, state_files.RunError: as `loop.run_steps`.
+        DivergedError, interrupts.Interrupted, state_files.RunError: as `train.loop.run_steps`.
     """
     key = jax.random.key(crops.seed)
 

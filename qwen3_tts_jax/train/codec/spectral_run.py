@@ -1,4 +1,4 @@
-"""Teaching a codec to say spectra: the steps of `loop.run_steps`, and their evaluation."""
+"""Teaching a codec to say spectra: the steps of `train.loop.run_steps`, and their evaluation."""
 
 from __future__ import annotations
 

@@ -15,6 +15,10 @@ from typing import Any
 
 import typer
 
+from qwen3_tts_jax.cli.console import fail, refuse, refuse_idle, refusing
+from qwen3_tts_jax.config import ConfigError
+from qwen3_tts_jax.files import locked_folder
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -46,8 +50,6 @@ EXPORT_LAST = "; `export RUN --checkpoint last` makes a model of that state"
 
 def check_numbers(interval: Interval, **options: float | None) -> None:
     """Refuses options, by their names in Python, whose values are not in `interval`; None is an option not given."""
-    from qwen3_tts_jax.cli.console import refuse
-
     for name, value in options.items():
         if value is not None and value not in interval:
             got = f"{value:g}" if isinstance(value, float) else value
@@ -56,7 +58,6 @@ def check_numbers(interval: Interval, **options: float | None) -> None:
 
 def check_run(context: typer.Context) -> None:
     """Refuses what no run can have of the options that all three commands share: seed, steps and when what is done."""
-    from qwen3_tts_jax.cli.console import refuse_idle, refusing
     from qwen3_tts_jax.prompt import check_seed
 
     given = context.params
@@ -108,10 +109,7 @@ def training(output: Path, quiet: bool, memory: str, advice: str = "") -> Iterat
     """
     import jax
 
-    from qwen3_tts_jax.cli.console import fail, refusing
-    from qwen3_tts_jax.config import ConfigError
     from qwen3_tts_jax.convert import CheckpointError
-    from qwen3_tts_jax.files import locked_folder
     from qwen3_tts_jax.train.interrupts import Interrupted, Signals
     from qwen3_tts_jax.train.lines import DataError
     from qwen3_tts_jax.train.progress import DivergedError
@@ -211,8 +209,6 @@ def reporter(
 
 def check_tensorboard() -> None:
     """Refuses where tensorboardX is not installed."""
-    from qwen3_tts_jax.cli.console import refuse
-
     try:
         import tensorboardX  # noqa: F401
     except ImportError:
