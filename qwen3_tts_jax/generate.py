@@ -350,7 +350,7 @@ def set_text(params: Params, config: ModelConfig, state: DecodeState, text_ids: 
 
 
 def empty_batch(params: Params, config: ModelConfig, rows: int, capacity: int, text_slots: int) -> DecodeState:
-    """A batch of `rows` for `insert` in `decode_state`: `capacity` slots in its cache, text tracks of `text_slots` ids."""
+    """A batch of `rows` for `insert` (in `decode_state`), `capacity` slots and text tracks of `text_slots` ids."""
     cache = KVCache.zeros(config.talker.transformer, rows, capacity)
     text_ids = jnp.full((rows, text_slots), config.prompt.tts_pad, jnp.int32)
     return idle_state(config, cache, embed_text_track(params, config, text_ids))

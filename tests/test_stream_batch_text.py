@@ -194,6 +194,8 @@ def test_a_step_waits_while_all_wait_for_text(load, what):
     text.go()
 
 
+# Python reports what fails in the thread after the text's own error.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_text_that_cannot_be_read_ends_its_stream_alone(load):
     model = load("1.7B-CustomVoice", -1.0)
 
@@ -227,13 +229,13 @@ def test_text_that_cannot_be_read_ends_its_stream_alone(load):
     for number, message in bad.items():
         assert message in errors[number]
     assert_same(whole(chunks[0]), whole(list(model.stream(other, seed=5))))
-    # What came before the error is spoken, as it is alone.
+    # What came before the error is spoken, all of it; alone, all but the chunk that could not be filled.
     alone = []
     with pytest.raises(ConnectionError):
         alone.extend(model.stream(arriving, seed=6, pieces=hung_up(ConnectionError())))
     codes = [np.concatenate([chunk.codes for chunk in found]) for found in (chunks[1], alone)]
-    assert len(codes[0]) > 2
-    np.testing.assert_array_equal(*codes)
+    assert len(codes[0]) >= len(codes[1]) > 2
+    np.testing.assert_array_equal(codes[0][: len(codes[1])], codes[1])
 
 
 @pytest.mark.parametrize("how", ["ended", "cancelled", "dropped"])
