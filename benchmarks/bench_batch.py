@@ -3,11 +3,11 @@
     python -m tests.parity.random_checkpoint /tmp/random --preset 0.6B-CustomVoice
     python benchmarks/bench_batch.py /tmp/random --frames 16 --repeats 1 --output batch.jsonl [--plot batch.png]
 
-These commands made the README's figures (`results/batch_cpu.jsonl`); they take about 9 minutes on two cores, and the
-official package 7 GB. Each kind runs in a fresh process, ours and theirs in turn, so that load, compile and peak
+These commands made the figures in README.md (`results/batch_cpu.jsonl`); they take about 9 minutes on two cores, and
+the official package 7 GB. Each kind runs in a fresh process, ours and theirs in turn, so that load, compile and peak
 memory are those of a first use; then five more calls are timed. Ours computes in float32; the official package in
-float32 and, since that is faster on CPUs with AMX, in bfloat16. Any checkpoint with the published speakers or for
-voice design will do. Needs the extra `parity` and qwen-tts; `--kinds ours` needs neither.
+float32 and, since that is faster on CPUs with AMX, in bfloat16. Any checkpoint with the published speakers or for voice
+design will do. Needs the extra `parity` and qwen-tts; `--kinds ours` needs neither.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     apt-get download festvox-ru && dpkg -x festvox-ru*.deb russian
     python benchmarks/bench_codec_training.py russian RUN --steps 1600 [--output codec.jsonl]
 
-These commands made the README's figures (`results/codec_training_cpu.jsonl`) in 32 minutes on one core, from a man
+These commands made the README's figures (`results/codec_training_cpu.jsonl`) in 32 CPU minutes, from a man
 reading 620 Russian sentences, 99.5 minutes at 16 kHz; any other folder of speech will do. Every twentieth clip is held
 out. RUN is the folder of the run; an interrupted run resumes.
 

@@ -2,11 +2,11 @@
 
     python benchmarks/bench_decode.py CHECKPOINT [--batches 1 2 4 8 16 32] [--repeats 3] [--plot decode.png]
 
-A tool for making one of the parts faster; the README's figures are of whole calls (bench_batch.py). Ours are compiled
-loops of each part and of the whole frame; the official package's are the calls of the same parts within one generation.
-Each measurement runs in a fresh process, in float32, the official package also in bfloat16; with 0.6B shapes on two
-cores that takes minutes for each batch and repeat. CHECKPOINT is as for bench_batch.py. Needs the extra `parity` and
-qwen-tts; `--kinds ours` needs neither.
+A tool for making one of the parts faster; the figures in README.md are of whole calls (bench_batch.py). Ours are
+compiled loops of each part and of the whole frame; the official package's are the calls of the same parts within one
+generation. Each measurement runs in a fresh process, in float32, the official package also in bfloat16; with 0.6B
+shapes on two cores that takes minutes for each batch and repeat. CHECKPOINT is as for bench_batch.py. Needs the extra
+`parity` and qwen-tts; `--kinds ours` needs neither.
 """
 
 from __future__ import annotations

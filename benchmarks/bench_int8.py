@@ -4,7 +4,7 @@
 
 The checkpoint speaks with its own weights; then both sets of weights score its codes, in one pass each. The agreement
 is that of the most likely codes. Random weights, whose logits are close together, agree less than real ones. With
---dtype float32 --frames 8 --batches 1 2 4 8 16 32 and 0.6B shapes this made the README's figures
+--dtype float32 --frames 8 --batches 1 2 4 8 16 32 and 0.6B shapes this made the figures in README.md
 (`results/int8_cpu_avx512.jsonl`), in six minutes on two cores. Needs nothing but this package.
 """
 

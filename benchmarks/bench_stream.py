@@ -4,12 +4,12 @@
     python benchmarks/bench_stream.py /tmp/random --output stream.jsonl
     python benchmarks/bench_stream.py /tmp/random --kinds ours --batches 1 4 8 --output stream_batch.jsonl
 
-These commands made the README's figures (`results/stream_cpu_epyc.jsonl`, `results/stream_batch_cpu_avx512.jsonl`) in
-about 5 and 10 minutes on two cores. The official package does not stream: its first sound comes with the whole
+These commands made the figures in README.md (`results/stream_cpu_epyc.jsonl`, `results/stream_batch_cpu_avx512.jsonl`)
+in about 5 and 10 minutes on two cores. The official package does not stream: its first sound comes with the whole
 utterance. For several streams begun together, the first sound is that of the last of them; later, while all but one
 stream run, one more joins. Each measurement runs in a fresh process, ours and theirs in turn, both in float32, and is
-of a second call; what the first takes beyond it is compilation. Any checkpoint with the published speakers or for
-voice design will do. Needs the extra `parity` and qwen-tts; `--kinds ours` needs neither.
+of a second call; what the first takes beyond it is compilation. Any checkpoint with the published speakers or for voice
+design will do. Needs the extra `parity` and qwen-tts; `--kinds ours` needs neither.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_stream_memory.py CHECKPOINT [--minutes 10] [--calls 200] [--output memory.jsonl]
 
-Prints a line for every minute of audio and every tenth of the calls: resident memory, what JAX's arrays
-hold, and how many programs are compiled. The stream goes on to its limit, whatever the model says. The README's
-figures (`results/stream_memory_cpu.jsonl`) come from a small talker with the published codec, whose stream took 13
-minutes on two cores. Linux only; needs nothing but this package.
+Prints a line for every minute of audio and every tenth of the calls: resident memory, what JAX's arrays hold, and how
+many programs are compiled. The stream goes on to its limit, whatever the model says. The figures in README.md
+(`results/stream_memory_cpu.jsonl`) come from a small talker with the published codec, whose stream took 13 minutes on
+two cores. Linux only; needs nothing but this package.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/bench_train_official.py [--rows 8] [--frames 64] [--prompt 64] [--rounds 5] [--output train.jsonl]
 
 The official recipe's step: sum the embeddings of text and codes, run talker and code predictor through the official
-classes with their own losses (0.3 for the predictor's), backward, clip gradients to 1, AdamW, all in eager PyTorch.
-Its targets are the recipe's own; only its work matters here. Ours trains all parameters, too. Both are float32.
-Prints and keeps wall and CPU seconds of each step and their ratios, round by round. The README's figures come from the
+classes with their own losses (0.3 for the predictor's), backward, clip gradients to 1, AdamW, all in eager PyTorch. Its
+targets are the recipe's own; only its work matters here. Ours trains all parameters, too. Both are float32. Prints and
+keeps wall and CPU seconds of each step and their ratios, round by round. The figures in README.md come from the
 defaults (`results/train_cpu.jsonl`), which take about a minute on two cores, and from 9 rounds
 (`results/train_cpu_avx512.jsonl`). Needs the extra `parity` and qwen-tts.
 """

@@ -63,37 +63,44 @@ class Rule:
 
 
 def tensor(torch: str, flax: str, *shape: int, transform: Transform = IDENTITY) -> Rule:
+    """The rule for one tensor, of PyTorch's `shape`."""
     return Rule({torch: shape}, flax, transform)
 
 
 def embedding(torch: str, flax: str, vocab: int, width: int) -> Iterator[Rule]:
+    """The rule for `torch`.weight, a table that is only looked up."""
     yield Rule({f"{torch}.weight": (vocab, width)}, f"{flax}/embedding", gathered=True)
 
 
 def linear(torch: str, flax: str, inputs: int, outputs: int, bias: bool = False) -> Iterator[Rule]:
+    """The rules for a matrix [outputs, inputs], and its bias."""
     yield tensor(f"{torch}.weight", f"{flax}/weight", outputs, inputs)
     if bias:
         yield tensor(f"{torch}.bias", f"{flax}/bias", outputs)
 
 
 def conv(torch: str, flax: str, inputs: int, outputs: int, kernel: int, bias: bool = True) -> Iterator[Rule]:
+    """The rules for a convolution over time, and its bias."""
     yield tensor(f"{torch}.weight", f"{flax}/kernel", outputs, inputs, kernel, transform=CONV)
     if bias:
         yield tensor(f"{torch}.bias", f"{flax}/bias", outputs)
 
 
 def transposed_conv(torch: str, flax: str, inputs: int, outputs: int, kernel: int) -> Iterator[Rule]:
+    """The rules for a transposed convolution over time."""
     yield tensor(f"{torch}.weight", f"{flax}/kernel", inputs, outputs, kernel, transform=CONV_TRANSPOSE)
     yield tensor(f"{torch}.bias", f"{flax}/bias", outputs)
 
 
 def norm(torch: str, flax: str, width: int, bias: bool = False) -> Iterator[Rule]:
+    """The rules for a norm's scale, and its bias."""
     yield tensor(f"{torch}.weight", f"{flax}/scale", width)
     if bias:
         yield tensor(f"{torch}.bias", f"{flax}/bias", width)
 
 
 def snake(torch: str, flax: str, channels: int) -> Iterator[Rule]:
+    """The rules for a SnakeBeta's two vectors."""
     yield tensor(f"{torch}.alpha", f"{flax}/alpha", channels)
     yield tensor(f"{torch}.beta", f"{flax}/beta", channels)
 

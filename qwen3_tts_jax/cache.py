@@ -48,6 +48,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
+        """Slots of each row, S."""
         return self.values[0].shape[2]
 
     def positions(self, steps: int) -> jax.Array:

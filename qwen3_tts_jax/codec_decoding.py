@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,7 @@ from qwen3_tts_jax.codec import decoder
 from qwen3_tts_jax.config import CodecConfig
 from qwen3_tts_jax.devices import default_device
 from qwen3_tts_jax.sharding import data_size, place_batch
-
-if TYPE_CHECKING:
-    from qwen3_tts_jax.speech import Progress
+from qwen3_tts_jax.speech import Progress
 
 _CHUNK_FRAMES = 16
 # Steps that the device is given before the host waits for the first of them.

@@ -257,6 +257,7 @@ class CodecConfig:
 
     @property
     def frame_samples(self) -> int:
+        """Samples per frame."""
         return self.decoder.frame_samples
 
     def require_encoder(self) -> None:

@@ -35,6 +35,7 @@ class Keys:
         return self[key] if default is None or self.values.get(key) is not None else default
 
     def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number of at least `least`; without a default the key must be there, here and below."""
         return _whole(self._value(key, default), f"{self.where}: {key}", least)
 
     def wholes(self, key: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -44,6 +45,7 @@ class Keys:
         return tuple(_whole(value, where, 1) for value in values)
 
     def number(self, key: str, default: float | None = None) -> float:
+        """A finite number."""
         value = self._value(key, default)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         require(
@@ -52,16 +54,19 @@ class Keys:
         return value
 
     def text(self, key: str) -> str:
+        """A string."""
         value = self[key]
         require(isinstance(value, str), f"{self.where}: {key} must be text, got {_shown(value)}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
         value = self._value(key, default)
         require(isinstance(value, bool), f"{self.where}: {key} must be true or false, got {_shown(value)}")
         return value
 
     def child(self, key: str, default: Mapping[str, Any] | None = None) -> Keys:
+        """An object in it."""
         return Keys(self._value(key, default), f"{self.where}: {key}")
 
     def lower_case(self, key: str) -> Keys:

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, Request, Tokenizer, check_whole
+from qwen3_tts_jax.speech import FinishReason
 from qwen3_tts_jax.text.sentences import divided, sentences
-
-if TYPE_CHECKING:
-    from qwen3_tts_jax.speech import FinishReason
 
 _BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
 """Speech hardly ever takes longer than 2 s plus 0.64 s per token of its text."""

@@ -16,9 +16,10 @@ import soundfile
 from qwen3_tts_jax import audio, voice_file
 from qwen3_tts_jax.batch import index as batch_index
 from qwen3_tts_jax.batch import settings as batch_settings
-from qwen3_tts_jax.batch.folder import FolderError, JobFolder
+from qwen3_tts_jax.batch.folder import JobFolder
 from qwen3_tts_jax.batch.manifest import BadLine, Item
 from qwen3_tts_jax.batch.plan import Task, plan
+from qwen3_tts_jax.batch.settings import FolderError
 from qwen3_tts_jax.batch.writer import Writer
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests.shapes import SMALL

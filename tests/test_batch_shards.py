@@ -15,9 +15,10 @@ import pytest
 import soundfile
 
 from qwen3_tts_jax.batch import index as batch_index
-from qwen3_tts_jax.batch.folder import FolderError, JobFolder
+from qwen3_tts_jax.batch.folder import JobFolder
 from qwen3_tts_jax.batch.manifest import BadLine
 from qwen3_tts_jax.batch.plan import Task, plan
+from qwen3_tts_jax.batch.settings import FolderError
 from tests.shapes import SMALL
 from tests.stand_in import items, result_of
 

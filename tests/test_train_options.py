@@ -8,7 +8,9 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from qwen3_tts_jax.cli.train import codec, sft, talker
+from qwen3_tts_jax.cli.train_codec import codec
+from qwen3_tts_jax.cli.train_sft import sft
+from qwen3_tts_jax.cli.train_talker import talker
 from tests.command import assert_refused, run, write_recording
 
 ARGUMENTS = {

@@ -23,11 +23,12 @@ from qwen3_tts_jax.train.examples import Example
 from qwen3_tts_jax.train.interrupts import Interrupted, Signals
 from qwen3_tts_jax.train.lines import DataError, Line
 from qwen3_tts_jax.train.loop import Stepped, run_steps
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
 from qwen3_tts_jax.train.run import fit
 from qwen3_tts_jax.train.shards import spread
 from qwen3_tts_jax.train.state_files import RunError, latest
-from qwen3_tts_jax.train.step import OptimizerConfig, Recipe, TrainState
+from qwen3_tts_jax.train.step import Recipe, TrainState
 from tests.command import of_devices
 from tests.train_model import CUSTOM_VOICE, Letters, own_params, params, random_codes
 

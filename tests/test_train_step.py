@@ -27,11 +27,12 @@ from qwen3_tts_jax.train.lora import (
     save_adapters,
 )
 from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, loss, total
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import Schedule
 from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.score import code_logits_of, log_probability, teacher_force
 from qwen3_tts_jax.train.sft import SftConfig
-from qwen3_tts_jax.train.step import OptimizerConfig, Recipe, assemble, evaluate, start, train_step
+from qwen3_tts_jax.train.step import Recipe, assemble, evaluate, start, train_step
 from qwen3_tts_jax.train.talker_job import TalkerTraining
 from tests.train_model import CUSTOM_VOICE, Letters, Q, own_params, params, random_codes
 

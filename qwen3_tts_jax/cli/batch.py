@@ -1,4 +1,4 @@
-"""The command `batch`: a manifest → a folder of speech. Imported for --help: no JAX here."""
+"""The command `batch`: a manifest → a folder of speech."""
 
 from __future__ import annotations
 

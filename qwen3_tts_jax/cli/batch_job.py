@@ -17,15 +17,16 @@ import typer
 
 from qwen3_tts_jax.arguments import merge_sampling, part_dtypes
 from qwen3_tts_jax.batch import manifest, speak
-from qwen3_tts_jax.batch.folder import SHARD_ITEMS, FolderError, JobFolder
+from qwen3_tts_jax.batch.folder import SHARD_ITEMS, JobFolder
 from qwen3_tts_jax.batch.manifest import BadLine
 from qwen3_tts_jax.batch.plan import Task, plan, weights_digest
+from qwen3_tts_jax.batch.settings import FolderError
 from qwen3_tts_jax.batch.writer import Writer
 from qwen3_tts_jax.cli.console import plain_messages, refuse, refusing
 from qwen3_tts_jax.cli.model import Source, read_config, speaking_with_mini
 from qwen3_tts_jax.cli.options import SpeechOptions
 from qwen3_tts_jax.cli.progress import BatchLine, PlanLine
-from qwen3_tts_jax.cli.speak import sampling_arguments
+from qwen3_tts_jax.cli.sampling import sampling_arguments
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.devices import automatic_dtype, default_device, local_devices
 from qwen3_tts_jax.packaged import MINI, local_folder

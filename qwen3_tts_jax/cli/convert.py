@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from qwen3_tts_jax.cli import options as option
-from qwen3_tts_jax.cli.console import quiet_orbax, refuse, refusing
+from qwen3_tts_jax.cli.console import plain_messages, quiet_orbax, refuse, refusing
 from qwen3_tts_jax.cli.model import Source, folder_bytes, parts_of, read_config
 from qwen3_tts_jax.cli.options import examples
 from qwen3_tts_jax.cli.progress import ProgressLine
@@ -45,7 +45,7 @@ def convert(
     if is_converted(folder):
         refuse(f"{folder} is converted already")
     config = read_config(folder)
-    with refusing(CheckpointError):
+    with plain_messages(), refusing(CheckpointError):
         stored = check_folder(folder, config)
         if dtype == "auto":
             talker = {tensor.dtype for name, tensor in stored.items() if name.startswith("talker.")}

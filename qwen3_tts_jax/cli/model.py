@@ -155,7 +155,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def parts_of(config: ModelConfig) -> list[str]:
-    """The members of `convert.PARTS` that a model has: only base models have a speaker encoder."""
+    """Those of the package `convert`'s `PARTS` that a model has: only base models have a speaker encoder."""
     from qwen3_tts_jax.convert import PARTS
 
     return [part for part in PARTS if part != "speaker_encoder" or config.speaker_encoder is not None]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from qwen3_tts_jax.cli import options as option
-from qwen3_tts_jax.cli.console import refusing
+from qwen3_tts_jax.cli.console import plain_messages, refusing
 from qwen3_tts_jax.cli.model import Source, read_config
 from qwen3_tts_jax.cli.options import examples
 from qwen3_tts_jax.files import check_place
@@ -47,6 +47,7 @@ def parity(
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,
+    verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
     """Compare with the official PyTorch package.
@@ -63,9 +64,9 @@ def parity(
     from qwen3_tts_jax.convert.reference import OracleMissingError
     from qwen3_tts_jax.convert.verify import run_parity
 
-    folder = Source(model, revision, cache_dir, offline).folder()
+    folder = Source(model, revision, cache_dir, offline, verify).folder(quiet)
     languages = read_config(folder).prompt.languages
-    with refusing(OracleMissingError, ValueError, OSError):
+    with plain_messages(), refusing(OracleMissingError, ValueError, OSError):
         result = run_parity(
             folder,
             text or [words for name, words in _TEXTS.items() if name in languages],

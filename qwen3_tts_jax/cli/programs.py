@@ -1,8 +1,7 @@
-"""The commands `warmup` and `export-programs`. Imported for --help: no JAX here."""
+"""The commands `warmup` and `export-programs`."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,6 +75,7 @@ def warmup(
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,
+    verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
     """Compile beforehand what speaking needs.
@@ -86,14 +86,16 @@ def warmup(
     computing options, and on which ways of sampling are on, but not on their numbers. A later command of the same kind
     compiles nothing that takes long, unless its speech becomes unusually long.
     """
-    from qwen3_tts_jax.arguments import part_dtypes
+    from qwen3_tts_jax.arguments import merge_sampling, part_dtypes
+    from qwen3_tts_jax.cli.sampling import GREEDY, check_max_seconds
 
+    check_max_seconds(max_seconds)
+    with refusing(ConfigError):
+        part_dtypes(dtype, "auto")
     with plain_messages():
         from qwen3_tts_jax.compile_cache import keep_compiled
 
-        folder = Source(model, revision, cache_dir, offline).folder()
-        with refusing(ConfigError):
-            part_dtypes(dtype, "auto")
+        folder = Source(model, revision, cache_dir, offline, verify).folder(quiet)
         config = read_config(folder)
         heard = _heard(config, voice, reference, reference_text)
         request = _request(config, max_seconds, text_mode, instruct, heard)
@@ -101,10 +103,9 @@ def warmup(
         if kept is None:
             refuse("compiled programs are not kept: see JAX_ENABLE_COMPILATION_CACHE and the folder for caches")
         tts = _load(folder, quiet, dtype=dtype, attention=attention, weights=weights)
-        from qwen3_tts_jax.arguments import merge_sampling
         from qwen3_tts_jax.warm_up import warm_up
 
-        sampling = {"do_sample": False, "subtalker_dosample": False} if greedy else {}
+        sampling = GREEDY if greedy else {}
         with _Counter(quiet) as counter, refusing(ValueError):
             done = list(
                 warm_up(
@@ -145,6 +146,7 @@ def export_programs(
     revision: option.Revision = None,
     cache_dir: option.CacheDir = None,
     offline: option.Offline = False,
+    verify: option.Verify = False,
     quiet: option.Quiet = False,
 ) -> None:
     """Write a model's programs into a file.
@@ -159,7 +161,7 @@ def export_programs(
     with plain_messages():
         from qwen3_tts_jax.ahead_of_time import Size, check_sizes, export_programs
 
-        folder = Source(model, revision, cache_dir, offline).folder()
+        folder = Source(model, revision, cache_dir, offline, verify).folder(quiet)
         config = read_config(folder)
         frames = config.codec.frames_in(seconds)
         sizes = [Size(count, tokens, tokens + frames) for count in rows or [1]]
@@ -182,8 +184,6 @@ def _request(
     from qwen3_tts_jax.cli.voices import Recording
     from qwen3_tts_jax.prompt import Request, validate
 
-    if max_seconds is not None and not 0 < max_seconds < math.inf:
-        refuse(f"--max-seconds must be a number above 0, got {max_seconds:g}")
     frames = None if max_seconds is None else config.codec.frames_in(max_seconds)
     mode = text_mode or ("as-it-comes" if config.model_type == "base" else "all-at-once")
     if config.model_type == "voice_design" and instruct is None:

@@ -95,7 +95,7 @@ class StatusLine:
 
 
 class CheckLine(StatusLine):
-    """How much of a model's files has been compared with the published ones; a `progress` of `convert.resolve`."""
+    """How much of a model's files has been compared with the published ones; a `progress` of `resolve`."""
 
     def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic):
         super().__init__(quiet, logged=True, clock=clock)
@@ -113,8 +113,8 @@ class CheckLine(StatusLine):
 class ProgressLine(StatusLine):
     """The progress of one speech.
 
-    An instance is a `speech.Progress` that knows more stages: a recording is heard ("listen"), recordings
-    are encoded ("encode"), a file is saved ("save").
+    An instance is a `speech.Progress` that knows two more stages: a recording is heard ("listen"), a file is saved
+    ("save").
 
     Attributes:
         until_speech: seconds from the prompt to the first frames, most of which is compilation.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qwen3_tts_jax.arguments import merge_sampling, part_dtypes
+from qwen3_tts_jax.arguments import merge_sampling
 from qwen3_tts_jax.cli.console import plain_messages, refuse, refusing
 from qwen3_tts_jax.cli.model import COMMANDS, Source, check_type, read_config, speaking_with_mini
 from qwen3_tts_jax.cli.options import SpeechOptions
 from qwen3_tts_jax.cli.progress import ProgressLine
+from qwen3_tts_jax.cli.sampling import sampling_arguments
 from qwen3_tts_jax.cli.stream import check_standard_output, write_stream
 from qwen3_tts_jax.cli.text_input import arriving_text, read_text, reads_standard_input
 from qwen3_tts_jax.cli.voices import Recording, Reference, load_voice
-from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig, SamplingConfig
+from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.packaged import MINI
-from qwen3_tts_jax.prompt import PromptPlan, Request, check_seed, plan_prompt, validate
+from qwen3_tts_jax.prompt import PromptPlan, Request, plan_prompt, validate
 from qwen3_tts_jax.text.phonemes import UnspeakableError
 
 if TYPE_CHECKING:
@@ -185,27 +185,6 @@ def _voice(options: SpeakOptions) -> Recording | VoicePrompt:
         refuse("--voice takes no --reference-text: the file has its own")
     voice = load_voice(options.voice)
     return replace(voice, codes=None, text=None) if options.x_vector_only else voice
-
-
-def sampling_arguments(options: SpeechOptions) -> dict[str, Any]:
-    """The sampling arguments of `arguments.merge_sampling`; refuses impossible ones, and impossible limits, seeds and
-    dtypes.
-    """
-    if options.max_seconds is not None and not 0 < options.max_seconds < math.inf:
-        refuse(f"--max-seconds must be a number above 0, got {options.max_seconds:g}")
-    with refusing(ValueError):
-        check_seed(options.seed, "--seed")
-    names = ("temperature", "top_k", "top_p", "repetition_penalty")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    unused = [f"--{name.replace('_', '-')}" for name in given if name != "repetition_penalty"]
-    if options.greedy and unused:
-        refuse(f"--greedy draws nothing and takes no {' or '.join(unused)}")
-    if "temperature" in given and not 0 < options.temperature < math.inf:
-        refuse(f"--temperature must be above 0 (for the most likely codes use --greedy), got {options.temperature:g}")
-    with refusing(ConfigError):
-        SamplingConfig(**given)
-        part_dtypes(options.dtype, "auto")
-    return given | ({"do_sample": False, "subtalker_dosample": False} if options.greedy else {})
 
 
 def _request(text: str, voice: Recording | VoicePrompt | None, options: SpeakOptions, config: ModelConfig) -> Request:

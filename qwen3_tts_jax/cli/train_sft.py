@@ -118,6 +118,7 @@ def sft(
     with plain_messages():
         import jax
 
+        from qwen3_tts_jax.devices import automatic_dtype
         from qwen3_tts_jax.sharding import make_mesh
         from qwen3_tts_jax.train.lora import LoraConfig
         from qwen3_tts_jax.train.loss import LossConfig
@@ -126,7 +127,7 @@ def sft(
         from qwen3_tts_jax.train.sft import SftConfig, check_without_model, prepare, run
 
         if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            dtype = automatic_dtype()
         rate = learning_rate if learning_rate is not None else (_LORA_RATE if lora else _FULL_RATE)
         alpha = lora_alpha if lora_alpha is not None else 2.0 * lora
         with refusing(ValueError, OSError):

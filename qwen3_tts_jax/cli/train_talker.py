@@ -157,6 +157,7 @@ def talker(
     with plain_messages():
         import jax
 
+        from qwen3_tts_jax.devices import automatic_dtype
         from qwen3_tts_jax.sharding import make_mesh
         from qwen3_tts_jax.train.alignment import AlignmentConfig
         from qwen3_tts_jax.train.loss import LossConfig
@@ -166,7 +167,7 @@ def talker(
         from qwen3_tts_jax.train.talker_job import TalkerTraining, check_without_codec, prepare_talker, run_talker
 
         if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            dtype = automatic_dtype()
         with refusing(ValueError, OSError):
             aligned = None
             if alignment:

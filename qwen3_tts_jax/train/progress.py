@@ -90,6 +90,7 @@ class Log:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def write(self, numbers: dict[str, Any]) -> None:
+        """Appends a line, and reports it."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(numbers) + "\n")
         if self.report is not None:

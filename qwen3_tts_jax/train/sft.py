@@ -31,11 +31,12 @@ from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lines import Line, add_speakers, check_lines, check_speakers, read_lines
 from qwen3_tts_jax.train.lora import LoraConfig, save_adapters
 from qwen3_tts_jax.train.loss import LossConfig
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import Progress, Schedule, check_places
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
 from qwen3_tts_jax.train.shards import placement
-from qwen3_tts_jax.train.step import PARTS, OptimizerConfig, Recipe, frozen_paths, to_compute
+from qwen3_tts_jax.train.step import PARTS, Recipe, frozen_paths, to_compute
 
 MODEL, ADAPTERS, CACHE, SAMPLES = "model", "lora.safetensors", "cache", "samples"
 

@@ -41,7 +41,7 @@ def read_recording_codes(
         config: of the codec that made the codes.
 
     Raises:
-        lines.DataError: codes for some recordings only, files that do not hold codes of the codec, or codes whose
+        train.lines.DataError: codes for some recordings only, files that do not hold codes of the codec, or codes whose
             length is not the recording's. The first ten of the last kind are named.
     """
     if all(recording.codes is None for recording in recordings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import uuid
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from qwen3_tts_jax.files import check_folder, completed
 from qwen3_tts_jax.train.interrupts import Signals
 from qwen3_tts_jax.train.lines import DataError, codes_problem, json_lines, raise_problems
 from qwen3_tts_jax.train.progress import Progress
-
-_log = logging.getLogger(__name__)
 
 _ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
 _SHORTEST_SECONDS = 0.5

@@ -87,10 +87,10 @@ def prepare_codec(
         cache: folder of decoded recordings; `output`/cache by default.
 
     Raises:
-        lines.DataError: see `data.find_recordings` and `check_headers`, `codes.read_recording_codes`, and
+        train.lines.DataError: see `data.find_recordings` and `check_headers`, `codes.read_recording_codes`, and
             `teacher.read_features`.
         FileExistsError, PermissionError: as `train.progress.check_places`, for `output`/codec.
-        state_files.RunError: `output` holds a run with other settings or other data.
+        train.state_files.RunError: `output` holds a run with other settings or other data.
         ConfigError: as `CodecTraining.crops`; recordings with codes where more than the decoder learns; or recordings
             without codes where the decoder alone learns and the encoder is not trained.
     """
@@ -168,9 +168,9 @@ def run_codec(
         report: called with every line of the logs; those of spectra have "phase".
 
     Raises:
-        lines.DataError: recordings that cannot be learnt from, see `data.decode_recordings`.
-        progress.DivergedError: the loss or its gradient is not finite.
-        state_files.RunError: `output` holds a run that started from another codec.
+        train.lines.DataError: recordings that cannot be learnt from, see `data.decode_recordings`.
+        train.progress.DivergedError: the loss or its gradient is not finite.
+        train.state_files.RunError: `output` holds a run that started from another codec.
     """
     training, recipe, settings = job.training, job.recipe, job.settings
     everything = [*job.recordings, *job.validation]

@@ -94,7 +94,7 @@ def fit_codec(
         speak: called as speak(params, step) to write samples.
 
     Raises:
-        DivergedError, interrupts.Interrupted, state_files.RunError: as `train.loop.run_steps`.
+        DivergedError, train.interrupts.Interrupted, train.state_files.RunError: as `train.loop.run_steps`.
     """
     key = jax.random.key(crops.seed)
 

@@ -108,7 +108,7 @@ def read_features(recordings: Sequence[Recording], lengths: Sequence[Length], ra
         rate: of the features, per second.
 
     Raises:
-        lines.DataError: recordings without features, files that do not hold one finite float array [T, D], widths
+        train.lines.DataError: recordings without features, files that do not hold one finite float array [T, D], widths
             that differ, or a length that is not the recording's at this rate. The first ten are named.
         ConfigError: a rate that is not above 0.
     """
