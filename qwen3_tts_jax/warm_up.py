@@ -205,10 +205,12 @@ def _stream(
 
 
 def _stream_together(model: Qwen3TTS, request: Request, generation: GenerationConfig, rows: int) -> None:
-    batch = model.stream_batch(generation, batch_size=rows)
-    batch.add(request)
-    for _ in range(2):
-        batch.step()
+    arriving = replace(request, text="", text_mode="as_it_comes", max_frames=None)
+    for one, pieces in ((request, None), (arriving, _pieces())):
+        batch = model.stream_batch(generation, batch_size=rows)
+        batch.add(one, pieces=pieces)
+        for _ in range(2):
+            batch.step()
     _decode_chunks(model, rows)
 
 

@@ -104,6 +104,7 @@ keep_compiled()
 batch = Qwen3TTS.from_pretrained({str(model)!r}).stream_batch(batch_size=3)
 for count in range(8):
     batch.add(Request("the " * (1 + count), speaker="ryan", max_frames=6 + count))
+batch.add(Request("", speaker="ryan", text_mode="as_it_comes", max_frames=9), pieces=iter(["the "] * 7))
 while batch:
     batch.step()
 """
