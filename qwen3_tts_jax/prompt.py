@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 
 from qwen3_tts_jax.config import ModelConfig, PromptConfig
+from qwen3_tts_jax.text.tokenizer import CLOSING_IDS, REFERENCE_CLOSING_IDS, ROLE_IDS
 from qwen3_tts_jax.voice_prompt import VoicePrompt, check_voice
 
 if TYPE_CHECKING:
@@ -40,12 +41,6 @@ TextMode = Literal["all_at_once", "as_it_comes"]
 
 NONE = -1
 """The id where a channel adds nothing to a position."""
-
-# Ids that `Tokenizer.assistant` and `.reference` put around a text. As in the official package, the text is whatever
-# lies between these positions: newlines at its start merge with the one that ends the role.
-ROLE_IDS = 3
-CLOSING_IDS = 5
-REFERENCE_CLOSING_IDS = 2
 
 
 class Tokenizer(Protocol):

@@ -13,9 +13,10 @@ from itertools import chain
 
 import numpy as np
 
-from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS, Request, Tokenizer, check_whole
+from qwen3_tts_jax.prompt import Request, Tokenizer, check_whole
 from qwen3_tts_jax.speech import FinishReason
 from qwen3_tts_jax.text.sentences import divided, sentences
+from qwen3_tts_jax.text.tokenizer import CLOSING_IDS, ROLE_IDS
 
 _BASE_FRAMES, FRAMES_PER_TOKEN = 25, 8
 """Speech hardly ever takes longer than 2 s plus 0.64 s per token of its text."""

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS
-
 if TYPE_CHECKING:
     from qwen3_tts_jax.text.durations import Durations
 
@@ -22,6 +20,12 @@ Pattern = Literal["official", "qwen2"]
 
 PHONEMES = "en-us"
 """The phonemes that a model may read instead of letters: those of `phonemes.phonemize`."""
+
+# Ids that `TextTokenizer.assistant` and `.reference` put around a text. As in the official package, the text is
+# whatever lies between these positions: newlines at its start merge with the one that ends the role.
+ROLE_IDS = 3
+CLOSING_IDS = 5
+REFERENCE_CLOSING_IDS = 2
 
 _BYTES = 256
 _ROLE = "<|im_start|>assistant\n"

@@ -24,9 +24,8 @@ from qwen3_tts_jax.config import (
 )
 from qwen3_tts_jax.convert import model_rules
 from qwen3_tts_jax.generate import Params
-from qwen3_tts_jax.prompt import CLOSING_IDS, ROLE_IDS
 from qwen3_tts_jax.sharding import Placement
-from qwen3_tts_jax.text.tokenizer import TextTokenizer
+from qwen3_tts_jax.text.tokenizer import CLOSING_IDS, ROLE_IDS, TextTokenizer
 from qwen3_tts_jax.train.lines import DataError, Line
 
 _STACK = ("num_layers", "width", "mlp_width", "num_heads", "num_kv_heads", "head_dim", "rope_theta", "norm_eps")
