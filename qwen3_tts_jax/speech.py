@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
+
+from qwen3_tts_jax.config import CodecConfig
 
 FinishReason = Literal["stop", "length"]
 """Of an utterance: the model ended it, or a limit cut it."""
@@ -32,6 +34,12 @@ class Speech:
     sample_rate: int
     codes: np.ndarray
     finish_reason: FinishReason | None
+
+    @classmethod
+    def silent(cls, codec: CodecConfig, finish_reason: FinishReason) -> Self:
+        """The last chunk of a stream that turned out to have ended with the chunk before it."""
+        codes = np.zeros((0, codec.num_codebooks), np.int32)
+        return cls(np.zeros(0, np.float32), codec.sample_rate, codes, finish_reason)
 
     @property
     def seconds(self) -> float:

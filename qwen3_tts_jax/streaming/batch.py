@@ -233,9 +233,7 @@ class StreamBatch:
         """Says why a stream ended whose last chunk did not know yet that it was the last."""
         if member is None or not member.open:
             return
-        codec = self._config.codec
-        samples, codes = np.zeros(0, np.float32), np.zeros((0, codec.num_codebooks), np.int32)
-        self._ended.append((member.number, Speech(samples, codec.sample_rate, codes, member.reason)))
+        self._ended.append((member.number, Speech.silent(self._config.codec, member.reason)))
         member.finished = True
         self._open.pop(member.number, None)
 

@@ -129,7 +129,7 @@ class StreamedCodes:
 
     def _dispatch(self, count: int) -> None:
         params, config, text, frame = self._params, self._config, self._text, self._frame
-        if frame < len(text.ids) and (frame > 0 or len(text.ids) > self._text_at_start):
+        if text.has_new(frame, self._text_at_start):
             window = text.window(frame, self._longest, config.prompt.tts_pad)
             self._state = set_text_compiled(params, config, self._state, window)
         needed = self._slots + frame + count

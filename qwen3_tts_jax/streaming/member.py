@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 
 import numpy as np
 
 from qwen3_tts_jax.speech import FinishReason
-from qwen3_tts_jax.streaming.text import SpokenText
+from qwen3_tts_jax.streaming.text import SpokenText, close_source
 from qwen3_tts_jax.streaming.utterances import Utterance
 
 
@@ -85,7 +85,7 @@ class Member:
     @property
     def has_new_text(self) -> bool:
         """Whether there is text for the coming frames that did not come with the prompt."""
-        return self.frame < len(self.text.ids) and (self.frame > 0 or len(self.text.ids) > self.known_at_prompt)
+        return self.text.has_new(self.frame, self.known_at_prompt)
 
     def begin(self, text: SpokenText, *, slots: int, limit: int, last: bool) -> None:
         """Goes on to the next utterance."""
@@ -151,8 +151,6 @@ def read_text(member: Member, utterances: Iterator[Utterance], pieces: Iterable[
             # First of all: closing may take long, or fail.
             member.text_ended = True
             arrivals.note()
-            # It may hold a connection open; a file is the caller's to close.
-            if isinstance(pieces, Generator):
-                pieces.close()
+            close_source(pieces)
 
     Thread(target=work, daemon=True, name=f"text of stream {member.number}").start()

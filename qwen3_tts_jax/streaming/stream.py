@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 from qwen3_tts_jax.codec_decoding import LastVoices
 from qwen3_tts_jax.config import GenerationConfig, ModelConfig
@@ -18,6 +16,7 @@ from qwen3_tts_jax.prompt import Request, check_seed
 from qwen3_tts_jax.speech import FinishReason, Speech
 from qwen3_tts_jax.streaming.codes import StreamedCodes, checked_schedule
 from qwen3_tts_jax.streaming.decoding import StreamDecoder
+from qwen3_tts_jax.streaming.text import close_source
 from qwen3_tts_jax.streaming.utterances import Utterance, planned
 from qwen3_tts_jax.synthesis import frame_limit, reference_codes
 from qwen3_tts_jax.text.tokenizer import TextTokenizer
@@ -88,11 +87,9 @@ def _speak(
                 yield Speech(samples, rate, codes, _reason(cut) if ended else None)
             if ended:
                 return
-        yield Speech(np.zeros(0, np.float32), rate, np.zeros((0, config.talker.num_codebooks), np.int32), _reason(cut))
+        yield Speech.silent(config.codec, _reason(cut))
     finally:
-        # A generator may hold a connection open; a file is the caller's to close.
-        if isinstance(pieces, Generator):
-            pieces.close()
+        close_source(pieces)
 
 
 def _reason(cut: bool) -> FinishReason:

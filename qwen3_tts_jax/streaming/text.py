@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -59,10 +59,20 @@ class SpokenText:
         if more is None:
             self._arriving = None
 
+    def has_new(self, frame: int, in_prompt: int) -> bool:
+        """Whether a window from `frame` on has ids that it lacked when the prompt was read with `in_prompt` ids."""
+        return frame < len(self.ids) and (frame > 0 or len(self.ids) > in_prompt)
+
     def window(self, frame: int, length: int, pad: int) -> np.ndarray:
         """The ids of `length` frames from `frame` on, int32 [1, length]."""
         ids = self.ids[frame : frame + length]
         return np.array([ids + [pad] * (length - len(ids))], np.int32)
+
+
+def close_source(pieces: Iterable[str] | None) -> None:
+    """Closes a generator, which may hold a connection open; anything else, such as a file, is the caller's to close."""
+    if isinstance(pieces, Generator):
+        pieces.close()
 
 
 def plan_arriving_text(
