@@ -21,6 +21,9 @@ CODEC_FOLDER = "speech_tokenizer"
 MARKER = "qwen3_tts_jax.json"
 """A folder that has this file holds a converted checkpoint."""
 
+PARAMS = "params"
+"""The folder of its parts, one in each."""
+
 _SHOWN = 40
 _SMALL = (".json", ".txt", ".jinja")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")

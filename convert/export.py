@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from qwen3_tts_jax.config import CodecConfig, ModelConfig
@@ -43,6 +44,7 @@ def export_safetensors(
     Raises:
         CheckpointError: missing, surplus or misshapen leaves, or leaves of another dtype; nothing is written.
         FileExistsError: one of the files exists already.
+        OSError: a file cannot be written.
     """
     folder = Path(folder)
     given = {part for part in PARTS if any(path.startswith(f"{part}/") for path in flatten_dict(params, sep="/"))}
@@ -74,7 +76,7 @@ def export_codec(folder: str | Path, params: Mapping[str, Any], config: CodecCon
         The file written.
 
     Raises:
-        CheckpointError, FileExistsError: as `export_safetensors`.
+        CheckpointError, OSError: as `export_safetensors`.
     """
     file, rules = Path(folder) / WEIGHTS, codec_rules(config)
     leaves = check_tree("params", {"codec": params}, rules)
@@ -100,5 +102,9 @@ def _write(file: Path, tensors: dict[str, np.ndarray]) -> None:
         # Gives the file the mode of the user's mask; the library would leave it readable by its owner alone.
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        try:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            # As of a full disk; the library has no exception of its own for that.
+            raise OSError(f"{file} cannot be written: {error}") from None
         temporary.chmod(mode)

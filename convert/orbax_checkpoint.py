@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from qwen3_tts_jax.config import ModelConfig
-from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, CheckpointError, check_tree, copy_small_files
+from qwen3_tts_jax.convert.check import CODEC_FOLDER, MARKER, PARAMS, CheckpointError, check_tree, copy_small_files
 from qwen3_tts_jax.convert.load import Finish, Progress
 from qwen3_tts_jax.convert.rule import PARTS, Rule
 from qwen3_tts_jax.convert.rules import SYNTHESIS_PARTS, all_rules, compute_dtype, select
@@ -28,7 +28,6 @@ from qwen3_tts_jax.hf_config import read_folder
 from qwen3_tts_jax.sharding import Placement
 
 FORMAT = 2
-_PARAMS = "params"
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +46,7 @@ def save(folder: str | Path, params: Mapping[str, Any], config: ModelConfig, sou
     Raises:
         FileExistsError: `folder` exists.
         CheckpointError: the tree does not fit the config, or the source folder holds another model.
+        OSError: the folder cannot be written.
     """
     folder, source_folder = Path(folder), Path(source_folder)
     require_absent(folder)
@@ -65,7 +65,10 @@ def save(folder: str | Path, params: Mapping[str, Any], config: ModelConfig, sou
         with _checkpointer(rules) as checkpointer:
             for part in parts:
                 args = ocp.args.PyTreeSave(_subtree(leaves, part))
-                checkpointer.save(_part_folder(temporary, part), args=args)
+                try:
+                    checkpointer.save(_part_folder(temporary, part), args=args)
+                except Exception as error:  # As in `load`; most often a full disk.
+                    raise OSError(f"{folder} cannot be written: {_first_line(error)}") from error
         dtypes = {part: sorted({str(leaf.dtype) for leaf in _flat_part(leaves, part).values()}) for part in parts}
         marker = {"format": FORMAT, "dtypes": dtypes}
         (temporary / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -166,7 +169,7 @@ def _checkpointer(rules: Iterable[Rule]) -> ocp.Checkpointer:
 
 
 def _part_folder(folder: Path, part: str) -> Path:
-    return folder.absolute() / _PARAMS / part
+    return folder.absolute() / PARAMS / part
 
 
 def _flat_part(leaves: Mapping[str, Any], part: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import operator
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ _PIECE = 4 << 20
 
 
 class BrokenFileError(ValueError):
-    """A file that is shorter or longer than its header says, or has no valid header."""
+    """A file that may not be read, is shorter or longer than its header says, or has no valid header."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +44,28 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of a file by name, in the file's order.
 
     Raises:
-        BrokenFileError: the header cannot be read, or does not fit the size of the file or of a tensor.
+        BrokenFileError: the file or its header cannot be read, or it does not fit the size of the file or of a tensor.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 + length:
-            raise BrokenFileError(f"has {size:,} bytes: it is no safetensors file or it is truncated")
-        header = stream.read(length)
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 + length:
+                raise BrokenFileError(f"has {size:,} bytes: it is no safetensors file or it is truncated")
+            header = stream.read(length)
+    except PermissionError as error:
+        raise BrokenFileError(f"cannot be read: {error.strerror}") from None
     start = 8 + length
     tensors = {}
     try:
         for name, entry in json.loads(header).items():
             if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                shape = tuple(entry["shape"])
-                tensors[name] = StoredTensor(file, entry["dtype"], shape, start + begin, end - begin)
-    except (ValueError, KeyError, TypeError, AttributeError):
+                begin, end = map(operator.index, entry["data_offsets"])
+                shape = tuple(map(operator.index, entry["shape"]))
+                if not 0 <= begin <= end:
+                    raise ValueError
+                tensors[name] = StoredTensor(file, str(entry["dtype"]), shape, start + begin, end - begin)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BrokenFileError("is no safetensors file: its header cannot be read") from None
     expected = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=start)
     if size != expected:

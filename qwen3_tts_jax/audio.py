@@ -177,10 +177,20 @@ def _decode(stream: BinaryIO, name: str) -> tuple[np.ndarray, int]:
         # Not `soundfile.read`, which seeks to the start: after that MP3 differs in the last bit from what librosa,
         # and so the official package, reads from a file.
         with soundfile.SoundFile(stream) as file:
-            return file.read(dtype="float32"), file.samplerate
+            return _samples_of(file, name), file.samplerate
     except (soundfile.SoundFileError, TypeError) as error:  # a TypeError says that .raw files have no header
         reason = str(getattr(error, "error_string", error)).rstrip(".")
         raise ValueError(f"{name} is not audio that can be read: {reason}") from None
+
+
+def _samples_of(file: soundfile.SoundFile, name: str) -> np.ndarray:
+    try:
+        return file.read(dtype="float32")
+    except (MemoryError, ValueError):
+        # A FLAC file that was written into a pipe has no length in its header.
+        raise ValueError(
+            f"{name} says that it has {file.frames:,} samples, more than there is memory for: write it again"
+        ) from None
 
 
 def _from_array(samples: np.ndarray) -> np.ndarray:

@@ -6,12 +6,15 @@ import hashlib
 import logging
 import os
 import platform
+import re
 from pathlib import Path
 
 import jax
 
 # JAX would keep only what took a second; a stream has several smaller programs, and a small model no others.
 _MIN_SECONDS = 0.05
+
+_UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '(\w+)'")
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +47,19 @@ def keep_compiled(folder: str | Path | None = None) -> Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
+
+
+def remove_damaged(warning: str) -> None:
+    """Removes kept programs that JAX cannot read, as it says in this `warning`; any other is ignored.
+
+    A full disk or a kill cut them short, and JAX would neither use nor replace them: each process would compile them
+    again. The warning has only a program's name, so all that are kept under that name go.
+    """
+    name = _UNREADABLE.match(warning)
+    folder = jax.config.jax_compilation_cache_dir
+    if name is not None and folder is not None:
+        for entry in Path(folder).glob(f"{name[1]}-*"):
+            entry.unlink(missing_ok=True)
 
 
 def _default_folder() -> Path:

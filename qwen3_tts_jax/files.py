@@ -14,6 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None
+
 LOCK = ".lock"
 """The file that locks a folder."""
 
@@ -58,11 +63,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: another process is at work in it.
         PermissionError: no file can be written into it.
-        OSError: its disk has no locks.
+        OSError: its disk or this system has no locks.
     """
-    # Imported here, because not every system has it, and nothing else needs it.
-    import fcntl
-
+    if fcntl is None:
+        raise OSError(f"the folder {folder} cannot be locked: this system has no fcntl")
     with _writing_into(folder):
         lock = (folder / LOCK).open("a+b", buffering=0)
     with lock:
@@ -128,17 +132,45 @@ def completed_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` exists.
+        BlockingIOError: another process is filling it.
     """
     require_absent(path)
     # A fixed name, so that what a killed process left, maybe gigabytes, is found again.
     temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir(parents=True, exist_ok=True)
+    with _alone_in(temporary, path):
+        try:
+            for left in temporary.iterdir():
+                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            yield temporary
+            temporary.rename(path)
+        except BaseException:
+            # Not after the renaming: by then another process may have made a new one.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _alone_in(temporary: Path, path: Path) -> Iterator[None]:
+    """Keeps other processes from filling `temporary`, which is to become `path`, where folders can be locked."""
+    if fcntl is None:
+        yield
+        return
+    busy = BlockingIOError(f"another process is writing {path}: wait for it, or choose another folder")
+    descriptor = os.open(temporary, os.O_RDONLY)
     try:
-        yield temporary
-        temporary.rename(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:
+            pass  # As on some network file systems.
+        # Whoever held it before may just have renamed it.
+        if not temporary.exists() or not os.path.samestat(os.fstat(descriptor), temporary.stat()):
+            raise busy
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
 
 
 def require_absent(path: Path) -> None:

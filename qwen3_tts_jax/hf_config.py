@@ -66,6 +66,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    except PermissionError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _transformer_from_hf(keys: Keys, eps: str = "rms_norm_eps", **overrides: Any) -> TransformerConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -98,3 +99,14 @@ def load_in_worker(source: Source, computing: dict[str, str], digest: str) -> St
     """In the place of `batch_job._load_elsewhere`; notes its process in the folder that the environment names."""
     Path(os.environ["STAND_IN_WORKERS"], str(os.getpid())).touch()
     return StandIn(source.folder(), **computing, pause=0.05)
+
+
+class _Deadly(StandIn):
+    def synthesize_each(self, *_: object, **__: object) -> Iterator[tuple[int, Speech]]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield from ()
+
+
+def deadly(source: Source, computing: dict[str, str], digest: str) -> StandIn:
+    """In the place of `batch_job._load_elsewhere`; whatever it speaks kills its process."""
+    return _Deadly(source.folder(), **computing)

@@ -266,3 +266,13 @@ def test_resampling_keeps_the_tone():
 def test_at_the_same_rate_samples_stay_as_they_are():
     samples = tone(77)
     assert audio.resample(samples, 8000, 8000) is samples
+
+
+@pytest.mark.parametrize("samples", [0, 2**36 - 1])
+def test_a_flac_file_of_unknown_or_absurd_length(samples: int, tmp_path: Path):
+    data = bytearray(content(tone(5001), "flac"))
+    data[21] = data[21] & 0xF0 | samples >> 32
+    data[22:26] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    (tmp_path / "a.flac").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.flac says that it has [\d,]{10,} samples, more than there is memory for"):
+        audio.read(tmp_path / "a.flac")

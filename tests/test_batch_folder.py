@@ -75,6 +75,26 @@ def begun(folder: Path, tasks: list[Task], finished: int = 2, **options) -> None
         job.add(list(map(result_of, tasks[:finished])))
 
 
+def test_settled_items_need_no_task(tmp_path, tasks):
+    folder = tmp_path / "out"
+    assert JobFolder(folder).settled() == {}
+    begun(folder, tasks, finished=2)
+    settled = JobFolder(folder).settled()
+    assert list(settled) == ["i0", "i1"]
+    assert settled["i1"].identity == tasks[1].identity
+    assert settled["i1"].source == tasks[1].source
+    with JobFolder(folder) as job:
+        job.begin(SETTINGS, tasks[2:], unchanged=settled)
+        assert list(job.finished) == ["i0", "i1"]
+    # They are still known, and still told from others.
+    assert JobFolder(folder).settled() == settled
+    with JobFolder(folder) as job, pytest.raises(FolderError, match="i1 is not in the manifest"):
+        job.begin(SETTINGS, tasks[2:], unchanged={"i0": settled["i0"]})
+    (folder / "i0.wav").unlink()
+    with JobFolder(folder) as job, pytest.raises(FolderError, match=r"files of i0 .* were removed"):
+        job.begin(SETTINGS, tasks[2:], unchanged=settled)
+
+
 @pytest.mark.parametrize(
     "torn", [b'{"id": "i2", "status": "do', b'{"id": "i2"', b"\xff\x00", b'{"id": "i2", "st\n', b"[]\n"]
 )

@@ -170,13 +170,14 @@ def without_shards(records: dict[str, dict]) -> dict[str, dict]:
     }
 
 
-def test_an_interrupt_keeps_what_is_finished(model):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_keeps_what_is_finished(model, number, status):
     write(*rows(200))
     process = start_stand_in(model, "out", "--batch-size", "5")
     wait_for_items(process, 3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == status
     assert stdout == b""
     assert b"Traceback" not in stderr
     finished = len(index())

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from safetensors.numpy import save_file
 
 from qwen3_tts_jax import Qwen3TTS, audio, voice_file
 from qwen3_tts_jax.batch import speak
 from qwen3_tts_jax.batch.manifest import Item
-from qwen3_tts_jax.batch.plan import plan, weights_digest
+from qwen3_tts_jax.batch.plan import is_same, plan, source_of, weights_digest
 from qwen3_tts_jax.voice_prompt import VoicePrompt
 from tests.command import write_model, write_recording
 from tests.shapes import SMALL
@@ -135,6 +138,39 @@ def test_a_url_is_downloaded_once(tokenizer, tmp_path, monkeypatch):
     assert sources[2:] == [url]
 
 
+def test_a_download_that_cannot_be_kept_is_downloaded_again(tokenizer, tmp_path, monkeypatch):
+    url = "https://example.org/me.wav"
+    content = write_recording(tmp_path / "me.wav", 0.7, 22_050), 22_050
+    monkeypatch.setattr(audio, "read", lambda source: content)
+
+    def full(path, *_, **__):
+        path.write_bytes(b"half")
+        raise soundfile.LibsndfileError(2, "System error.")
+
+    monkeypatch.setattr(soundfile, "write", full)
+    given = [Item(1, "a", "Hi.", reference=url, reference_text="one")]
+    (task,), bad = plan(given, BASE, tokenizer, 0, downloads=tmp_path / "kept")
+    assert (bad, list((tmp_path / "kept").iterdir())) == ([], [])
+    np.testing.assert_array_equal(task.reference.read()[0], content[0])
+
+
+def test_what_a_task_is_made_of(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"one")
+    item = Item(1, "a", "Hi.", reference=str(path), reference_text="what")
+    before = source_of(item, 0, None, None)
+    assert is_same(json.loads(json.dumps(before)), source_of(replace(item, line=7), 0, None, None))
+    for other in (replace(item, text="Hi!"), replace(item, reference_text="else"), replace(item, seed=0)):
+        assert not is_same(before, source_of(other, 0, None, None))
+    for defaults in ((1, None, None), (0, 2.0, None), (0, None, 9)):
+        assert not is_same(before, source_of(item, *defaults))
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, 0))
+    assert not is_same(before, source_of(item, 0, None, None))
+    path.unlink()
+    assert is_same(before, source_of(item, 0, None, None))
+
+
 def test_tasks_of_one_size_are_spoken_together_the_longest_first(tokenizer):
     texts = ["A word. " * (1 + i % 22) for i in range(60)]
     modes = ("all-at-once", "as-it-comes")
@@ -189,6 +225,27 @@ def test_the_digest_of_weights_tells_models_apart(tmp_path):
     digests.add(weights_digest(tmp_path / "a"))
     path.rename(path.with_name("other.safetensors"))
     assert len(digests | {weights_digest(tmp_path / "a")}) == 5
+
+
+def test_the_digest_of_weights_is_of_the_model_alone(tmp_path):
+    """Another's files in its folder do not count, and a codec that lies elsewhere does."""
+    model, codec = tmp_path / "model", tmp_path / "codec"
+    for folder in (model, codec):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(100))
+    (model / "speech_tokenizer").symlink_to(codec)
+    digest = weights_digest(model)
+    (model / "lines.jsonl").write_text("{}")
+    (model / "out").mkdir()
+    (model / "out" / "job.json").write_text("{}")
+    assert weights_digest(model) == digest
+    (codec / "model.safetensors").write_bytes(bytes(99) + b"\1")
+    assert weights_digest(model) != digest
+    (model / "params").mkdir()
+    digest = weights_digest(model)
+    (model / "params" / "talker").mkdir()
+    (model / "params" / "talker" / "zarr.json").write_text("{}")
+    assert weights_digest(model) != digest
 
 
 def test_the_digest_of_weights_tells_apart_what_one_tensor_was_trained_to(tmp_path):

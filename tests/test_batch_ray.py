@@ -66,3 +66,26 @@ def test_a_worker_that_is_killed(tmp_path: Path, tokenizer_folder: Path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "RAY_ADDRESS": "local"}
     finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert finished.returncode == 0, finished.stderr
+
+
+_DEADLY = """
+import sys
+from qwen3_tts_jax.cli import batch_job
+from tests.command import run
+from tests.jobs import rows, write
+from tests.stand_in import deadly
+
+batch_job._load_elsewhere = deadly
+write(*rows(2))
+result = run("batch", "m.jsonl", "-m", sys.argv[1], "-o", "out", "--engine", "ray", "-q")
+assert result.exit_code == 1, (result.exception, result.stderr)
+assert "error: a worker failed" in result.stderr, result.stderr
+"""
+
+
+def test_a_part_that_kills_every_worker_is_given_up(tmp_path: Path, tokenizer_folder: Path):
+    model = write_model(tmp_path, "1.7B-CustomVoice", tokenizer_folder)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "RAY_ADDRESS": "local"}
+    command = [sys.executable, "-c", _DEADLY, model]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert finished.returncode == 0, finished.stderr

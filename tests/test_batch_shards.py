@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from qwen3_tts_jax.batch import index as batch_index
+from qwen3_tts_jax.batch import shards as batch_shards
 from qwen3_tts_jax.batch.folder import JobFolder
 from qwen3_tts_jax.batch.manifest import BadLine
 from qwen3_tts_jax.batch.plan import Task, plan
@@ -91,6 +92,26 @@ def test_what_is_in_a_shard(tmp_path, tasks):
     assert row["audio"]["path"] == "i1.flac"
     schema = parquet.read_schema(tmp_path / "out/data/train-00000.parquet")
     assert str(schema.field("codes").type) == "list<element: list<element: int16>>"
+
+
+def test_items_of_the_spool_are_not_settled(tmp_path, tasks):
+    """Their shard will have more of them than job.json has."""
+    work(tmp_path / "out", tasks, PER_SHARD + 1)
+    assert list(open_folder(tmp_path / "out").settled()) == [task.id for task in tasks[:PER_SHARD]]
+
+
+def test_a_group_of_rows_ends_before_it_is_too_large_to_read(tmp_path, monkeypatch):
+    columns = dict.fromkeys(("text", "language", "speaker", "instruct", "finish_reason", "seconds"))
+    numbers = {"frames": 1, "seed": 0, "tries": 1}
+    rows = [
+        {"id": f"i{i}", "audio": {"bytes": bytes(size), "path": "a.flac"}, **columns, **numbers}
+        for i, size in enumerate((10, 90, 30, 200, 50, 20))
+    ]
+    monkeypatch.setattr(batch_shards, "_GROUP_BYTES", 100)
+    batch_shards.write(tmp_path / "a.parquet", rows, 24_000, with_codes=False)
+    file = parquet.ParquetFile(tmp_path / "a.parquet")
+    groups = [file.read_row_group(i, ["id"]).column("id").to_pylist() for i in range(file.num_row_groups)]
+    assert groups == [["i0", "i1"], ["i2", "i3"], ["i4", "i5"]]
 
 
 def test_shards_are_written_as_they_are_full_and_gone_on_with(tmp_path, tasks):

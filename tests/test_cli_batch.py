@@ -262,7 +262,17 @@ def test_cloned_voices(models):
         np.testing.assert_array_equal(np.load(f"out/codes/{name}.npy"), speech.codes)
     assert index()["alone"]["frames"] > 0
     voice_file.save(voice, "lists/me.safetensors", name="the same voice")
-    assert run("batch", "lists/m.jsonl", "-o", "out", "-m", model, "--save-codes", "--batch-size", "1").exit_code == 0
+    command = ["batch", "lists/m.jsonl", "-o", "out", "-m", model, "--save-codes", "--batch-size", "1"]
+    assert run(*command).exit_code == 0
+    # What is finished needs its recording no more, as long as no other took its place.
+    Path("me.wav").unlink()
+    with Path("lists/m.jsonl").open("a") as manifest:
+        manifest.write(json.dumps({"id": "late", "voice": "me.safetensors", **common}) + "\n")
+    result = run(*command)
+    assert (result.exit_code, "4 of 4 items" in result.stdout) == (0, True), (result.stdout, result.stderr)
+    assert "3 were finished before" in result.stdout
+    write_recording(Path("me.wav"), seed=1)
+    assert_refused(run(*command), "2 finished items of out changed since: recording: voice")
 
 
 # Progress.
@@ -273,7 +283,7 @@ def test_the_line_of_progress(monkeypatch):
         text_tokens = 10
 
     now = [100.0]
-    line = BatchLine([Task] * 8, [Task] * 6, quiet=False, clock=lambda: now[0])
+    line = BatchLine(8, [Task] * 6, quiet=False, clock=lambda: now[0])
     line("load", 1, 2)
     assert line.text() == "2 of 8 items, 0.0 s of audio"
     assert line.pace() is None
@@ -294,7 +304,7 @@ def test_a_log_gets_a_line_a_minute(capsys, quiet):
         text_tokens = 10
 
     now = [0.0]
-    with BatchLine([Task] * 400, [Task] * 400, quiet=quiet, clock=lambda: now[0]) as line:
+    with BatchLine(400, [Task] * 400, quiet=quiet, clock=lambda: now[0]) as line:
         line("prefill", 0, 400)
         for _ in range(140):
             now[0] += 1.0

@@ -4,11 +4,14 @@ import json
 import shutil
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from qwen3_tts_jax import hf_config
+from qwen3_tts_jax.convert import export as convert_export
 from qwen3_tts_jax.convert import load_params
 from qwen3_tts_jax.convert.rule import PARTS
 from qwen3_tts_jax.train import lora
@@ -129,3 +132,23 @@ class _Letters:
 def test_refused(tmp_path):
     assert_refused(run("export", tmp_path / "none", "-o", tmp_path / "out"), "none")
     assert_refused(run("export", tmp_path, "-o", tmp_path / "out"), "is no model: config.json is missing")
+
+
+def test_a_full_disk(base, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr(convert_export, "save_file", full)
+    result = run("export", base, "-o", tmp_path / "out")
+    assert_refused(result, "model.safetensors cannot be written: ", "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_under_orbax(base, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: write failed: No space left on device\nmore lines")
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
+    result = run("convert", base, tmp_path / "out")
+    assert_refused(result, "out cannot be written: RESOURCE_EXHAUSTED: write failed: No space left on device")
+    assert list(tmp_path.iterdir()) == []

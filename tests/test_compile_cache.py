@@ -109,3 +109,34 @@ def test_each_kind_of_cpu_has_its_own_folder(monkeypatch):
     assert compile_cache._default_folder() == here
     monkeypatch.setattr(compile_cache, "_cpu_features", lambda: "flags: other")
     assert compile_cache._default_folder() != here
+
+
+# As a command: with its messages, in place of Python's warnings.
+_COMMAND = """
+import jax
+from qwen3_tts_jax.cli.console import plain_messages
+from qwen3_tts_jax.compile_cache import keep_compiled
+keep_compiled({folder!r})
+def add_one(x):
+    return x + 1
+with plain_messages():
+    jax.block_until_ready(jax.jit(add_one)(jax.numpy.ones(3)))
+"""
+
+
+def test_programs_that_were_cut_short_are_compiled_anew(tmp_path):
+    """As by a full disk: JAX alone would warn in every process, and compile each time."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def messages() -> str:
+        command = [sys.executable, "-c", _COMMAND.format(folder=str(tmp_path))]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stderr
+
+    assert messages() == ""
+    cut = [path for path in files(tmp_path) if path.name.startswith("jit_add_one")]
+    assert cut
+    for path in cut:
+        path.write_bytes(path.read_bytes()[:-40])
+    assert messages().startswith("warning: Error reading persistent compilation cache entry for 'jit_add_one")
+    assert messages() == ""

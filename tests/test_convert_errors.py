@@ -1,12 +1,15 @@
 """Every mismatch between files and config is named, all at once, before weights are read."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.convert import CheckpointError, load_params
+from qwen3_tts_jax.hf_config import read_folder
 from tests.safetensors_folder import CODEC, edit, small, write
 
 
@@ -91,13 +94,24 @@ def test_truncated_files_are_named_with_their_sizes(editable, cut):
     assert problems_of(folder, config) == [expected]
 
 
-@pytest.mark.parametrize("broken", [b"<htm>", b"[1,2]", b'{"":1', b"\xff\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"<html>",
+        b"[1,2]",
+        b'{"":1',
+        b"\xff\xff\xff\xff\xff",
+        b'{"a": {"dtype": "F32", "shape": [null], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}',
+        b'{"a":' * 100_000,
+    ],
+)
 def test_files_that_are_no_safetensors(editable, broken):
     folder, config = editable
     for name in ("model.safetensors", CODEC):
         (folder / name).unlink()
     (folder / "model.safetensors").write_bytes(b"<html>not found</html>")
-    (folder / CODEC).write_bytes((5).to_bytes(8, "little") + broken)
+    (folder / CODEC).write_bytes(len(broken).to_bytes(8, "little") + broken)
     assert problems_of(folder, config) == [
         "model.safetensors has 22 bytes: it is no safetensors file or it is truncated",
         f"{CODEC} is no safetensors file: its header cannot be read",
@@ -167,3 +181,19 @@ def test_sharded_checkpoints_are_checked_shard_by_shard(tmp_path):
     for content in ('{"weights": {}}', "{", "[]", '{"weight_map": {"a": "../b"}}', '{"weight_map": {"a": 1}}'):
         index.write_text(content)
         assert problems_of(folder, config) == ["model.safetensors.index.json is not the index of a sharded checkpoint"]
+
+
+def test_files_that_may_not_be_read(editable, monkeypatch):
+    folder, config = editable
+
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert problems_of(folder, config) == [
+        "model.safetensors cannot be read: Permission denied",
+        f"{CODEC} cannot be read: Permission denied",
+    ]
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read: Permission denied"):
+        read_folder(folder)

@@ -212,11 +212,21 @@ def test_files_that_are_no_manifests(tmp_path, name, content, message):
 
 
 def test_csv_rows_that_are_wrong(tmp_path):
-    path = write(tmp_path, "id,text", "a,b,c", "d,e", 'f,"g', name="m.csv")
+    path = write(tmp_path, "id,text", "a,b,c", "d,e", name="m.csv")
     items, bad = read(path)
     assert [item.id for item in items] == ["d"]
-    assert bad[0] == BadLine(2, None, "has 3 cells for 2 columns; quote commas")
-    assert (bad[1].line, bad[1].reason[:12]) == (4, "is not CSV: ")
+    assert bad == [BadLine(2, None, "has 3 cells for 2 columns; quote commas")]
+
+
+def test_an_open_quote_in_csv_hides_all_that_follows(tmp_path):
+    path = write(tmp_path, "id,text", "a,b", 'c,"d', "e,f", name="m.csv")
+    with pytest.raises(ManifestError, match=r"m\.csv is not CSV from line 3 on: "):
+        read(path)
+
+
+def test_a_long_cell_of_csv(tmp_path):
+    (item,), bad = read(write(tmp_path, "text", f'"{"a, " * 100_000}"', name="m.csv"))
+    assert (len(item.text), bad) == (300_000, [])
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -46,6 +46,14 @@ _CODES, _SPOOL, _SHARDS = "codes", "spool", "data"
 _OF_ITEMS = (".wav", ".flac", ".npy", ".parquet")
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What job.json says of a finished item: its `Task.identity` and `Task.source`."""
+
+    identity: dict[str, Any]
+    source: dict[str, Any]
+
+
 @dataclass
 class JobFolder:
     """The folder of a job; a context manager that keeps other jobs out.
@@ -116,13 +124,31 @@ class JobFolder:
         if others:
             raise FolderError(f"{self.path} holds no job but other files, such as {min(others)}: choose a new folder")
 
-    def begin(self, settings: Mapping[str, Any], tasks: Sequence[Task], bad: Iterable[BadLine] = ()) -> None:
+    def settled(self) -> dict[str, Settled]:
+        """Finished items whose files will not be touched again, by id, as far as the folder can be read."""
+        job = batch_settings.read(self.path / _JOB)
+        if job is None:
+            return {}
+        return {
+            name: Settled(job["items"][name], job["sources"][name])
+            for name, record in self.read_index().items()
+            if name in job["items"] and name in job["sources"] and not record["file"].startswith(f"{_SPOOL}/")
+        }
+
+    def begin(
+        self,
+        settings: Mapping[str, Any],
+        tasks: Sequence[Task],
+        bad: Iterable[BadLine] = (),
+        unchanged: Mapping[str, Settled] | None = None,
+    ) -> None:
         """Finds out what is finished, and records what the job is.
 
         Args:
             settings: all that the sound of every item depends on, for JSON.
             tasks: of the manifest, which may have grown since the job began.
             bad: lines that are skipped.
+            unchanged: those of `settled` that are in the manifest as they were, and have no task.
 
         Raises:
             FolderError: the folder holds a job that has other settings, finished items that differ from the
@@ -130,8 +156,13 @@ class JobFolder:
                 nothing may become another.
         """
         settings = {**settings, "format": self.audio_format, "codes saved": self.save_codes}
-        items, bad = {task.id: task.identity for task in tasks}, list(bad)
+        unchanged, bad = unchanged or {}, list(bad)
+        items = {name: item.identity for name, item in unchanged.items()} | {task.id: task.identity for task in tasks}
+        sources = {name: item.source for name, item in unchanged.items()} | {task.id: task.source for task in tasks}
         records = self.read_index()
+        gone = unchanged.keys() - records.keys()
+        if gone:
+            raise FolderError(f"files of {min(gone)} in {self.path} were removed just now: run this again")
         job = batch_settings.read(self.path / _JOB)
         if job is not None and records:
             batch_settings.require_same(self.path, job["settings"], settings)
@@ -144,7 +175,7 @@ class JobFolder:
             self._index.touch()
             for leftover in leftovers:
                 leftover.unlink()
-            batch_settings.write(self.path / _JOB, settings, items)
+            batch_settings.write(self.path / _JOB, settings, items, sources)
             batch_index.rewrite(self._index, [*records.values(), *self._others])
         self.finished = records
         self._tasks = {task.id: task for task in tasks}

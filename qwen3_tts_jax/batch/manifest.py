@@ -83,7 +83,7 @@ def read(path: Path) -> tuple[list[Item], list[BadLine]]:
         The good lines and the bad ones, each in the order of the file.
 
     Raises:
-        ManifestError: the file is empty, not text, or a CSV file without usable columns.
+        ManifestError: the file is empty, not text, or a CSV file without usable columns or with an open quote.
         OSError: it cannot be read.
     """
     given = str(path) == "-"
@@ -154,6 +154,7 @@ def _csv_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] 
             f"{path} is not UTF-8 text: line {line} has the byte 0x{content[error.start]:02x}"
         ) from None
     # Numbers are of lines in the file, which the reader counts: a row whose text has line ends takes several.
+    csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     start = 1
     names: list[str] | None = None
@@ -169,7 +170,8 @@ def _csv_rows(path: Path, content: bytes) -> Iterator[tuple[int, dict[str, Any] 
             else:
                 yield number, {name: cell for name, cell in zip(names, cells, strict=False) if cell.strip()}
     except csv.Error as error:
-        yield start, BadLine(start, None, f"is not CSV: {error}; what follows was not read")
+        # Where a quote is not closed, nobody knows what the lines after it are.
+        raise ManifestError(f"{path} is not CSV from line {start} on: {error}") from None
 
 
 def _columns(path: Path, cells: list[str]) -> list[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from qwen3_tts_jax import audio, voice_file, voices
 from qwen3_tts_jax.batch.manifest import BadLine, Item
 from qwen3_tts_jax.buckets import PROMPT_BUCKET, bucket
 from qwen3_tts_jax.config import ModelConfig
+from qwen3_tts_jax.convert.check import CODEC_FOLDER, PARAMS
 from qwen3_tts_jax.convert.safetensors_file import BrokenFileError, read_header
 from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, plan_prompt
 from qwen3_tts_jax.speech_tokenizer import encoded_frames
 from qwen3_tts_jax.synthesis import frame_limit, shape_step
 from qwen3_tts_jax.utterances import expected_frames, spoken_as, text_tokens
 from qwen3_tts_jax.voice_prompt import VoicePrompt, stand_in
+
+# Files of a model; others in its folder, such as the job's own, do not count.
+_OF_MODEL = (".json", ".txt", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Task:
         size: what decides the shapes of its batch: buckets of the most frames, the longest prompt and the longest
             trailing text among its utterances, and whether there is a voice.
         identity: all that decides its sound besides the job's settings, for JSON.
+        source: what it was made of, see `source_of`.
     """
 
     id: str
@@ -72,6 +78,29 @@ class Task:
     text_tokens: int
     size: tuple[int, int, int, bool]
     identity: dict[str, Any]
+    source: Source
+
+
+Source = dict[str, Any]
+"""What a task is made of besides the model, for JSON: a digest of its line, and the size and time of its file."""
+
+
+def source_of(item: Item, seed: int, max_seconds: float | None, split: int | None) -> Source:
+    """What a task is made of; the arguments are those of `plan`. No file is read."""
+    given = asdict(replace(item, line=0)) | {"defaults": [seed, max_seconds, split]}
+    source: Source = {"line": _digest(json.dumps(given, sort_keys=True).encode())}
+    file = item.reference or item.voice
+    # What is not there any more, or behind a URL, has no size and time.
+    with suppress(OSError, ValueError):
+        if file is not None and audio.is_file_name(file):
+            found = Path(file).stat()
+            source["file"] = [found.st_size, found.st_mtime_ns]
+    return source
+
+
+def is_same(before: Source, now: Source) -> bool:
+    """Whether a task would be what it was: its line is the same, and its file too, if that is still there."""
+    return before["line"] == now["line"] and now.get("file") in (None, before.get("file"))
 
 
 def plan(
@@ -108,7 +137,8 @@ def plan(
         if progress is not None:
             progress(number, len(items))
         try:
-            tasks.append(_task(item, config, tokenizer, *voices_of(item), seed, max_seconds, split))
+            source = source_of(item, seed, max_seconds, split)
+            tasks.append(_task(item, source, config, tokenizer, *voices_of(item), seed, max_seconds, split))
         except (ValueError, OSError) as error:
             bad.append(BadLine(item.line, item.id, one_line(error)))
     return tasks, bad
@@ -121,6 +151,7 @@ def one_line(error: Exception) -> str:
 
 def _task(
     item: Item,
+    source: Source,
     config: ModelConfig,
     tokenizer: Tokenizer,
     voice: VoicePrompt | None,
@@ -180,6 +211,7 @@ def _task(
             "reference_text": reference and reference.text,
             "x_vector_only": item.x_vector_only,
         },
+        source=source,
     )
 
 
@@ -244,11 +276,18 @@ class _Voices:
             digest = _recording_digest(samples, rate)
             kept = None
             if self._downloads is not None and audio.is_url(source):
-                self._downloads.mkdir(mode=0o700, exist_ok=True)
                 kept = self._downloads / f"{digest}.wav"
-                soundfile.write(kept, samples, rate, subtype="FLOAT")
+                self._keep(kept, samples, rate)
             self._recordings[source] = len(samples), rate, digest, kept
         return self._recordings[source]
+
+    def _keep(self, path: Path, samples: np.ndarray, rate: int) -> None:
+        try:
+            self._downloads.mkdir(mode=0o700, exist_ok=True)
+            soundfile.write(path, samples, rate, subtype="FLOAT")
+        except (OSError, soundfile.SoundFileError):
+            # A full disk: it is downloaded once more when its turn comes.
+            path.unlink(missing_ok=True)
 
     def _of_recording(self, item: Item) -> _Found:
         count, rate, digest, kept = self._read(item.reference)
@@ -267,7 +306,7 @@ def _digest(content: bytes) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """Tells models apart without reading all of them: by the names, sizes and ends of a folder's files and tensors.
+    """Tells models apart without reading all of them: by the names, sizes and ends of their files and tensors.
 
     Training that changes a tensor changes its ends too, except in embeddings, where it may change only middle rows.
 
@@ -275,9 +314,11 @@ def weights_digest(folder: Path) -> str:
         folder: a checkpoint in any layout that `Qwen3TTS.from_pretrained` reads.
     """
     found = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    # By name, because `rglob` passes over a link to another folder.
+    beside = [path for part in (folder, folder / CODEC_FOLDER) for path in part.glob("*") if path.suffix in _OF_MODEL]
+    for path in sorted([*beside, *(folder / PARAMS).rglob("*")]):
         name = path.relative_to(folder)
-        if not path.is_file() or path.suffix.lower() == ".md" or any(part.startswith(".") for part in name.parts):
+        if not path.is_file() or any(part.startswith(".") for part in name.parts):
             continue
         size = path.stat().st_size
         found.update(f"{name.as_posix()}\0{size}\0".encode())

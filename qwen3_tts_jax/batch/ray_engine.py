@@ -25,6 +25,9 @@ from qwen3_tts_jax.config import GenerationConfig
 _ROUNDS = 4
 """A part has this many times the batch size of tasks. If it is lost, all of them are made again."""
 
+_LOSSES = 5
+"""How often a part may lose its worker. Ray by itself would never give up on one that kills every worker."""
+
 
 def connect(quiet: bool) -> None:
     """Joins the cluster of RAY_ADDRESS or of this machine, or starts one on this machine."""
@@ -76,6 +79,7 @@ def run(
         batch_size=None,
         concurrency=workers,
         num_gpus=1 if gpus() else 0,
+        max_task_retries=_LOSSES,
     )
     left = {task.id: task for task in tasks}
     try:

@@ -30,7 +30,8 @@ def read(path: Path) -> dict[str, Any] | None:
                 f"{path} has version {job['version']!r}, this package resumes version {VERSION}: choose another folder"
             )
         _ = job["settings"], job["items"]
-        return job
+        # Earlier releases did not write them.
+        return {"sources": {}, **job}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -39,9 +40,17 @@ def read(path: Path) -> dict[str, Any] | None:
         raise FolderError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def write(path: Path, settings: Mapping[str, Any], items: Mapping[str, Any]) -> None:
-    """Writes what `read` gives; raises an OSError where that is not possible."""
-    content = json.dumps({"version": VERSION, "settings": settings, "items": items}, indent=1, ensure_ascii=False)
+def write(path: Path, settings: Mapping[str, Any], items: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
+    """Writes what `read` gives; raises an OSError where that is not possible.
+
+    Args:
+        path: of the file.
+        settings: of the job.
+        items: identities of its items by id.
+        sources: what they were made of, by id.
+    """
+    job = {"version": VERSION, "settings": settings, "items": items, "sources": sources}
+    content = json.dumps(job, indent=1, ensure_ascii=False)
     with completed(path, sync=True) as temporary:
         temporary.write_bytes(content.encode() + b"\n")
 

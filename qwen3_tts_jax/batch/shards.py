@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from pyarrow import parquet
 
-# Readers hold at least one group in memory.
+# Readers hold at least one group in memory, and Arrow reads no nested column of more than 2 GiB.
 _GROUP_ROWS = 100
+_GROUP_BYTES = 256 << 20
 
 _TEXTS = ("id", "text", "language", "speaker", "instruct", "finish_reason")
 _WHOLE = ("frames", "seed", "tries")
@@ -64,7 +64,15 @@ def write(path: Path, rows: Iterable[dict[str, Any]], sample_rate: int, with_cod
 
 
 def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while group := list(islice(rows, _GROUP_ROWS)):
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row["audio"]["bytes"])
+        if len(group) == _GROUP_ROWS or size >= _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
         yield group
 
 

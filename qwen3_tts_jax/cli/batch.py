@@ -97,7 +97,7 @@ def batch(
     error is not a terminal, it gets a line of progress every minute. The same manifest and seed give the same codes,
     whatever the order of the lines and wherever the job was interrupted. Exit status: 0 when all items are finished, 1
     when some failed or the job was stopped, for example by a full disk or a lack of memory, 2 when it was refused, 130
-    when it was interrupted.
+    when it was interrupted, 143 by SIGTERM.
     """
     _batch(locals())
 

@@ -19,7 +19,7 @@ from qwen3_tts_jax.arguments import merge_sampling, part_dtypes
 from qwen3_tts_jax.batch import manifest, speak
 from qwen3_tts_jax.batch.folder import SHARD_ITEMS, JobFolder
 from qwen3_tts_jax.batch.manifest import BadLine
-from qwen3_tts_jax.batch.plan import Task, plan, weights_digest
+from qwen3_tts_jax.batch.plan import Task, is_same, plan, source_of, weights_digest
 from qwen3_tts_jax.batch.settings import FolderError
 from qwen3_tts_jax.batch.writer import Writer
 from qwen3_tts_jax.cli.console import plain_messages, refuse, refusing
@@ -27,6 +27,7 @@ from qwen3_tts_jax.cli.model import Source, read_config, speaking_with_mini
 from qwen3_tts_jax.cli.options import SpeechOptions
 from qwen3_tts_jax.cli.progress import BatchLine, PlanLine
 from qwen3_tts_jax.cli.sampling import sampling_arguments
+from qwen3_tts_jax.cli.sigterm import ended_by_sigterm
 from qwen3_tts_jax.config import ConfigError, GenerationConfig, ModelConfig
 from qwen3_tts_jax.devices import automatic_dtype, default_device, local_devices
 from qwen3_tts_jax.packaged import MINI, local_folder
@@ -64,12 +65,13 @@ def run_batch(options: BatchOptions) -> None:
     sampling = sampling_arguments(options)
     _check_options(options)
     job = JobFolder(options.output, options.audio_format, options.save_codes, options.shard_items or SHARD_ITEMS)
-    with plain_messages(), _downloads() as downloads:
+    with plain_messages(), ended_by_sigterm(), _downloads() as downloads:
         with refusing(manifest.ManifestError, OSError):
             items, bad = manifest.read(options.manifest)
         with refusing(FolderError):
             # Checked again under the lock; here, before a download.
             job.check()
+            settled = job.settled()
         if bad and not options.skip_bad and local_folder(options.model) is None:
             # Refused before a download. With a local model the plan first finds what else is wrong.
             _refuse_bad(bad)
@@ -78,11 +80,19 @@ def run_batch(options: BatchOptions) -> None:
         config = read_config(folder)
         with refusing(FileNotFoundError):
             tokenizer = TextTokenizer.from_folder(folder)
+        of_items = options.seed, options.max_seconds, options.split
+        # What is finished is not read again: its recordings may be gone.
+        unchanged = {
+            item.id: settled[item.id]
+            for item in items
+            if item.id in settled and is_same(settled[item.id].source, source_of(item, *of_items))
+        }
         with PlanLine(options.quiet, logged=True) as line:
-            of_items = options.seed, options.max_seconds, options.split
-            tasks, unspeakable = plan(items, config, tokenizer, *of_items, downloads, progress=line)
+            others = [item for item in items if item.id not in unchanged]
+            tasks, unspeakable = plan(others, config, tokenizer, *of_items, downloads, progress=line)
         bad = sorted([*bad, *unspeakable], key=lambda line: line.line)
-        if bad and not (options.skip_bad and tasks):
+        total = len(tasks) + len(unchanged)
+        if bad and not (options.skip_bad and total):
             _refuse_bad(bad)
         for line in _first(bad):
             typer.echo(f"skipped: {line}", err=True)
@@ -90,14 +100,14 @@ def run_batch(options: BatchOptions) -> None:
         with refusing(FolderError), job:
             if unasked:
                 speaking_with_mini(None, options.quiet)
-            job.begin(settings, tasks, bad)
+            job.begin(settings, tasks, bad, unchanged)
             if job.removed:
                 count = f"{job.removed} item{'s' * (job.removed > 1)}"
                 typer.echo(f"removed files of {count} that index.jsonl does not list as finished", err=True)
             left = [task for task in tasks if task.id not in job.finished]
-            line = BatchLine(tasks, left, options.quiet)
-            failed = _speak(options, folder, generation, settings, job, tasks, left, line)
-            _report(options, job, tasks, left, failed, bad, line.pace())
+            line = BatchLine(total, left, options.quiet)
+            failed = _speak(options, folder, generation, settings, job, total, left, line)
+            _report(options, job, total, left, failed, bad, line.pace())
     if failed:
         raise typer.Exit(1)
 
@@ -189,7 +199,7 @@ def _speak(
     generation: GenerationConfig,
     settings: dict[str, Any],
     job: JobFolder,
-    tasks: Sequence[Task],
+    total: int,
     left: Sequence[Task],
     line: BatchLine,
 ) -> int:
@@ -206,10 +216,10 @@ def _speak(
                     line.done(result.task, 0.0 if result.speech is None else result.speech.seconds)
             job.finish()
     except KeyboardInterrupt:
-        _stopped("interrupted", job, tasks)
+        _stopped("interrupted", job, total)
         raise typer.Exit(_INTERRUPTED) from None
     except (FolderError, speak.JobError) as error:
-        _stopped(f"error: {error}", job, tasks)
+        _stopped(f"error: {error}", job, total)
         raise typer.Exit(1) from None
     return failed
 
@@ -268,11 +278,11 @@ def _load_elsewhere(source: Source, computing: dict[str, str], digest: str) -> Q
     return _load(folder, computing)
 
 
-def _stopped(why: str, job: JobFolder, tasks: Sequence[Task]) -> None:
+def _stopped(why: str, job: JobFolder, total: int) -> None:
     # Read again: an interrupt may come between an item's line and its count.
     finished = len(job.read_index())
     typer.echo(
-        f"{why}; {finished} of {len(tasks)} items are finished, and the same command resumes from there",
+        f"{why}; {finished} of {total} items are finished, and the same command resumes from there",
         err=True,
     )
 
@@ -280,16 +290,16 @@ def _stopped(why: str, job: JobFolder, tasks: Sequence[Task]) -> None:
 def _report(
     options: BatchOptions,
     job: JobFolder,
-    tasks: Sequence[Task],
+    total: int,
     left: Sequence[Task],
     failed: int,
     bad: Sequence[BadLine],
     pace: str | None,
 ) -> None:
-    cut = sum(job.finished[task.id]["finish_reason"] == "length" for task in tasks if task.id in job.finished)
+    cut = sum(record["finish_reason"] == "length" for record in job.finished.values())
     seconds = sum(record["seconds"] for record in job.finished.values())
-    facts = [f"{len(job.finished)} of {len(tasks)} items, {seconds:.1f} s of audio"]
-    facts += [f"{len(tasks) - len(left)} were finished before"] * (len(left) < len(tasks))
+    facts = [f"{len(job.finished)} of {total} items, {seconds:.1f} s of audio"]
+    facts += [f"{total - len(left)} were finished before"] * (len(left) < total)
     facts += [f"{cut} cut at their limit"] * (cut > 0)
     facts += [f"{failed} failed"] * (failed > 0)
     facts += [f"{len(bad)} lines skipped"] * bool(bad)

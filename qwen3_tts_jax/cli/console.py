@@ -83,13 +83,20 @@ def plain_messages() -> Iterator[None]:
             typer.echo(line, err=True)
         shown.add(line)
 
+    def show_warning(text: str) -> None:
+        if "compilation cache" in text:
+            from qwen3_tts_jax.compile_cache import remove_damaged
+
+            remove_damaged(text)
+        show("warning", text)
+
     handler = _LineHandler(show)
     root = logging.getLogger()
     root.addHandler(handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda message, *_: show("warning", message)
+            warnings.showwarning = lambda message, *_: show_warning(str(message))
             yield
     finally:
         root.removeHandler(handler)

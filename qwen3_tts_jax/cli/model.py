@@ -131,14 +131,14 @@ def check_type(model: str, config: ModelConfig, needed: str, command: str) -> No
 
 def stored_sizes(folder: Path, config: ModelConfig) -> dict[str, tuple[str, int]]:
     """Dtypes and bytes of the parts that a folder holds, whatever its layout."""
-    from qwen3_tts_jax.convert.check import MARKER, check_folder, is_converted
+    from qwen3_tts_jax.convert.check import MARKER, PARAMS, check_folder, is_converted
     from qwen3_tts_jax.convert.rules import all_rules
     from qwen3_tts_jax.convert.safetensors_file import DTYPES
 
     sizes = {}
     if is_converted(folder):
         for part, dtypes in json.loads((folder / MARKER).read_text(encoding="utf-8"))["dtypes"].items():
-            sizes[part] = "/".join(dtypes), folder_bytes(folder / "params" / part)
+            sizes[part] = "/".join(dtypes), folder_bytes(folder / PARAMS / part)
         return sizes
     stored = check_folder(folder, config)
     rules = all_rules(config)

@@ -165,17 +165,17 @@ class PlanLine(StatusLine):
 
 
 class BatchLine(StatusLine):
-    """Items done, audio, speed and time left. An instance is a `speech.Progress`."""
+    """Items done of `total`, audio, speed, and time for those `left`. An instance is a `speech.Progress`."""
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        total: int,
         left: Sequence[Task],
         quiet: bool,
         clock: Callable[[], float] = time.monotonic,
     ):
         super().__init__(quiet, logged=True, clock=clock)
-        self._all, self._items = len(tasks), len(tasks) - len(left)
+        self._all, self._items = total, total - len(left)
         self._tokens = sum(task.text_tokens for task in left)
         self._tokens_done, self._seconds = 0, 0.0
         self._start: float | None = None
