@@ -2,7 +2,8 @@
 
     python benchmarks/bench_gpu.py CHECKPOINT [--batches 1 64 256] [--frames 128] [--output gpu.jsonl] [--plot gpu.png]
 
-These defaults gave the figures in README.md (`results/gpu_h200.jsonl`, 1.7B shapes). Compiling ours for one of the
+The figures in README.md (`results/gpu_h200.jsonl`, 1.7B shapes) are from an earlier form of it, without "streams
+together", and without whole calls at 256 utterances. Compiling ours for one of the
 batches takes about a minute, so minutes pass before the first figure; each is printed as it is made. Ours computes in
 bfloat16, the codec in three passes of it; the others in bfloat16 throughout. The figures are for frames alone, the
 codec alone, whole calls, streams together, and the time until a stream's first sound; each is the median of several

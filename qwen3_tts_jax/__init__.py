@@ -1,4 +1,7 @@
-"""Qwen3-TTS in JAX and Flax: text to speech that is exact, compiled end to end, and differentiable."""
+"""Qwen3-TTS in JAX and Flax: compiled end to end, differentiable, and in float32 equal to the PyTorch reference.
+
+`Qwen3TTS` is where to start. README, "How data flows", says what is in which module.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -46,3 +49,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"qwen3_tts_jax.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

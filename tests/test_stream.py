@@ -341,7 +341,8 @@ def test_many_short_streams_keep_nothing(load):
         (
             "1.7B-CustomVoice", "custom_voice",
             {"text": iter("a"), "speaker": "ryan", "non_streaming_mode": True},
-            "a text in pieces is spoken as it comes: it needs non_streaming_mode=False",
+            'a text in pieces is spoken as it comes: it needs a Request with text_mode="as_it_comes", or '
+            "non_streaming_mode=False",
         ),
         ("1.7B-CustomVoice", "voice_design", {"text": "a", "instruct": "b"}, "use stream_custom_voice"),
         ("1.7B-CustomVoice", "voice_clone", {"text": "a"}, "needs a base model"),

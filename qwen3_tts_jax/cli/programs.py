@@ -61,7 +61,9 @@ def warmup(
         Literal["all-at-once", "as-it-comes"] | None,
         typer.Option(help="As for the command that speaks with the model; by default that of the command."),
     ] = None,
-    instruct: Annotated[str | None, typer.Option("--instruct", "-i", help="One as long as those to come.")] = None,
+    instruct: Annotated[
+        str | None, typer.Option("--instruct", "-i", help="An instruction as long as later ones.")
+    ] = None,
     voice: Voice = None,
     reference: Annotated[
         str | None,
@@ -83,8 +85,8 @@ def warmup(
     The programs are kept for later commands.
 
     Programs depend on the lengths of text, speech and recordings, rounded up to steps, on the batch size, on the
-    computing options, and on which ways of sampling are on, but not on their numbers. A later command of the same kind
-    compiles nothing that takes long, unless its speech becomes unusually long.
+    computing options, and on which ways of sampling are on, but not on their numbers, except for a top-k beyond 64. A
+    later command of the same kind compiles nothing that takes long, unless its speech becomes unusually long.
     """
     from qwen3_tts_jax.arguments import merge_sampling, part_dtypes
     from qwen3_tts_jax.cli.sampling import GREEDY, check_max_seconds
@@ -133,7 +135,7 @@ def export_programs(
     model: option.ModelArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write, .zip.")] = Path("programs.zip"),
     rows: Annotated[
-        list[int] | None, typer.Option(min=1, help="Utterances at a time; may be given several times.")
+        list[int] | None, typer.Option(min=1, help="Utterances at a time, 1 by default; may be given several times.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Positions of the longest prompt.")] = 128,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of the longest speech.")] = 30.0,

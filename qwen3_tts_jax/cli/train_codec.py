@@ -88,7 +88,9 @@ def codec(
     clip: Annotated[float, typer.Option(help="The largest norm of a gradient.")] = 1.0,
     dropout: Annotated[float, typer.Option(help="Part of pieces that use fewer codebooks.")] = 0.25,
     continuous_steps: Annotated[int, typer.Option(help="Steps before anything is quantized.")] = 0,
-    unquantized: Annotated[float, typer.Option(help="Part of pieces that are not quantized in the first half.")] = 0.0,
+    unquantized: Annotated[
+        float, typer.Option(help="Part of the pieces that are not quantized in the first half of the steps.")
+    ] = 0.0,
     average: Annotated[float, typer.Option(help="Decay of an average of the weights, to be written; 0: none.")] = 0.0,
     discriminator_start: Annotated[
         int | None,

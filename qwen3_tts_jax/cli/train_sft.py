@@ -74,7 +74,9 @@ def sft(
     text_mode: Annotated[
         Literal["all-at-once", "as-it-comes", "both"], typer.Option(help="How the model reads the text; both by turns.")
     ] = "all-at-once",
-    known_speakers: Annotated[bool, typer.Option("--known-speakers", help="Train speakers the model has.")] = False,
+    known_speakers: Annotated[
+        bool, typer.Option("--known-speakers", help="Train speakers that the model has already.")
+    ] = False,
     remat: Annotated[bool, typer.Option(help="Save memory by computing activations twice.")] = True,
     log_every: Annotated[int, typer.Option(help="Steps between numbers in log.jsonl.")] = 10,
     evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations on the validation data.")] = 100,

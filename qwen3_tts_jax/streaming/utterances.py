@@ -36,7 +36,10 @@ def planned(
         utterances = _of_text(request, tokenizer, config)
         return chain([next(utterances)], utterances)
     if request.text_mode != "as_it_comes":
-        raise ValueError("a text in pieces is spoken as it comes: it needs non_streaming_mode=False")
+        raise ValueError(
+            'a text in pieces is spoken as it comes: it needs a Request with text_mode="as_it_comes", or '
+            "non_streaming_mode=False"
+        )
     if request.split is not None:
         raise ValueError("a text in pieces is not split: give the whole text, or leave split out")
     validate(replace(request, text="…"), config)  # The text itself is checked once it is there.

@@ -1,7 +1,7 @@
 """Speech of the teacher of `mini`, with phonemes that last whole frames: WORK/sentences.txt → WORK/speech.
 
     python -m recipes.mini.teacher_speech WORK --voice heart --first 400 --last 16000
-    python -m recipes.mini.teacher_speech WORK --voice henry --first 16000 --last 28000
+    python -m recipes.mini.teacher_speech WORK --voice henry --first 16000 --last 29000
 
 The teacher is hibari (PyPI hibari-tts, Apache-2.0), one American woman's voice distilled from Kokoro's af_heart. It is
 given the phonemes that `mini` reads, so that text and speech never disagree, and how long each lasts, in frames of

@@ -244,14 +244,19 @@ def test_chunked_decode(frames, chunk_frames, context_frames):
 
 
 def test_published_shapes():
+    """The official decoder computes in float64 here; in float32 it is 3.8e-5 from that itself."""
     model = preset("0.6B-Base")
     config = model.codec.decoder
-    codes = _codes(config, 1, 3)
+    codes = _codes(config, 1, 8)
     with quiet():
-        expected = _official(model)(_torch(codes).long().transpose(1, 2))[:, 0].numpy()
+        official = _official(model).double()
+        expected = official(_torch(codes).long().transpose(1, 2))[:, 0].numpy()
+        official.float()  # It is shared by the tests.
+    assert expected.dtype == np.float64
     step = jax.jit(decode_step, static_argnums=1)
     state, samples = initial_state(config, 1), []
-    for frame in range(3):
+    for frame in range(8):
         state, new = step(_params(model), config, state, codes[:, frame : frame + 1])
         samples.append(new)
-    _close(np.concatenate(samples, axis=1), expected, atol=1e-4)
+    _close(np.concatenate(samples, axis=1), expected, atol=5e-5)
+    _close(jax.jit(decode, static_argnums=1)(_params(model), config, codes), expected, atol=5e-5)
