@@ -14,7 +14,6 @@ from typing import Self
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from qwen3_tts_jax.config import TransformerConfig
 
@@ -81,8 +80,7 @@ class KVCache:
 
         all_keys = write(self.keys[layer], keys.transpose(0, 2, 3, 1), axis=3)
         all_values = write(self.values[layer], values.swapaxes(1, 2), axis=2)
-        cache = _replaced(self, layer, all_keys, all_values)
-        return cache, *jax.lax.platform_dependent(all_keys, all_values, tpu=_unchanged, default=_as_they_are)
+        return _replaced(self, layer, all_keys, all_values), all_keys, all_values
 
     def advance(self, steps: int) -> Self:
         """Counts the next `steps` slots of every row as written."""
@@ -245,15 +243,6 @@ class WindowCache:
 
 
 Cache = KVCache | StagedCache | WindowCache
-
-
-def _as_they_are(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # Left to choose, XLA for NVIDIA transposes, and so copies, the whole cache in every frame.
-    return tuple(with_layout_constraint(x, Layout((0, 1, 2, 3))) for x in (keys, values))
-
-
-def _unchanged(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return keys, values
 
 
 def _put_behind(old: tuple[Pieces, Pieces], new: tuple[Pieces, Pieces], length: jax.Array) -> tuple[Pieces, Pieces]:

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, SingleDeviceSharding
 
-from qwen3_tts_jax import generate
+from qwen3_tts_jax import generate, sharding
 from qwen3_tts_jax.codec import conv, decoder
 from qwen3_tts_jax.convert.rules import codec_rules, tree_shapes
 from tests.deviceless import thunks
@@ -127,6 +127,28 @@ def test_nothing_as_large_as_the_cache_is_copied(batch):
             writes += 1
     assert writes == 2 * LAYERS[0]  # keys and values
     assert found.temporary_bytes < 2 * cache_elements(batch)
+
+
+@pytest.mark.parametrize(("data", "model"), [(4, 1), (2, 2)])
+def test_gpus_of_a_mesh_exchange_no_cache(data, model):
+    """Nothing for rows of a batch; for tensor parallelism two sums per layer, as on TPUs, and logits for top-k."""
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=TARGET.read_text(), topology=f"1x1x{data * model}"
+    )
+    mesh = sharding.make_mesh(data, model, topology.devices)
+    config = published("1.7B", 2, 1)
+    place = sharding.placement(mesh, config)
+    params = abstract_params(config, lambda path, leaf: place(path, leaf.shape))
+    state = abstract_state(
+        config, params, 64, CAPACITY,
+        lambda path, leaf: NamedSharding(mesh, sharding.state_spec(mesh, path, leaf.shape)),
+    )  # fmt: skip
+    program = generate.generate_chunk.lower(params, config, config.generation, state, CHUNK).compile()
+    exchanges = [each for each in Module(program.as_text()).instructions() if each.opcode.endswith("-start")]
+    exchanges = [each for each in exchanges if not (each.opcode == "all-gather-start" and "top_k" in each.rest)]
+    assert {each.opcode for each in exchanges} == ({"all-reduce-start"} if model > 1 else set())
+    assert len(exchanges) == (2 * (2 + 2 * 1) if model > 1 else 0)
+    assert program.memory_analysis().temp_size_in_bytes < 2 * cache_elements(64) // (data * model)
 
 
 @pytest.mark.parametrize("batch", [1, 64])
