@@ -323,16 +323,18 @@ class SamplingConfig:
         for name in ("temperature", "top_p", "repetition_penalty"):
             value = getattr(self, name)
             require(isinstance(value, Real), f"{name} must be a number, got {value!r}")
+        # Compiled functions have them as float32, in which far smaller and larger ones are 0 or infinite.
         require(
-            not self.do_sample or self.temperature > 0,
-            f"temperature must be above 0, got {self.temperature} (for the most likely codes use do_sample=False)",
+            not self.do_sample or 1e-6 <= self.temperature <= 1e6,
+            f"temperature must be from 1e-6 to 1e6, got {self.temperature} (for the most likely codes use "
+            "do_sample=False)",
         )
         require(isinstance(self.top_k, Integral), f"top_k must be a whole number, got {self.top_k!r}")
         require(self.top_k >= 0, f"top_k must be 0 (off) or positive, got {self.top_k}")
         require(0 <= self.top_p <= 1, f"top_p must be in [0, 1], got {self.top_p}")
         require(
-            self.repetition_penalty > 0,
-            f"repetition_penalty must be above 0, got {self.repetition_penalty}",
+            1e-6 <= self.repetition_penalty <= 1e6,
+            f"repetition_penalty must be from 1e-6 to 1e6, got {self.repetition_penalty}",
         )
 
     @cached_property

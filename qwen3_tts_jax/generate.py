@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from qwen3_tts_jax.cache import KVCache, StagedCache
 from qwen3_tts_jax.code_predictor import CodePredictor
@@ -20,6 +21,7 @@ from qwen3_tts_jax.config import GenerationConfig, ModelConfig, SamplingConfig
 from qwen3_tts_jax.decode_state import DecodeState, keep_still
 from qwen3_tts_jax.prompt import PromptBatch
 from qwen3_tts_jax.sampling import draw
+from qwen3_tts_jax.sharding import place_state
 from qwen3_tts_jax.talker import Talker
 
 Params = dict
@@ -349,11 +351,17 @@ def set_text(params: Params, config: ModelConfig, state: DecodeState, text_ids: 
     return state.replace(text_track=embed_text_track(params, config, text_ids), text_start=state.frame)
 
 
-def empty_batch(params: Params, config: ModelConfig, rows: int, capacity: int, text_slots: int) -> DecodeState:
-    """A batch of `rows` for `insert` (in `decode_state`), `capacity` slots and text tracks of `text_slots` ids."""
+def empty_batch(
+    params: Params, config: ModelConfig, rows: int, capacity: int, text_slots: int, mesh: Mesh | None = None
+) -> DecodeState:
+    """A batch of `rows` for `insert` (in `decode_state`), `capacity` slots and text tracks of `text_slots` ids.
+
+    On a `mesh` no device holds more than its part of it at any time.
+    """
     cache = KVCache.zeros(config.talker.transformer, rows, capacity)
     text_ids = jnp.full((rows, text_slots), config.prompt.tts_pad, jnp.int32)
-    return idle_state(config, cache, embed_text_track(params, config, text_ids))
+    state = idle_state(config, cache, embed_text_track(params, config, text_ids))
+    return state if mesh is None else place_state(mesh, state)
 
 
 def configure(config: ModelConfig, platform: str | None, devices: int = 1) -> ModelConfig:
@@ -370,5 +378,5 @@ def configure(config: ModelConfig, platform: str | None, devices: int = 1) -> Mo
 prefill_compiled = jax.jit(prefill, static_argnames=("config", "capacity"))
 generate_chunk = jax.jit(generate, static_argnames=("config", "num_frames"), donate_argnames="state")
 generate_stream = jax.jit(generate_at_most, static_argnames=("config", "max_frames"), donate_argnames="state")
-empty_batch_compiled = jax.jit(empty_batch, static_argnames=("config", "rows", "capacity", "text_slots"))
+empty_batch_compiled = jax.jit(empty_batch, static_argnames=("config", "rows", "capacity", "text_slots", "mesh"))
 set_text_compiled = jax.jit(set_text, static_argnames="config", donate_argnames="state")

@@ -156,19 +156,16 @@ def place_batch(params: Any, batch: Tree) -> Tree:
     return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, _rows_spec(mesh, np.shape(leaf)))), batch)
 
 
-def place_state(params: Any, state: Tree) -> Tree:
-    """As `place_batch`, for what `generate.prefill` returns: its cache is split by key/value heads too.
+def place_state(mesh: Mesh, state: Tree) -> Tree:
+    """In a compiled function, spreads a `DecodeState`: as `place_batch` does, and its cache by key/value heads too.
 
     That is how chunks return it, so that the first chunk needs no program of its own.
     """
-    mesh = mesh_of(params)
-    if mesh is None:
-        return state
 
-    def put(path: tuple, leaf: Any) -> Any:
-        return _put(leaf, NamedSharding(mesh, state_spec(mesh, path, np.shape(leaf))))
+    def place(path: tuple, leaf: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, state_spec(mesh, path, leaf.shape)))
 
-    return jax.tree_util.tree_map_with_path(put, state)
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
 def state_spec(mesh: Mesh, path: tuple, shape: tuple[int, ...]) -> PartitionSpec:

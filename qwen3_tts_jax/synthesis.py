@@ -21,7 +21,7 @@ from qwen3_tts_jax.config import GenerationConfig, ModelConfig
 from qwen3_tts_jax.decode_state import grow_compiled, insert_compiled
 from qwen3_tts_jax.generate import empty_batch_compiled, generate_chunk, prefill_compiled, utterance_keys
 from qwen3_tts_jax.prompt import PromptPlan, Request, Tokenizer, batch_plans, check_seed, check_whole, plan_prompt
-from qwen3_tts_jax.sharding import data_size, place_batch, place_state, whole_rows
+from qwen3_tts_jax.sharding import data_size, mesh_of, place_batch, whole_rows
 from qwen3_tts_jax.speech import FinishReason, Progress, Speech
 from qwen3_tts_jax.utterances import expected_frames, joined, spoken_as, utterance_number
 
@@ -202,7 +202,7 @@ def speak_codes(
 
     waiting = deque(sorted(range(len(plans)), key=lambda i: expected_frames_of(plans[i]), reverse=True))
     seats: list[_Seat | None] = [None] * rows
-    state = place_state(params, empty_batch_compiled(params, config, rows, capacity, text_slots))
+    state = empty_batch_compiled(params, config, rows, capacity, text_slots, mesh_of(params))
     ended: list[tuple[int, np.ndarray, FinishReason]] = []
     made = 0
     if progress is not None:

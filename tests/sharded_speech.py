@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -78,7 +79,9 @@ def speak(params: dict[str, Any], config: ModelConfig, count: int) -> tuple[np.n
     batch = batch_plans(plans(config, count), tts_pad=config.prompt.tts_pad, length=12)
     keys, limits = generate.utterance_keys(3, jnp.arange(count)), jnp.full(count, 100, jnp.int32)
     batch, keys, limits = sharding.place_batch(params, (batch, keys, limits))
-    state = sharding.place_state(params, generate.prefill_compiled(params, config, batch, keys, limits, 24))
+    state = generate.prefill_compiled(params, config, batch, keys, limits, 24)
+    mesh = sharding.mesh_of(params)
+    state = state if mesh is None else jax.jit(partial(sharding.place_state, mesh))(state)
     chunks = []
     for _ in range(2):
         state, codes = generate.generate_chunk(params, config, SAMPLED, state, FRAMES // 2)
@@ -237,6 +240,10 @@ def report(config: ModelConfig, params: dict[str, Any], size: tuple[int, int], w
     placed = sharding.shard_params(params, config, mesh)
     before = generate.generate_chunk._cache_size()
     codes, state = speak(placed, config, len(whole))
+    # Nearly all of it is the cache.
+    empty = generate.empty_batch_compiled.lower(placed, config, len(whole), 8192, 8, mesh)
+    held = empty.compile().memory_analysis().output_size_in_bytes
+    parts = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(empty.out_info.cache)) / held
     return {
         "equal": np.array_equal(codes, whole),
         "programs": generate.generate_chunk._cache_size() - before,
@@ -244,6 +251,7 @@ def report(config: ModelConfig, params: dict[str, Any], size: tuple[int, int], w
         "values": spec(state.cache.values[0]),
         "rows": {name: spec(getattr(state, name)) for name in ("hidden", "logits", "seen", "keys", "ended")},
         "cache_bytes": state.cache.keys[0].addressable_shards[0].data.nbytes,
+        "parts_of_empty": parts,
         "params_bytes": sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(placed)),
     }
 

@@ -72,10 +72,10 @@ def assert_equal_the_portable_form(form, make):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_one_query_equals_the_portable_form(rows):
+@pytest.mark.parametrize(("rows", "groups"), [(1, 3), (3, 3), (3, 1)])
+def test_one_query_equals_the_portable_form(rows, groups):
     """With a mask of each row, and with one for all."""
-    queries = drawn(rows, 1, 2, 3, 8)
+    queries = drawn(rows, 1, 2, groups, 8)
     keys, values = drawn(rows, 2, 8, 11), drawn(rows, 2, 11, 8)
     lengths = jnp.asarray([4, 11, 7])[:rows]
     for mask in (jnp.arange(11) < lengths[:, None, None], jnp.arange(11)[None, None] < 5):
@@ -86,6 +86,18 @@ def test_one_query_equals_the_portable_form(rows):
                 np.testing.assert_allclose(form(queries, *pieces, mask), portable, rtol=1e-5, atol=1e-6)
     other = attention._single_query(queries, (keys,), (values,), mask[..., ::-1])
     assert not np.allclose(portable, other, atol=1e-2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_one_query_on_a_cpu_is_computed_in_float32(groups):
+    queries, keys, values = (
+        x.astype(jnp.bfloat16) for x in (drawn(2, 1, 2, groups, 8), drawn(2, 2, 8, 40), drawn(2, 2, 40, 8))
+    )
+    mask = jnp.ones((2, 1, 40), bool)
+    found = attention._single_query_on_cpu(queries, (keys,), (values,), mask)
+    exact = attention.portable(*(x.astype(jnp.float32) for x in (queries, keys, values)), mask)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
 
 
 def test_pieces_are_summed_before_they_are_rounded():

@@ -340,6 +340,15 @@ def test_sin_squared_gradient():
     np.testing.assert_allclose(gradient, np.sin(2 * np.float64(x)), rtol=0, atol=2e-6)
 
 
+def test_sin_squared_has_derivatives_of_both_kinds():
+    x = _angles()
+    value, tangent = jax.jit(lambda x: jax.jvp(sin_squared, (x,), (jnp.ones_like(x),)))(x)
+    np.testing.assert_array_equal(value, jax.jit(sin_squared)(x))
+    np.testing.assert_allclose(tangent, np.sin(2 * np.float64(x)), rtol=0, atol=2e-6)
+    curvature = jax.jit(jax.vmap(jax.hessian(sin_squared)))(x[np.abs(x) < 100])
+    np.testing.assert_allclose(curvature, 2 * np.cos(2 * np.float64(x[np.abs(x) < 100])), rtol=0, atol=1e-4)
+
+
 def test_sin_squared_of_huge_and_infinite_numbers():
     x = np.logspace(4, 38, 2000).astype(np.float32)
     y = np.asarray(sin_squared(x))

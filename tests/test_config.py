@@ -223,7 +223,7 @@ def changed(name, path, value):
         ((1, "encoder_valid_num_quantizers"), 8, "encoder_valid_num_quantizers=8 but the decoder reads 16"),
         ((1, "decoder_config", "decoder_dim"), 1000, r"decoder_dim \(1000\) must be divisible by 16"),
         ((1, "encoder_config", "use_causal_conv"), False, "use_causal_conv=False is not supported"),
-        ((2, "temperature"), 0, "temperature must be above 0, got 0"),
+        ((2, "temperature"), 0, "temperature must be from 1e-6 to 1e6, got 0"),
         ((2, "top_k"), 20.0, r"top_k must be a whole number, got 20\.0"),
     ],
 )

@@ -130,11 +130,15 @@ def test_a_row_draws_by_its_own_key():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be from 1e-6 to 1e6, got 0.0"),
+        ({"temperature": 1e-40}, "temperature must be from 1e-6 to 1e6"),
+        ({"temperature": np.inf}, "temperature must be from 1e-6 to 1e6"),
+        ({"temperature": np.nan}, "temperature must be from 1e-6 to 1e6"),
         ({"top_k": -1}, "top_k must be 0"),
         ({"top_p": -0.1}, r"top_p must be in \[0, 1\], got -0.1"),
         ({"top_p": 1.1}, r"top_p must be in \[0, 1\], got 1.1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be from 1e-6 to 1e6"),
+        ({"repetition_penalty": 1e-45}, "repetition_penalty must be from 1e-6 to 1e6"),
     ],
 )
 def test_impossible_values_are_refused_by_name(option, message):

@@ -33,7 +33,7 @@ def sampling_arguments(options: SpeechOptions) -> dict[str, Any]:
     unused = [f"--{name.replace('_', '-')}" for name in given if name != "repetition_penalty"]
     if options.greedy and unused:
         refuse(f"--greedy draws nothing and takes no {' or '.join(unused)}")
-    if "temperature" in given and not 0 < options.temperature < math.inf:
+    if "temperature" in given and not options.temperature > 0:
         refuse(f"--temperature must be above 0 (for the most likely codes use --greedy), got {options.temperature:g}")
     with refusing(ConfigError):
         SamplingConfig(**given)

@@ -217,7 +217,7 @@ class CausalTransposedConv(nn.Module):
         return y.transpose(1, 2, 0, 3)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def sin_squared(x: jax.Array) -> jax.Array:
     """sin²(x) of float32, within 3e-7 for |x| ≤ 25,000; beyond that still in [0, 1] up to rounding.
 
@@ -254,13 +254,12 @@ def _series(x: jax.Array, terms: tuple[float, ...]) -> jax.Array:
     return total
 
 
-def _sin_squared_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+@sin_squared.defjvp
+def _sin_squared_tangent(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     # A half turn flips the signs of sine and cosine alike, so their product stays.
-    x = within_half_turn(x)
-    return (gradient * (2 * _sine(x) * _cosine(x)),)
-
-
-sin_squared.defvjp(lambda x: (sin_squared(x), x), _sin_squared_backward)
+    x = within_half_turn(primals[0])
+    sine = _sine(x)
+    return sine * sine, tangents[0] * (2 * sine * _cosine(x))
 
 
 class SnakeBeta(nn.Module):

@@ -29,7 +29,7 @@ from qwen3_tts_jax.generate import (
     utterance_keys,
 )
 from qwen3_tts_jax.prompt import Request, batch_plans, check_seed, check_whole
-from qwen3_tts_jax.sharding import place_batch, place_state, whole_rows
+from qwen3_tts_jax.sharding import mesh_of, place_batch, whole_rows
 from qwen3_tts_jax.speech import Speech
 from qwen3_tts_jax.streaming.codes import cache_capacity, checked_schedule
 from qwen3_tts_jax.streaming.decoding import StreamDecoder
@@ -83,8 +83,8 @@ class StreamBatch:
         rows = whole_rows(params, operator.index(batch_size))
         self._rows: list[Member | None] = [None] * rows
         self._capacity = cache_capacity(operator.index(capacity))
-        state = empty_batch_compiled(params, config, rows, self._capacity, self._longest)
-        self._state = place_state(params, state)
+        shape = rows, self._capacity, self._longest
+        self._state = empty_batch_compiled(params, config, *shape, mesh_of(params))
         # The chunk that the device is making, and the streams that speak in it, by row.
         self._chunk: tuple[dict[int, Member], jax.Array] | None = None
         # Last chunks without samples, of streams whose text turned out to have ended.
