@@ -195,10 +195,10 @@ class SpeechTokenizer:
 
     def _read(self, row: int, source: AudioLike | np.ndarray, sample_rate: int | None) -> np.ndarray:
         try:
-            if isinstance(source, np.ndarray):
+            if hasattr(source, "__array__") and not isinstance(source, str | bytes):
                 if sample_rate is None:
                     raise ValueError("bare samples need sample_rate, in Hz")
-                source = (source, sample_rate)
+                source = (np.asarray(source), sample_rate)
             samples, rate = sound.read(source)
         except (OSError, TypeError, ValueError) as error:
             raise type(error)(f"recording {row}: {error}") from error

@@ -230,6 +230,16 @@ def test_a_finished_item_in_another_format_is_the_users(tmp_path, tasks):
     assert (tmp_path / "out/i0.flac").exists()
 
 
+def test_an_item_that_was_converted_by_hand_is_the_users(tmp_path, tasks):
+    """The job makes it again, in its own format."""
+    begun(tmp_path / "out", tasks, 2)
+    (tmp_path / "out/i0.wav").rename(tmp_path / "out/i0.flac")
+    with JobFolder(tmp_path / "out") as job:
+        job.begin(SETTINGS, tasks)
+        assert (list(job.finished), job.removed) == (["i1"], 0)
+    assert (tmp_path / "out/i0.flac").exists()
+
+
 def test_only_a_job_of_shards_has_folders_of_shards(tmp_path, tasks):
     folder = tmp_path / "out"
     begun(folder, tasks, 1)

@@ -73,6 +73,9 @@ def test_codes_to_sound(model):
     assert result.stdout == "new/one.wav: 0.09 s of audio\nnew/two.wav: 0.04 s of audio\n"
     assert result.stderr == ""
     assert run("codec", "decode", "alone.safetensors", "-m", model, "-o", "new").stdout.startswith("new/alone.wav: ")
+    np.save("batch.npy", both["one"].astype(np.int16))
+    assert run("codec", "decode", "batch.npy", "-m", model, "-o", "new").stdout.startswith("new/batch.wav: ")
+    assert Path("new/batch.wav").read_bytes() == Path("new/alone.wav").read_bytes()
     Path("speech.wav").write_text("old")
     assert run("codec", "decode", "alone.safetensors", "-m", model).stdout == "speech.wav: 0.09 s of audio\n"
     for file, samples in (
@@ -83,7 +86,7 @@ def test_codes_to_sound(model):
         assert written_rate == rate
         np.testing.assert_allclose(written, samples, atol=2 / 32768)
     assert np.abs(expected[0]).max() > 0.01
-    assert sorted(path.name for path in Path("new").iterdir()) == ["alone.wav", "one.wav", "two.wav"]
+    assert sorted(path.name for path in Path("new").iterdir()) == ["alone.wav", "batch.wav", "one.wav", "two.wav"]
     assert len(list(Path.cwd().iterdir())) == 4
 
 
@@ -163,6 +166,7 @@ def test_codes_of_a_published_codec_are_checked_before_a_download(no_weights):
         ("x.npz", b""),
         ("x.npz", b"PK\x03\x04 and no more"),
         ("x.npz", b"\x80\x04N."),  # a pickle
+        ("x.npy", b"\x80\x04N."),
         ("x.safetensors", b"\xff" * 20),
         ("x.safetensors", b""),
     ],
@@ -173,7 +177,7 @@ def test_files_that_are_no_codes(model, no_weights, name, content):
 
 
 def test_names_of_files_of_codes(model, no_weights):
-    assert_refused(run("codec", "decode", "x.npy", "-m", model), "its name must end in .npz or .safetensors")
+    assert_refused(run("codec", "decode", "x.bin", "-m", model), "must end in .npz or .safetensors or .npy")
     assert_refused(run("codec", "decode", "absent.npz", "-m", model), "there is no file absent.npz")
     assert_refused(run("codec", "decode", "absent.safetensors", "-m", model), "there is no file absent.safetensors")
 

@@ -111,7 +111,8 @@ def test_csv(tmp_path):
         ('{"text": "a", "seed": 1' + "0" * 5000 + "}", "is not usable JSON"),
         ({"text": "a", "seed": -1}, "seed must be a whole number 0 … 2147483647, got -1"),
         ({"text": "a", "seed": 2**31}, "seed must be"),
-        ({"text": "a", "seed": 1.0}, "seed must be"),
+        ({"text": "a", "seed": 1.5}, "seed must be"),
+        ({"text": "a", "seed": "1.5"}, "seed must be"),
         ({"text": "a", "seed": False}, "seed must be"),
         ({"text": "a", "seed": "²"}, "seed must be"),
         ({"text": "a", "x_vector_only": 1}, "x_vector_only must be true or false, got 1"),
@@ -216,6 +217,14 @@ def test_csv_rows_that_are_wrong(tmp_path):
     items, bad = read(path)
     assert [item.id for item in items] == ["d"]
     assert bad == [BadLine(2, None, "has 3 cells for 2 columns; quote commas")]
+
+
+def test_whole_numbers_as_pandas_writes_them(tmp_path):
+    """Of a column that has gaps."""
+    (item,), bad = read(write(tmp_path, {"text": "a", "seed": 3.0, "split": 100.0, "max_seconds": None}))
+    assert (item.seed, item.split, type(item.seed), bad) == (3, 100, int, [])
+    (item, other), bad = read(write(tmp_path, "text,seed,split", "a,3.0,100.0", "b,,", name="m.csv"))
+    assert (item.seed, item.split, other.seed, bad) == (3, 100, None, [])
 
 
 def test_an_open_quote_in_csv_hides_all_that_follows(tmp_path):

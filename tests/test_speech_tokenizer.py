@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -233,6 +234,12 @@ def test_recordings_of_every_kind(tokenizer, tmp_path):
         np.testing.assert_array_equal(codes, expected)
     # The rate is that of bare samples alone.
     np.testing.assert_array_equal(tokenizer.encode([path], 8000)[0], expected)
+
+
+def test_samples_of_other_libraries(tokenizer):
+    samples = np.linspace(-0.5, 0.5, 3000, dtype=np.float32)
+    (expected,) = tokenizer.encode(samples, 24_000)
+    np.testing.assert_array_equal(tokenizer.encode(jnp.asarray(samples), 24_000)[0], expected)
 
 
 def test_nothing_is_nothing(tokenizer):

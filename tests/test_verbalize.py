@@ -47,6 +47,17 @@ from qwen3_tts_jax.text.verbalize import written_out
         ("Henry V, or Charles V.", "Henry the fifth, or Charles the fifth."),
         ("Henry V. Smith and James I.", "Henry V. Smith and James I."),
         ("Then I saw Malcolm X.", "Then I saw Malcolm X."),
+        ("CHAPTER XIV, PART VI", "CHAPTER fourteen, PART six"),
+        ("CHAPTER I. Chapter V", "CHAPTER one. Chapter five"),
+        ("Act I (the inn)", "Act one (the inn)"),
+        ("In chapter I show why. CHAPTER I LIKE", "In chapter I show why. CHAPTER I LIKE"),
+        # Capitals.
+        ("MR. SMITH AND ST. LOUIS", "Mr. SMITH AND Saint LOUIS"),
+        ("She has an MS. It is new.", "She has an MS. It is new."),
+        # Signs and letters that are easily overlooked.
+        ("The 1,000th and the 21st", "The one thousandth and the twenty-first"),
+        ("5−3=2, x − y, −5", "five minus three equals two, x minus y, minus five"),
+        ("beau\u00adti\u00adful w\u200borld\ufeff", "beautiful world"),
         ("The MIX of CIVIL LICENSE, Our CV, Size XL, The IIII", "The MIX of CIVIL LICENSE, Our CV, Size XL, The IIII"),
     ],
 )  # fmt: skip

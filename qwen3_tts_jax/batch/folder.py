@@ -43,7 +43,7 @@ _WRITERS = 8
 MOST_WAITING = 64
 """How many results may wait for the disk; also how many are written at once, all their files before their lines."""
 _CODES, _SPOOL, _SHARDS = "codes", "spool", "data"
-_OF_ITEMS = (".wav", ".flac", ".npy", ".parquet")
+_OF_SPOOL = {".flac", ".npy"}
 
 
 @dataclass(frozen=True)
@@ -189,15 +189,16 @@ class JobFolder:
         """Files that a killed job left unfinished: this job or, if nothing is finished, another before it."""
         known = {self.path / record[key] for record in records.values() for key in ("file", "codes") if key in record}
         before, was = (job["items"], job["settings"].get("format")) if job else ({}, None)
-        # Files outside the folders of shards may be the user's, unless they are named after an item.
-        owned = {self.path: False, self.path / _CODES: False}
+        # Files outside the folders of shards may be the user's, unless they are in the job's format and named after an
+        # item that is not finished.
+        owned = {self.path: {f".{was}", f".{self.audio_format}"}, self.path / _CODES: {".npy"}}
         if self._sharded or was == "parquet":
-            owned |= {self.path / _SPOOL: True, self.path / _SHARDS: True}
-        for folder, wholly in owned.items():
+            owned |= {self.path / _SPOOL: _OF_SPOOL, self.path / _SHARDS: {".parquet"}}
+        for folder, endings in owned.items():
+            wholly = folder.name in (_SPOOL, _SHARDS) and folder.parent == self.path
             for found in folder.iterdir() if folder.is_dir() else ():
-                # A file of a finished item's name, in another format, is not the job's either.
                 own = wholly or (found.stem in before and found.stem not in records)
-                if is_partial(found) or (own and found.suffix in _OF_ITEMS and found not in known):
+                if is_partial(found) or (own and found.suffix in endings and found not in known):
                     yield found
 
     def _unfinished(self, leftovers: Sequence[Path], records: Mapping[str, Record]) -> int:

@@ -113,9 +113,13 @@ def run_batch(options: BatchOptions) -> None:
 
 
 @contextmanager
-def _downloads() -> Iterator[Path]:
-    """A path where a folder for downloads may be created; it is removed at the end."""
-    folder = Path(tempfile.gettempdir()) / f"qwen3-tts-jax-{uuid.uuid4().hex}"
+def _downloads() -> Iterator[Path | None]:
+    """A path where a folder for downloads may be created, None where there is no place; it is removed at the end."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"qwen3-tts-jax-{uuid.uuid4().hex}"
+    except FileNotFoundError:
+        yield None
+        return
     try:
         yield folder
     finally:

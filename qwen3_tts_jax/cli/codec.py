@@ -55,7 +55,7 @@ def encode(
     )
 )
 def decode(
-    codes: Annotated[Path, typer.Argument(metavar="FILE", help="Codes of `codec encode`, .npz or .safetensors.")],
+    codes: Annotated[Path, typer.Argument(metavar="FILE", help="Codes: .npz, .safetensors, or .npy of `batch`.")],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Sound file to write, or a folder for a NAME.wav of each recording."),

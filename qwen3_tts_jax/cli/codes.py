@@ -162,11 +162,12 @@ def _write(path: Path, codes: Mapping[str, np.ndarray], config: CodecConfig) -> 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Codes by name, and the rates that the file gives, if any."""
-    ending = path.suffix.lower()
-    if ending not in _CODES_ENDINGS:
-        refuse(f"{path} is no file of codes: its name must end in {' or '.join(_CODES_ENDINGS)}")
+    readers = {".npz": _read_npz, ".safetensors": _read_safetensors, ".npy": _read_npy}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        refuse(f"{path} is no file of codes: its name must end in {' or '.join(readers)}")
     try:
-        arrays, known = (_read_npz if ending == ".npz" else _read_safetensors)(path)
+        arrays, known = reader(path)
         rates = {name: float(known[name]) for name in _RATES if name in known}
     except FileNotFoundError:
         refuse(f"there is no file {path}")
@@ -184,6 +185,12 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             with archive.open(file) as entry:
                 arrays[file.removesuffix(".npy")] = np.lib.format.read_array(entry, allow_pickle=False)
     return arrays, {name: arrays.pop(name) for name in _RATES if name in arrays}
+
+
+def _read_npy(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """As `batch --save-codes` writes them."""
+    with path.open("rb") as file:
+        return {path.stem: np.lib.format.read_array(file, allow_pickle=False)}, {}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

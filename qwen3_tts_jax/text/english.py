@@ -56,6 +56,7 @@ PUNCTUATION = str.maketrans(
     | {"‐": "-", "‑": "-", "−": "-", "⁄": "/", "。": ".", "，": ",", "？": "?", "！": "!"}
     | {"\u00b5": "\u03bc"}  # micro is a letter mu
     | {chr(0x2080 + digit): str(digit) for digit in range(10)}  # CO₂
+    | dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", "")  # soft hyphens and joiners, which nobody sees
 )
 LETTERS = str.maketrans(
     {"ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D"}
@@ -68,5 +69,9 @@ RULERS = (
     "Rudolf|Sixtus|Urban|Victor|Wilhelm|William"
 )
 """Names that, before a number, are mostly those of kings, queens and popes: *the fourteenth*."""
+HEADINGS = "CHAPTER|PART|BOOK|VOLUME|ACT|SCENE|SECTION"
+"""Words in capitals that have a Roman numeral after them."""
+TITLES = "MR|MRS|MS|DR|ST|MT|PROF|CAPT|LT|SGT|COL|GEN|GOV|SEN|REV|SR|JR"
+"""Abbreviations in capitals, read as those in small letters."""
 NO_STREETS = "The|A|My|Your|His|Her|Our|Their|This|That|Dear|Hi|Hello|Thanks|Yes|No"
 """Words after which *Dr.* is a doctor, and no street."""

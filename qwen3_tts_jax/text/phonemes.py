@@ -106,7 +106,8 @@ def _phonemized(text: str) -> str:
     """`phonemize`, without its warning."""
     words: list[str] = []
     readable = written_out(text)
-    shouted = readable.isupper() and " " in readable
+    # Asked of the text itself: numbers and signs have become words in small letters.
+    shouted = text.isupper() and " " in readable
     # One library for all threads, as it takes long to load and remembers words; it serves one at a time.
     with _one_at_a_time:
         gruut = _gruut()
@@ -193,6 +194,8 @@ def _gruut() -> Any:
     gruut = TextProcessor(default_lang=_LANGUAGE)
     lookup = gruut.get_settings(_LANGUAGE).lookup_phonemes
     lexicon = sqlite3.connect(":memory:", check_same_thread=False)
+    # An index is sorted in a file otherwise, for which there may be no room.
+    lexicon.execute("PRAGMA temp_store = MEMORY")
     with closing(sqlite3.connect(lookup.db_path)) as file:
         file.backup(lexicon)
     lexicon.execute("CREATE INDEX by_word ON word_phonemes (word)")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from qwen3_tts_jax.text.english import (
     ABBREVIATIONS,
     HALVES,
+    HEADINGS,
     LAST_ABBREVIATIONS,
     LETTERS,
     MAGNITUDES,
@@ -25,6 +26,7 @@ from qwen3_tts_jax.text.english import (
     PUNCTUATION,
     RULERS,
     SYMBOLS,
+    TITLES,
     UNITS,
 )
 
@@ -60,7 +62,8 @@ def written_out(text: str) -> str:
     What remains are letters without accents, one space between words, and , . ? ! : ; " ' - ( ). Letters of other
     alphabets, and symbols that have no name here, are left out.
     """
-    text = unicodedata.normalize("NFC", text).translate(PUNCTUATION)
+    text = re.sub(r"(?<=[\w)])\s?−\s?(?=[\w(])", " minus ", unicodedata.normalize("NFC", text))
+    text = text.translate(PUNCTUATION)
     for pattern, said in _RULES:
         text = pattern.sub(said, text)
     text = unicodedata.normalize("NFKD", text.translate(LETTERS))
@@ -233,6 +236,7 @@ def _roman(match: re.Match) -> str:
 _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
     (re.compile(pattern), said)
     for pattern, said in (
+        (rf"\b(?:{TITLES})\.(?=\s+[A-Z]{{2}})", lambda match: match[0].capitalize()),
         # ½ is 1/2.
         (r"[¼-¾⅐-⅞]", lambda match: " " + unicodedata.normalize("NFKD", match[0]).replace("⁄", "/")),
         (r"[\u00a0\u2009\u202f](?=\d{3}(?!\d))(?<=\d.)", ""),
@@ -249,7 +253,8 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         *((rf"\b{re.escape(short[:-1])}{_STOP}", words) for short, words in LAST_ABBREVIATIONS.items()),
         (r"\bSt\.(?= [A-Z])", "Saint"),
         (rf"\b(?!(?:{NO_STREETS}) )([A-Z][a-z]+) Dr(?:\.(?=,| [a-z])|(?=\.?\s*$))", r"\1 Drive"),
-        (rf"\b([A-Z][a-z]+ ){_ROMAN}\b", _roman),
+        (rf"\b((?:[A-Z][a-z]+|{HEADINGS}) ){_ROMAN}\b", _roman),
+        (rf"\b((?:{HEADINGS}|{HEADINGS.title()}) )([VX]|I(?=\W*$|[.:,;]|\s+[-–(]))\b", _roman),
         (rf"\b((?:{RULERS}) )([VX])\b(?!\. ?[A-Z])", _roman),
         (rf"\b(?i:({'|'.join(NUMBERED)})\.(?= ?\d))", lambda match: NUMBERED[match[1].lower()]),
         (r"#(?=\d)", "number "),
@@ -312,7 +317,7 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         # A stop before a word in lower case is the unit's.
         (rf"(?<![\w,.])({_AMOUNT})\s?({_MEASURE})(?:/({_MEASURE}))?([²³])?(?:\.(?=\s[a-z])|(?![\w/°']))", _measure),
         # Numbers with other signs in them.
-        (r"\b(\d+)(?i:st|nd|rd|th)\b", lambda match: _words(match[1], "ordinal")),
+        (r"\b(\d{1,3}(?:,\d{3})+|\d+)(?i:st|nd|rd|th)\b", lambda match: _words(match[1], "ordinal")),
         (
             rf"(?<=\d)(?:⁻[{_POWERS}]+|[⁰¹⁴-⁹][{_POWERS}]*|[²³][{_POWERS}]+)",
             lambda match: " to the power of " + unicodedata.normalize("NFKC", match[0]).replace("−", "minus "),
