@@ -133,6 +133,14 @@ def test_a_run_starts_from_another_s_weights(data, codec, tmp_path):
     assert_refused(run(data, *other, first / "model"), "talker.transformer.mlp_width is 40 there and 44 here")
 
 
+def test_held_out_speakers_are_learnt_ones(data, codec, tmp_path):
+    held_out = write_lines(tmp_path / "held-out.jsonl", {"text": "Hi.", "speaker": "Zed", "codes": "one.npy"})
+    common = (data, "-o", tmp_path / "run", "--codec", codec, "--validation", held_out, "--config")
+    result = run(*common, write_sizes(tmp_path), *SHORT)
+    assert_refused(result, "held-out.jsonl line 1: nothing is learnt of the speaker 'Zed'; there are ann, bob")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("row", "parts"),
     [

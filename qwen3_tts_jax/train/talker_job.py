@@ -27,7 +27,7 @@ from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.examples import Example, check_lengths, make_examples
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.lines import Line, read_lines
+from qwen3_tts_jax.train.lines import Line, check_speakers, read_lines
 from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.new_model import new_params, read_new_config, with_speakers_of
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
@@ -105,7 +105,7 @@ class TalkerJob:
         lines: to learn.
         validation: to judge by; may be empty.
         codes: int32 [T, Q] of the lines that have them.
-        recipe: of the steps; its model has the speakers of all lines.
+        recipe: of the steps; its model has the speakers of the lines to learn.
         settings: what checkpoints must agree with.
     """
 
@@ -149,7 +149,7 @@ def prepare_talker(
         cache: folder of encoded recordings; `output`/cache by default.
 
     Raises:
-        lines.DataError: see `read_lines`, `code_files.read_codes` and `check_lengths`.
+        lines.DataError: see `read_lines`, `check_speakers`, `code_files.read_codes` and `check_lengths`.
         ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`; `start` is another kind of model; or
             recordings without codes where the codec's encoder is not trained.
         FileExistsError: as `progress.check_places`, for `output`/model.
@@ -225,7 +225,9 @@ def _read(
     held_out = [] if validation is None else read_lines(validation, new)
     if any(line.codes is None for line in (*lines, *held_out)):
         codec.require_encoder()
-    return text_tokenizer, lines, held_out, with_speakers_of(new, [*lines, *held_out])
+    full = with_speakers_of(new, lines)
+    check_speakers(held_out, full)
+    return text_tokenizer, lines, held_out, full
 
 
 def _recipe(model: ModelConfig, config: TalkerTraining, start: str | Path | None) -> Recipe:
