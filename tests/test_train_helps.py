@@ -347,3 +347,16 @@ def test_all_held_out_examples_once_and_with_other_texts():
     ours, swapped = (data.in_order(other_texts=other) for other in (False, True))
     np.testing.assert_array_equal(ours[0].codes, swapped[0].codes)
     assert (ours[0].prompts.lengths != swapped[0].prompts.lengths).any()
+
+
+def test_a_clip_alone_in_its_bucket_has_another_text_too():
+    some = [
+        Example(Line(text, None, text, speaker="ryan"), random_codes((frames,)))
+        for text, frames in (("ab", 8), ("cd", 10), ("ef", 12))
+    ]
+    data = BucketedBatches(some, Letters(), CUSTOM_VOICE, batch_frames=16, count=3)
+    assert len(data.shapes) == 3
+    for ours, swapped, text in zip(data.in_order(), data.in_order(other_texts=True), ("ef", "ab", "cd"), strict=True):
+        np.testing.assert_array_equal(ours.codes, swapped.codes)
+        changed = swapped.prompts.text_ids[0][ours.prompts.text_ids[0] != swapped.prompts.text_ids[0]]
+        assert changed.tolist() == Letters()._ids(text)

@@ -321,6 +321,15 @@ def test_an_early_end_keeps_the_best(tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == before
 
 
+def test_a_single_held_out_clip_has_no_other_text(tmp_path):
+    recipe = replace(RECIPE, optimizer=OptimizerConfig(3e-3, 1, 0))
+    for count in (1, 2):
+        folder, held_out = tmp_path / str(count), data(TEXTS[:2], seed=9)
+        held_out = replace(held_out, examples=held_out.examples[:count])
+        fit(own_params(), recipe, data(), folder, validation=held_out, text_gap=True)
+        assert [("text_gap" in line) for line in log_of(folder)] == [False, count > 1]
+
+
 def test_a_judgement_that_is_no_number_is_not_the_best(tmp_path):
     checkpoints = Checkpoints(tmp_path, {})
     waited = []

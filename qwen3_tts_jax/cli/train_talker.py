@@ -130,8 +130,8 @@ def talker(
     The config has "talker" and "code_predictor", each with "num_layers", "width", "mlp_width", "num_heads" and
     "head_dim" and optionally "num_kv_heads", "rope_theta" and "norm_eps"; and optionally "text_width",
     "max_positions", "max_frames", "languages" and "speakers". Codebooks follow from the codec, the text vocabulary
-    from the tokenizer, speakers from the data. With validation data the log has text_gap: by how much the loss of
-    code 0 rises with the text of another clip. It is 0 until the model listens to its text.
+    from the tokenizer, speakers from the data. With validation data of two clips or more the log has text_gap: by
+    how much the loss of code 0 rises with the text of another clip. It is 0 until the model listens to its text.
     """
     check_run(context)
     refuse_idle(context, guide and not alignment, "without --alignment", "guide")
