@@ -112,7 +112,7 @@ def test_what_is_corrupted():
     assert there.reshape(-1)[np.asarray(seen.chosen)].all()
     other = corrupt(jax.random.key(2), codes, CUSTOM_VOICE, recipe)
     assert set(np.asarray(other.chosen).tolist()) != set(np.asarray(seen.chosen).tolist())
-    for wrong in ({"noise": 1.0}, {"dropout": -0.1}, {"predictor_share": 0}):
+    for wrong in ({"noise": 1.0}, {"dropout": -0.1}, {"dropout": 0.001}, {"dropout": 0.999}, {"predictor_share": 0}):
         with pytest.raises(ConfigError):
             Regularization(**wrong)
 
@@ -123,6 +123,10 @@ def test_dropout_keeps_the_mean():
     assert (dropped == 0).mean() == pytest.approx(0.25, abs=0.01)
     assert dropped.mean() == pytest.approx(1, abs=0.02)
     assert drop_out(jax.random.key(0), "talker/transformer/layers_0", x, 0.25) is x
+    for part in (1 / 256, 255 / 256):
+        recipe = Regularization(dropout=part)
+        dropped = drop_out(jax.random.key(0), "talker/transformer/layers_0/mlp", x, recipe.dropout)
+        assert (dropped == 0).mean() == pytest.approx(part, abs=0.002)
 
 
 def test_ids_of_the_text_that_is_said():

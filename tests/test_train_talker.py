@@ -198,6 +198,7 @@ def test_refused_options(data, codec, tmp_path, tokenizer_folder):
     common = (data, "-o", tmp_path / "run", "--config", write_sizes(tmp_path), "--codec", codec)
     for options, part in (
         (("--noise", 1), "--noise must be 0 … below 1, got 1"),
+        (("--dropout", 0.999), "dropout must be 0, or 1/256 to 255/256 once rounded to 256ths, got 0.999"),
         (("--predictor-share", 0), "--predictor-share must be above 0 … 1, got 0"),
         (("--alignment", 0.1, "--alignment-layer", 2), "layer 2, the talker has 2"),
         (("--alignment", 0.1, "--text-mode", "both"), "all at once"),

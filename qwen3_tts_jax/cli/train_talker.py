@@ -88,7 +88,7 @@ def talker(
     noise: Annotated[float, typer.Option(help="Part of codes 1 and up that are read as random ones.")] = 0.0,
     noise_0: Annotated[float, typer.Option("--noise-0", help="Part of codes 0, likewise.")] = 0.0,
     forget: Annotated[float, typer.Option(help="Part of frames that the talker does not see.")] = 0.0,
-    dropout: Annotated[float, typer.Option(help="Of the outputs of attention and MLPs.")] = 0.0,
+    dropout: Annotated[float, typer.Option(help="Part of the outputs of attention and MLPs, in 256ths.")] = 0.0,
     alignment: Annotated[
         float, typer.Option(help="Weight of reading the text off a middle layer (CTC), which helps early; 0 is none.")
     ] = 0.0,
