@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.cli.train import train_app
 from qwen3_tts_jax.cli.train_common import tensorboard_writer
+from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
 from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train import examples, lines
 from qwen3_tts_jax.train.lines import DataError, Line, add_speakers, read_lines
-from qwen3_tts_jax.train.sft import digest_of
+from qwen3_tts_jax.train.sft import SftConfig, digest_of, prepare
+from qwen3_tts_jax.utterances import spoken_as
 from tests.command import assert_refused, start, write_model, write_recording
 from tests.command import run as run_command
 from tests.shapes import SMALL
@@ -310,6 +312,15 @@ def test_what_is_written_for_tensorboard_is_closed(ends, tmp_path, monkeypatch):
     assert told == [("step", 2, 2), ("codes/0", 0.5, 2), ("codes/1", 0.25, 2), "closed"]
     with tensorboard_writer(tmp_path, False) as write:
         assert write is None
+
+
+def test_texts_for_a_model_that_reads_phonemes_are_such_already(tmp_path):
+    mini = local_folder(MINI)
+    np.save(tmp_path / "one.npy", random_codes((9,)))
+    data = write_data(tmp_path, {"text": "hɛˈloʊ", "codes": "one.npy", "speaker": "heart", "language": "english"})
+    job = prepare(mini, data, tmp_path / "run", SftConfig(known_speakers=True))
+    assert TextTokenizer.from_folder(mini).phonemes is not None
+    assert [each.text for each in spoken_as(Request("hɛˈloʊ"), job.tokenizer)] == ["hɛˈloʊ"]
 
 
 def test_held_out_speakers_are_learnt_ones(base, recordings, tmp_path):

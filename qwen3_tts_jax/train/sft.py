@@ -19,7 +19,7 @@ from qwen3_tts_jax.convert import load_checkpoint, model_rules, tree_shapes
 from qwen3_tts_jax.convert.check import CODEC_FOLDER
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.pipeline import Qwen3TTS
-from qwen3_tts_jax.prompt import TextMode, check_seed
+from qwen3_tts_jax.prompt import Request, TextMode, check_seed
 from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
@@ -152,7 +152,8 @@ def prepare(
     check_places(output / MODEL, cache)
     base = hf_config.read_folder(source).with_dtypes(config.dtype)
     lines, held_out, rows, recipe = _read(data, validation, base, config)
-    tokenizer = TextTokenizer.from_folder(source)
+    # Where the model reads phonemes, the lines' texts are such already.
+    tokenizer = TextTokenizer.from_folder(source, phonemize=False)
     codes = read_codes([*lines, *held_out], recipe.model.codec)
     check_lengths([*lines, *held_out], codes, tokenizer, recipe.model)
     settings = {"data": digest_of([*lines, *held_out], codes)}
@@ -300,17 +301,22 @@ def with_speakers(params: Params, rows: dict[int, Any]) -> Params:
 
 def _speaker(job: Job, example: Example) -> Callable[[Params, int], None]:
     decoder = load_checkpoint(job.source, job.base, ["codec/decoder"])["codec"]["decoder"]
-    return sampler(job.recipe.model, decoder, job.tokenizer, example, job.output / SAMPLES, job.config.seed)
+    request = sample_request(example, job.config.text_modes)
+    return sampler(job.recipe.model, decoder, job.tokenizer, request, job.output / SAMPLES, job.config.seed)
+
+
+def sample_request(example: Example, text_modes: Sequence[TextMode]) -> Request:
+    """Asks for the example's text, read in the first of `text_modes`, in at most about twice its frames."""
+    return replace(example.request(text_modes[0]), max_frames=2 * len(example.codes) + 12)
 
 
 def sampler(
-    config: ModelConfig, decoder: Params, tokenizer: TextTokenizer, example: Example, folder: Path, seed: int
+    config: ModelConfig, decoder: Params, tokenizer: TextTokenizer, request: Request, folder: Path, seed: int
 ) -> Callable[[Params, int], None]:
-    """speak(params, step), which writes what the model says of the example's text into `folder`."""
+    """speak(params, step), which writes the speech that the model answers the request with into `folder`."""
 
     def speak(params: Params, step: int) -> None:
         tree = {**to_compute(params, config), "codec": {"decoder": decoder}}
-        request = replace(example.request("all_at_once"), max_frames=2 * len(example.codes) + 12)
         speech = Qwen3TTS(config, tree, tokenizer).synthesize([request], seed=seed)[0]
         folder.mkdir(exist_ok=True)
         audio.write(folder / f"step-{step:06}.wav", speech.samples, speech.sample_rate)

@@ -35,7 +35,7 @@ from qwen3_tts_jax.train.progress import Progress, Schedule, check_places
 from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
-from qwen3_tts_jax.train.sft import CACHE, MODEL, SAMPLES, digest_of, sampler
+from qwen3_tts_jax.train.sft import CACHE, MODEL, SAMPLES, digest_of, sample_request, sampler
 from qwen3_tts_jax.train.shards import placement
 from qwen3_tts_jax.train.step import PARTS, Recipe
 
@@ -220,7 +220,8 @@ def _read(
     with TemporaryDirectory() as folder:
         texts = write_byte_tokenizer(folder) if tokenizer is None else Path(tokenizer)
         new = read_new_config(model, texts, codec)
-        text_tokenizer = TextTokenizer.from_folder(texts)
+        # Where the model reads phonemes, the lines' texts are such already.
+        text_tokenizer = TextTokenizer.from_folder(texts, phonemize=False)
     lines = read_lines(data, new)
     held_out = [] if validation is None else read_lines(validation, new)
     if any(line.codes is None for line in (*lines, *held_out)):
@@ -281,8 +282,8 @@ def run_talker(
     learnt, held_out = examples[: len(job.lines)], examples[len(job.lines) :]
     speak = None
     if config.schedule.sample:
-        spoken = (held_out or learnt)[0]
-        speak = sampler(model, codec["decoder"], job.tokenizer, spoken, job.output / SAMPLES, config.seed)
+        request = sample_request((held_out or learnt)[0], config.text_modes)
+        speak = sampler(model, codec["decoder"], job.tokenizer, request, job.output / SAMPLES, config.seed)
     del codec
     describe_run(job.output, job.recipe, source=None, tokenizer=job.tokenizer_folder, codec=job.codec_folder)
     devices = 1 if mesh is None else mesh.shape["data"]
