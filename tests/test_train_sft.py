@@ -163,7 +163,7 @@ def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
         {"audio": "2.wav", "text": "Yes.", "ref_audio": "1.wav"},
         name="clone.jsonl",
     )
-    cache, options = tmp_path / "cache", (*SHORT, "--batch-size", 2, "--steps", 1, "--text-mode", "both")
+    cache, options = tmp_path / "cache", (*SHORT, "--batch-size", 2, "--steps", 1)
     result = run(data, "-o", tmp_path / "one", "-m", base, *options, "--cache", cache)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "encoded 4 of 4 recordings" in result.stderr
@@ -177,6 +177,8 @@ def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "encoded" not in result.stderr
     assert hf_config.read_folder(tmp_path / "one" / "model").model_type == "base"
+    saved = json.loads((tmp_path / "one" / "checkpoints" / "00000001" / "run.json").read_text())
+    assert saved["batch"] == [2, 1, ["all_at_once", "as_it_comes"], 0]
     one, two = (Qwen3TTS.from_pretrained(tmp_path / name / "model").params for name in ("one", "two"))
     np.testing.assert_array_equal(one["talker"]["codec_head"]["weight"], two["talker"]["codec_head"]["weight"])
     assert "speaker_encoder" in one
@@ -312,6 +314,19 @@ def test_what_is_written_for_tensorboard_is_closed(ends, tmp_path, monkeypatch):
     assert told == [("step", 2, 2), ("codes/0", 0.5, 2), ("codes/1", 0.25, 2), "closed"]
     with tensorboard_writer(tmp_path, False) as write:
         assert write is None
+
+
+def test_a_model_that_goes_on_cloning_reads_texts_as_clone_does(base, recordings, tmp_path):
+    """And all at once, too; one with speakers only that, as `say` does."""
+    cloning = write_data(recordings, {"audio": "0.wav", "text": "Good morning."}, name="clone.jsonl")
+    speaking = write_data(recordings, *ROWS)
+    for data, given, modes in (
+        (cloning, None, ("all_at_once", "as_it_comes")),
+        (cloning, ("all_at_once",), ("all_at_once",)),
+        (speaking, None, ("all_at_once",)),
+        (speaking, ("as_it_comes",), ("as_it_comes",)),
+    ):
+        assert prepare(base, data, tmp_path / "run", SftConfig(text_modes=given)).text_modes == modes
 
 
 def test_texts_for_a_model_that_reads_phonemes_are_such_already(tmp_path):

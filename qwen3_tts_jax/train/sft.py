@@ -55,7 +55,8 @@ class SftConfig:
         batch_seconds: of speech in a batch, with clips of similar length together, instead of `batch_size`.
         buckets: the most shapes of such batches.
         accumulate: batches per step.
-        text_modes: how the text is read, taken in turn.
+        text_modes: how the text is read, taken in turn; None is both for a model that goes on cloning, since `clone`
+            reads it as it comes, and all at once for the others.
         known_speakers: allow speakers that the model already has, and train them further.
         remat: see `step.Recipe`.
         seed: of the order of the data and of adapters.
@@ -72,7 +73,7 @@ class SftConfig:
     batch_seconds: float | None = None
     buckets: int = 6
     accumulate: int = 1
-    text_modes: tuple[TextMode, ...] = ("all_at_once",)
+    text_modes: tuple[TextMode, ...] | None = None
     known_speakers: bool = False
     remat: bool = True
     seed: int = 0
@@ -105,6 +106,7 @@ class Job:
         codes: int32 [T, Q] of the lines that have them.
         rows: of new speakers in the codec embedding, by name.
         recipe: of the steps; its model has those speakers.
+        text_modes: how the text is read, taken in turn.
         settings: what checkpoints must agree with.
     """
 
@@ -119,6 +121,7 @@ class Job:
     codes: dict[Line, np.ndarray]
     rows: dict[str, int]
     recipe: Recipe
+    text_modes: tuple[TextMode, ...]
     settings: dict[str, Any]
 
 
@@ -158,7 +161,10 @@ def prepare(
     check_lengths([*lines, *held_out], codes, tokenizer, recipe.model)
     settings = {"data": digest_of([*lines, *held_out], codes)}
     Checkpoints(output, describe(recipe) | settings).check()
-    return Job(source, output, cache, config, base, tokenizer, lines, held_out, codes, rows, recipe, settings)
+    modes = config.text_modes
+    if modes is None:
+        modes = ("all_at_once", "as_it_comes") if recipe.model.model_type == "base" else ("all_at_once",)
+    return Job(source, output, cache, config, base, tokenizer, lines, held_out, codes, rows, recipe, modes, settings)
 
 
 def check_without_model(
@@ -220,7 +226,7 @@ def _fields(line: Line, codes: np.ndarray | None) -> list[Any]:
 
 def _batches(job: Job, examples: list[Example], devices: int) -> Batches | BucketedBatches:
     config, model = job.config, job.recipe.model
-    common = {"accumulate": config.accumulate, "text_modes": config.text_modes, "seed": config.seed}
+    common = {"accumulate": config.accumulate, "text_modes": job.text_modes, "seed": config.seed}
     if config.batch_seconds is None:
         return Batches(examples, job.tokenizer, model, config.batch_size, **common)
     frames = max(1, round(config.batch_seconds * model.codec.frame_rate))
@@ -301,7 +307,7 @@ def with_speakers(params: Params, rows: dict[int, Any]) -> Params:
 
 def _speaker(job: Job, example: Example) -> Callable[[Params, int], None]:
     decoder = load_checkpoint(job.source, job.base, ["codec/decoder"])["codec"]["decoder"]
-    request = sample_request(example, job.config.text_modes)
+    request = sample_request(example, job.text_modes)
     return sampler(job.recipe.model, decoder, job.tokenizer, request, job.output / SAMPLES, job.config.seed)
 
 
