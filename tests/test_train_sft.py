@@ -118,6 +118,7 @@ def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
 
     again = run(data, "-o", output, "-m", base, *SHORT)
     assert_refused(again, "model is there already")
+    made = load_file(output / "model" / "model.safetensors")
     shutil.rmtree(output / "model")
     other = write_model(tmp_path, "1.7B-Base", base, seed=1)
     for weights, differs in (({}, "encoders"), (load_file(base / "model.safetensors"), "base")):
@@ -127,6 +128,22 @@ def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
             save_file(weights | talker, other / "model.safetensors")
         again = run(data, "-o", output, "-m", other, *SHORT, *options, "--learning-rate", 1e-3, "--quiet")
         assert_refused(again, f"00000003 is of another run: {differs} ")
+    check_exported(output, made, other, tmp_path / "exported")
+
+
+def check_exported(run_folder, made, other, exported):
+    """What was refused changed nothing of the run: its last state is still `made`. On `other` weights it is nothing."""
+    result = run_command("export", run_folder, "-o", exported)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    found = load_file(exported / "model.safetensors")
+    assert found.keys() == made.keys()
+    for name, tensor in made.items():
+        np.testing.assert_allclose(found[name], tensor, atol=1e-6, err_msg=name)
+    job = json.loads((run_folder / "job.json").read_text())
+    (run_folder / "job.json").write_text(json.dumps(job | {"source": str(other)}))
+    result = run_command("export", run_folder, "-o", exported.with_name("none"))
+    assert_refused(result, f"{other} does not hold the weights that {run_folder} started from")
+    assert not exported.with_name("none").exists()
 
 
 def check_merged(output, base, merged):

@@ -267,6 +267,9 @@ def run(
     loaded = job.base if config.lora is not None else job.base.with_dtypes("float32")
     params = {part: load_checkpoint(job.source, loaded, [part], None, placement(mesh))[part] for part in PARTS}
     base = fingerprint(params)
+    settings |= {"base": base}
+    # What is refused leaves the run's description as it is.
+    Checkpoints(job.output, settings).check()
     params = with_speakers(params, speaker_rows(params, job.base, learnt, job.rows))
     devices = 1 if mesh is None else mesh.shape["data"]
     describe_run(job.output, job.recipe, source=job.source, tokenizer=job.source, codec=job.source / CODEC_FOLDER)
@@ -277,7 +280,7 @@ def run(
         job.output,
         validation=_batches(job, held_out, devices) if held_out else None,
         schedule=config.schedule,
-        settings=settings | {"base": base},
+        settings=settings,
         report=report,
         speak=_speaker(job, learnt[0]) if config.schedule.sample else None,
         mesh=mesh,
