@@ -13,12 +13,14 @@ def small_model(
 ) -> ModelConfig:
     """0.6B-CustomVoice with other stacks and fewer codebooks, codes per codebook and text ids; without speakers.
 
-    Special ids keep their places: the codec's come after the codes, the text's are the last four text ids.
+    Special ids keep their places: the codec's, languages included, come after the codes, the text's are the last four
+    text ids.
     """
     published = preset("0.6B-CustomVoice")
     sizes = {"num_codebooks": codebooks, "codebook_size": codes}
     shift = codes - published.code_predictor.codebook_size
     moved = {name: value + shift for name, value in vars(published.prompt).items() if name.startswith("codec_")}
+    languages = {name: value + shift for name, value in published.prompt.languages.items()}
     return replace(
         published,
         talker=replace(
@@ -30,7 +32,7 @@ def small_model(
         ),
         prompt=replace(
             published.prompt, tts_bos=text_ids - 4, tts_eos=text_ids - 3, tts_pad=text_ids - 2, speakers={},
-            dialects={}, **moved,
+            dialects={}, languages=languages, **moved,
         ),
         codec=replace(
             published.codec,

@@ -1,11 +1,14 @@
-"""What the benchmarks share: each kind's own peak of memory, and figures of whole utterances only."""
+"""What the benchmarks share: each kind's own peak of memory, figures of whole utterances only, small models."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from qwen3_tts_jax.presets import preset
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MEBIBYTE = 2**20
@@ -46,3 +49,18 @@ def test_an_utterance_that_ended_early_is_not_measured(monkeypatch):
     side_by_side.check_lengths([4, 4], 4)
     with pytest.raises(SystemExit, match="fewer frames"):
         side_by_side.check_lengths([4, 3], 4)
+
+
+def test_the_small_models_have_their_special_ids_after_the_codes(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    names = ("small_model", "grpo_example", "bench_train_official")
+    small, grpo, official = (importlib.import_module(name) for name in names)
+    for talker, predictor, codebooks, codes, text_ids in (
+        (grpo.STACK, grpo.STACK, grpo.CODEBOOKS, grpo.CODES, grpo.TEXT_IDS),
+        (official._TALKER, official._PREDICTOR, official._CODEBOOKS, official._CODES, 512),
+    ):
+        model = small.small_model(talker, predictor, codebooks=codebooks, codes=codes, text_ids=text_ids)
+        published = preset("0.6B-CustomVoice").prompt
+        shift = codes - 2048
+        assert model.prompt.codec_bos == published.codec_bos + shift
+        assert model.prompt.languages == {name: place + shift for name, place in published.languages.items()}

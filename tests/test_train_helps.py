@@ -112,7 +112,7 @@ def test_what_is_corrupted():
     assert there.reshape(-1)[np.asarray(seen.chosen)].all()
     other = corrupt(jax.random.key(2), codes, CUSTOM_VOICE, recipe)
     assert set(np.asarray(other.chosen).tolist()) != set(np.asarray(seen.chosen).tolist())
-    for wrong in ({"noise": 1.0}, {"dropout": -0.1}, {"predictor_share": 0}):
+    for wrong in ({"noise": 1.0}, {"dropout": -0.1}, {"dropout": 0.001}, {"dropout": 0.999}, {"predictor_share": 0}):
         with pytest.raises(ConfigError):
             Regularization(**wrong)
 
@@ -123,6 +123,10 @@ def test_dropout_keeps_the_mean():
     assert (dropped == 0).mean() == pytest.approx(0.25, abs=0.01)
     assert dropped.mean() == pytest.approx(1, abs=0.02)
     assert drop_out(jax.random.key(0), "talker/transformer/layers_0", x, 0.25) is x
+    for part in (1 / 256, 255 / 256):
+        recipe = Regularization(dropout=part)
+        dropped = drop_out(jax.random.key(0), "talker/transformer/layers_0/mlp", x, recipe.dropout)
+        assert (dropped == 0).mean() == pytest.approx(part, abs=0.002)
 
 
 def test_ids_of_the_text_that_is_said():
@@ -347,3 +351,16 @@ def test_all_held_out_examples_once_and_with_other_texts():
     ours, swapped = (data.in_order(other_texts=other) for other in (False, True))
     np.testing.assert_array_equal(ours[0].codes, swapped[0].codes)
     assert (ours[0].prompts.lengths != swapped[0].prompts.lengths).any()
+
+
+def test_a_clip_alone_in_its_bucket_has_another_text_too():
+    some = [
+        Example(Line(text, None, text, speaker="ryan"), random_codes((frames,)))
+        for text, frames in (("ab", 8), ("cd", 10), ("ef", 12))
+    ]
+    data = BucketedBatches(some, Letters(), CUSTOM_VOICE, batch_frames=16, count=3)
+    assert len(data.shapes) == 3
+    for ours, swapped, text in zip(data.in_order(), data.in_order(other_texts=True), ("ef", "ab", "cd"), strict=True):
+        np.testing.assert_array_equal(ours.codes, swapped.codes)
+        changed = swapped.prompts.text_ids[0][ours.prompts.text_ids[0] != swapped.prompts.text_ids[0]]
+        assert changed.tolist() == Letters()._ids(text)

@@ -68,6 +68,13 @@ def test_refused_weights_of_codebooks(tmp_path, monkeypatch):
         assert_refused(result, "error: --codebook-weights must be 0 … 1000000, got ")
 
 
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_patience_needs_evaluations(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("train", command, *ARGUMENTS[command], "--patience", 1, "--evaluate-every", 0)
+    assert_refused(result, "error: --patience does nothing with --evaluate-every 0: leave it out")
+
+
 MISSING = ("0.6B-Base", "someone/something")
 OFFLINE = {
     "sft": ("--model",), "talker": ("--config", "talker.json", "--codec"), "codec": ("--steps", 1, "--start")

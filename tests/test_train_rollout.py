@@ -52,6 +52,8 @@ def test_rewards_raise_what_they_reward():
 def test_advantages_are_within_groups():
     advantages = group_advantages(jnp.array([1.0, 3.0, 5.0, 5.0]), 2)
     np.testing.assert_allclose(advantages, [-1, 1, 0, 0], atol=1e-5)
+    alike = jnp.repeat(jnp.array([0.1, 37.3, 1000.1], jnp.float32), 7)
+    assert (group_advantages(alike, 7) == 0).all()
 
 
 def test_the_gradient_of_a_clipped_ratio_vanishes():

@@ -25,7 +25,7 @@ from qwen3_tts_jax.train.lines import DataError, Line
 from qwen3_tts_jax.train.loop import Stepped, run_steps
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
 from qwen3_tts_jax.train.progress import DivergedError, Schedule
-from qwen3_tts_jax.train.run import fit
+from qwen3_tts_jax.train.run import describe, fit
 from qwen3_tts_jax.train.shards import spread
 from qwen3_tts_jax.train.state_files import RunError, latest
 from qwen3_tts_jax.train.step import Recipe, TrainState
@@ -319,6 +319,40 @@ def test_an_early_end_keeps_the_best(tmp_path):
     again = fit(own_params(), recipe, data(), tmp_path, validation=data(TEXTS[:3], seed=9), schedule=every)
     assert (again.ended_early, again.step, again.loss) == (True, result.step, result.loss)
     assert (tmp_path / "log.jsonl").read_text() == before
+
+
+def test_a_run_that_was_killed_with_a_best_checkpoint_alone(tmp_path):
+    """It goes on from there; another run does not leave it behind as its own best."""
+    held_out = data(TEXTS[:3], seed=9)
+
+    def kill(numbers):
+        if numbers["step"] == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "killed", report=kill, validation=held_out, save=0)
+    assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["best"]
+    other = replace(RECIPE, optimizer=replace(RECIPE.optimizer, steps=2))
+    with pytest.raises(RunError, match=r"best is of another run: optimizer.steps was 6, is 2"):
+        Checkpoints(tmp_path / "killed", describe(other)).check()
+    with pytest.raises(RunError, match=r"best is of another run: optimizer.steps was 6, is 2"):
+        train(tmp_path / "killed", other)
+    steps = []
+    resumed = train(tmp_path / "killed", report=lambda line: steps.append(line["step"]), validation=held_out)
+    assert steps == [3, 4, 4, 5, 6, 6]
+    whole = train(tmp_path / "whole", validation=held_out)
+    assert (resumed.step, resumed.loss) == (whole.step, whole.loss)
+    for path, leaf in whole.state.trained.items():
+        np.testing.assert_array_equal(resumed.state.trained[path], leaf, err_msg=path)
+
+
+def test_a_single_held_out_clip_has_no_other_text(tmp_path):
+    recipe = replace(RECIPE, optimizer=OptimizerConfig(3e-3, 1, 0))
+    for count in (1, 2):
+        folder, held_out = tmp_path / str(count), data(TEXTS[:2], seed=9)
+        held_out = replace(held_out, examples=held_out.examples[:count])
+        fit(own_params(), recipe, data(), folder, validation=held_out, text_gap=True)
+        assert [("text_gap" in line) for line in log_of(folder)] == [False, count > 1]
 
 
 def test_a_judgement_that_is_no_number_is_not_the_best(tmp_path):

@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.cli.train import train_app
 from qwen3_tts_jax.cli.train_common import tensorboard_writer
+from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
 from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train import examples, lines
 from qwen3_tts_jax.train.lines import DataError, Line, add_speakers, read_lines
-from qwen3_tts_jax.train.sft import digest_of
+from qwen3_tts_jax.train.sft import SftConfig, digest_of, prepare
+from qwen3_tts_jax.utterances import spoken_as
 from tests.command import assert_refused, start, write_model, write_recording
 from tests.command import run as run_command
 from tests.shapes import SMALL
@@ -116,6 +118,7 @@ def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
 
     again = run(data, "-o", output, "-m", base, *SHORT)
     assert_refused(again, "model is there already")
+    made = load_file(output / "model" / "model.safetensors")
     shutil.rmtree(output / "model")
     other = write_model(tmp_path, "1.7B-Base", base, seed=1)
     for weights, differs in (({}, "encoders"), (load_file(base / "model.safetensors"), "base")):
@@ -125,6 +128,22 @@ def test_a_base_model_learns_speakers(options, base, recordings, tmp_path):
             save_file(weights | talker, other / "model.safetensors")
         again = run(data, "-o", output, "-m", other, *SHORT, *options, "--learning-rate", 1e-3, "--quiet")
         assert_refused(again, f"00000003 is of another run: {differs} ")
+    check_exported(output, made, other, tmp_path / "exported")
+
+
+def check_exported(run_folder, made, other, exported):
+    """What was refused changed nothing of the run: its last state is still `made`. On `other` weights it is nothing."""
+    result = run_command("export", run_folder, "-o", exported)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    found = load_file(exported / "model.safetensors")
+    assert found.keys() == made.keys()
+    for name, tensor in made.items():
+        np.testing.assert_allclose(found[name], tensor, atol=1e-6, err_msg=name)
+    job = json.loads((run_folder / "job.json").read_text())
+    (run_folder / "job.json").write_text(json.dumps(job | {"source": str(other)}))
+    result = run_command("export", run_folder, "-o", exported.with_name("none"))
+    assert_refused(result, f"{other} does not hold the weights that {run_folder} started from")
+    assert not exported.with_name("none").exists()
 
 
 def check_merged(output, base, merged):
@@ -161,7 +180,7 @@ def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
         {"audio": "2.wav", "text": "Yes.", "ref_audio": "1.wav"},
         name="clone.jsonl",
     )
-    cache, options = tmp_path / "cache", (*SHORT, "--batch-size", 2, "--steps", 1, "--text-mode", "both")
+    cache, options = tmp_path / "cache", (*SHORT, "--batch-size", 2, "--steps", 1)
     result = run(data, "-o", tmp_path / "one", "-m", base, *options, "--cache", cache)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "encoded 4 of 4 recordings" in result.stderr
@@ -175,6 +194,8 @@ def test_a_base_model_stays_one_without_speakers(base, recordings, tmp_path):
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "encoded" not in result.stderr
     assert hf_config.read_folder(tmp_path / "one" / "model").model_type == "base"
+    saved = json.loads((tmp_path / "one" / "checkpoints" / "00000001" / "run.json").read_text())
+    assert saved["batch"] == [2, 1, ["all_at_once", "as_it_comes"], 0]
     one, two = (Qwen3TTS.from_pretrained(tmp_path / name / "model").params for name in ("one", "two"))
     np.testing.assert_array_equal(one["talker"]["codec_head"]["weight"], two["talker"]["codec_head"]["weight"])
     assert "speaker_encoder" in one
@@ -310,6 +331,28 @@ def test_what_is_written_for_tensorboard_is_closed(ends, tmp_path, monkeypatch):
     assert told == [("step", 2, 2), ("codes/0", 0.5, 2), ("codes/1", 0.25, 2), "closed"]
     with tensorboard_writer(tmp_path, False) as write:
         assert write is None
+
+
+def test_a_model_that_goes_on_cloning_reads_texts_as_clone_does(base, recordings, tmp_path):
+    """And all at once, too; one with speakers only that, as `say` does."""
+    cloning = write_data(recordings, {"audio": "0.wav", "text": "Good morning."}, name="clone.jsonl")
+    speaking = write_data(recordings, *ROWS)
+    for data, given, modes in (
+        (cloning, None, ("all_at_once", "as_it_comes")),
+        (cloning, ("all_at_once",), ("all_at_once",)),
+        (speaking, None, ("all_at_once",)),
+        (speaking, ("as_it_comes",), ("as_it_comes",)),
+    ):
+        assert prepare(base, data, tmp_path / "run", SftConfig(text_modes=given)).text_modes == modes
+
+
+def test_texts_for_a_model_that_reads_phonemes_are_such_already(tmp_path):
+    mini = local_folder(MINI)
+    np.save(tmp_path / "one.npy", random_codes((9,)))
+    data = write_data(tmp_path, {"text": "hɛˈloʊ", "codes": "one.npy", "speaker": "heart", "language": "english"})
+    job = prepare(mini, data, tmp_path / "run", SftConfig(known_speakers=True))
+    assert TextTokenizer.from_folder(mini).phonemes is not None
+    assert [each.text for each in spoken_as(Request("hɛˈloʊ"), job.tokenizer)] == ["hɛˈloʊ"]
 
 
 def test_held_out_speakers_are_learnt_ones(base, recordings, tmp_path):

@@ -14,13 +14,16 @@ from typer.testing import CliRunner
 
 from qwen3_tts_jax import hf_config
 from qwen3_tts_jax.cli.train import train_app
+from qwen3_tts_jax.packaged import MINI, local_folder
 from qwen3_tts_jax.pipeline import Qwen3TTS
 from qwen3_tts_jax.prompt import Request
+from qwen3_tts_jax.text.phonemes import UNITS
 from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train import talker_job
 from qwen3_tts_jax.train.byte_tokenizer import write_byte_tokenizer
 from qwen3_tts_jax.train.new_model import new_params, read_new_config
 from qwen3_tts_jax.train.progress import DivergedError
+from qwen3_tts_jax.utterances import spoken_as
 from tests.command import assert_failed, assert_refused, write_model, write_recording
 from tests.train_model import random_codes
 
@@ -133,6 +136,35 @@ def test_a_run_starts_from_another_s_weights(data, codec, tmp_path):
     assert_refused(run(data, *other, first / "model"), "talker.transformer.mlp_width is 40 there and 44 here")
 
 
+@pytest.mark.parametrize(("mode", "read"), [("as-it-comes", "as_it_comes"), ("both", "all_at_once")])
+def test_samples_are_read_as_what_is_learnt(mode, read, data, codec, tmp_path, monkeypatch):
+    """In its text mode, and as it is written: a tokenizer of phonemes is given phonemes."""
+    tokenizer = write_byte_tokenizer(tmp_path / "tokenizer", UNITS)
+    settings = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings | {"phonemes": "en-us"}))
+    shutil.copy(local_folder(MINI) / "durations.json", tokenizer)
+    asked = []
+
+    def synthesize(self, requests, *, seed):
+        spoken = spoken_as(requests[0], self.tokenizer)
+        asked.extend((each.text, each.text_mode, each.max_frames) for each in spoken)
+        return [SimpleNamespace(samples=np.zeros(24, np.float32), sample_rate=2400)]
+
+    monkeypatch.setattr(Qwen3TTS, "synthesize", synthesize)
+    common = ("--config", write_sizes(tmp_path), "--codec", codec, "--tokenizer", tokenizer, "--text-mode", mode)
+    result = run(data, "-o", tmp_path / "run", *common, *SHORT, "--sample-every", 2)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    assert asked == [(TEXTS[0], read, 2 * 3 + 12)]
+
+
+def test_held_out_speakers_are_learnt_ones(data, codec, tmp_path):
+    held_out = write_lines(tmp_path / "held-out.jsonl", {"text": "Hi.", "speaker": "Zed", "codes": "one.npy"})
+    common = (data, "-o", tmp_path / "run", "--codec", codec, "--validation", held_out, "--config")
+    result = run(*common, write_sizes(tmp_path), *SHORT)
+    assert_refused(result, "held-out.jsonl line 1: nothing is learnt of the speaker 'Zed'; there are ann, bob")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("row", "parts"),
     [
@@ -190,6 +222,7 @@ def test_refused_options(data, codec, tmp_path, tokenizer_folder):
     common = (data, "-o", tmp_path / "run", "--config", write_sizes(tmp_path), "--codec", codec)
     for options, part in (
         (("--noise", 1), "--noise must be 0 … below 1, got 1"),
+        (("--dropout", 0.999), "dropout must be 0, or 1/256 to 255/256 once rounded to 256ths, got 0.999"),
         (("--predictor-share", 0), "--predictor-share must be above 0 … 1, got 0"),
         (("--alignment", 0.1, "--alignment-layer", 2), "layer 2, the talker has 2"),
         (("--alignment", 0.1, "--text-mode", "both"), "all at once"),

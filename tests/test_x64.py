@@ -1,5 +1,6 @@
 """Programs may have JAX compute in 64 bits by default (jax_enable_x64): nothing here changes with that."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,14 +14,21 @@ from qwen3_tts_jax.config import SamplingConfig
 from qwen3_tts_jax.convert.rules import all_rules, select
 from qwen3_tts_jax.sampling import process_logits
 from qwen3_tts_jax.speaker_encoder import x_vector
+from qwen3_tts_jax.train.alignment import AlignmentConfig
 from qwen3_tts_jax.train.codec.start import random_codec
 from qwen3_tts_jax.train.codec.step import CodecRecipe, codec_step, start_codec
+from qwen3_tts_jax.train.lora import LoraConfig
+from qwen3_tts_jax.train.loss import Batch
 from qwen3_tts_jax.train.new_model import new_params
+from qwen3_tts_jax.train.optimizer import OptimizerConfig
+from qwen3_tts_jax.train.regularization import Regularization
+from qwen3_tts_jax.train.step import Recipe, start, train_step
 from tests.drawn_tree import drawn_tree
 from tests.golden_x_vector import speech_like
 from tests.shapes import SMALL
 from tests.small_checkpoint import write_small_checkpoint
 from tests.train_codec import CODEC, tones
+from tests.train_model import CUSTOM_VOICE, own_params, prompts, random_codes
 
 
 @pytest.fixture
@@ -84,6 +92,33 @@ def test_a_codec_learns_in_32_bits():
     after, metrics = jax.eval_shape(partial(codec_step, recipe=recipe), state, params, tones(0), jax.random.key(0))
     assert dtypes(after) == dtypes(state)
     assert metrics["mel"].dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("_wide")
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"lora": LoraConfig(2)},
+        {"optimizer": OptimizerConfig(1e-2, 10, 2, kind="muon"), "average": 0.9},
+        {
+            "regularization": Regularization(0.1, 0.1, 0.1, 0.1, predictor_share=0.5),
+            "alignment": AlignmentConfig(0.5, guide=0.2),
+        },
+    ],
+    ids=["plain", "lora", "muon", "helped"],
+)
+def test_a_talker_learns_in_32_bits(changed):
+    recipe = replace(Recipe(CUSTOM_VOICE, optimizer=OptimizerConfig(1e-2, 10, 0)), **changed)
+    state, frozen = start(own_params(), recipe)
+    batch = Batch(prompts("speaker"), random_codes((9, 4, 6), seed=5), np.ones(3, bool))
+    batches = jax.tree.map(lambda leaf: leaf[None], batch)
+    after, metrics = jax.eval_shape(partial(train_step, recipe=recipe), state, frozen, batches)
+    wide = [path for path, leaf in jax.tree_util.tree_leaves_with_path(state) if leaf.dtype == np.float64]
+    # Optax keeps Muon's three coefficients as they come, and rounds them to a matrix's dtype.
+    assert [path for path in map(jax.tree_util.keystr, wide) if not path.endswith(".ns_coeffs")] == []
+    assert dtypes(after) == dtypes(state)
+    assert metrics["gradient_norm"].dtype == jnp.float32
 
 
 def dtypes(tree):

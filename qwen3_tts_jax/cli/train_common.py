@@ -64,6 +64,7 @@ def check_run(context: typer.Context) -> None:
     with refusing(ValueError):
         check_seed(given["seed"], "--seed")
     refuse_idle(context, given["patience"] and given["validation"] is None, "without --validation", "patience")
+    refuse_idle(context, given["patience"] and not given["evaluate_every"], "with --evaluate-every 0", "patience")
     check_numbers(STEPS, steps=given["steps"])
     check_numbers(Interval(0, given["steps"] - 1), warmup=given["warmup"])
     every = ("log_every", "evaluate_every", "save_every", "sample_every", "patience")

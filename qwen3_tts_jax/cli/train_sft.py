@@ -72,8 +72,11 @@ def sft(
     freeze: Annotated[str, typer.Option(help="Paths that stay as they are, such as talker/text_embedding.")] = "",
     code_weight: Annotated[float, typer.Option(help="Of the loss of codes 1 and up, where code 0 has 1.")] = 1.0,
     text_mode: Annotated[
-        Literal["all-at-once", "as-it-comes", "both"], typer.Option(help="How the model reads the text; both by turns.")
-    ] = "all-at-once",
+        Literal["all-at-once", "as-it-comes", "both"] | None,
+        typer.Option(
+            help="How the model reads the text; both by turns. By default both if it goes on cloning, else all-at-once."
+        ),
+    ] = None,
     known_speakers: Annotated[
         bool, typer.Option("--known-speakers", help="Train speakers that the model has already.")
     ] = False,
@@ -145,7 +148,7 @@ def sft(
                 batch_seconds=batch_seconds,
                 buckets=buckets,
                 accumulate=accumulate,
-                text_modes=text_modes(text_mode),
+                text_modes=None if text_mode is None else text_modes(text_mode),
                 known_speakers=known_speakers,
                 remat=remat,
                 seed=seed,

@@ -88,7 +88,7 @@ def talker(
     noise: Annotated[float, typer.Option(help="Part of codes 1 and up that are read as random ones.")] = 0.0,
     noise_0: Annotated[float, typer.Option("--noise-0", help="Part of codes 0, likewise.")] = 0.0,
     forget: Annotated[float, typer.Option(help="Part of frames that the talker does not see.")] = 0.0,
-    dropout: Annotated[float, typer.Option(help="Of the outputs of attention and MLPs.")] = 0.0,
+    dropout: Annotated[float, typer.Option(help="Part of the outputs of attention and MLPs, in 256ths.")] = 0.0,
     alignment: Annotated[
         float, typer.Option(help="Weight of reading the text off a middle layer (CTC), which helps early; 0 is none.")
     ] = 0.0,
@@ -130,8 +130,8 @@ def talker(
     The config has "talker" and "code_predictor", each with "num_layers", "width", "mlp_width", "num_heads" and
     "head_dim" and optionally "num_kv_heads", "rope_theta" and "norm_eps"; and optionally "text_width",
     "max_positions", "max_frames", "languages" and "speakers". Codebooks follow from the codec, the text vocabulary
-    from the tokenizer, speakers from the data. With validation data the log has text_gap: by how much the loss of
-    code 0 rises with the text of another clip. It is 0 until the model listens to its text.
+    from the tokenizer, speakers from the data. With validation data of two clips or more the log has text_gap: by
+    how much the loss of code 0 rises with the text of another clip. It is 0 until the model listens to its text.
     """
     check_run(context)
     refuse_idle(context, guide and not alignment, "without --alignment", "guide")

@@ -87,7 +87,7 @@ def init_readout(key: jax.Array, model: ModelConfig, config: AlignmentConfig) ->
     """The readout's {path: leaf}, to be trained with the rest."""
     rows = config.outputs * (model.talker.text_vocab_size + 1)
     weight = 0.02 * jax.random.normal(key, (rows, model.talker.transformer.width), jnp.float32)
-    return {_WEIGHT: weight, _BIAS: jnp.zeros(rows)}
+    return {_WEIGHT: weight, _BIAS: jnp.zeros(rows, jnp.float32)}
 
 
 def spoken_ids(model: ModelConfig, prompts: PromptBatch) -> tuple[jax.Array, jax.Array]:

@@ -111,12 +111,16 @@ class BucketedBatches:
         return batch, examples
 
     def in_order(self, *, other_texts: bool = False) -> list[Batch]:
-        """All examples once, in batches [B, …]; see `Batches.in_order`."""
+        """All examples once, from short to long, in batches [B, …]; see `Batches.in_order`."""
         batches = []
+        order = [index for bucket in self._buckets for index in bucket.members]
+        ordered = [self.examples[index] for index in order]
+        if other_texts:
+            # Over all buckets: a clip that is alone in its bucket has no other text there.
+            ordered = with_other_texts(ordered)
+        example_of = dict(zip(order, ordered, strict=True))
         for bucket in self._buckets:
-            examples = [self.examples[index] for index in bucket.members]
-            if other_texts:
-                examples = with_other_texts(examples)
+            examples = [example_of[index] for index in bucket.members]
             for first in range(0, len(examples), bucket.rows):
                 part, turns = (each[first : first + bucket.rows] for each in (examples, bucket.members))
                 empty = replace(part[0], codes=part[0].codes[:0])

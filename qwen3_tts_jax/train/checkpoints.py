@@ -38,7 +38,7 @@ class Checkpoints:
         Raises:
             state_files.RunError: naming what differs.
         """
-        found = latest(self.folder)
+        found = self._last()
         if found is not None:
             check_settings(found, self.settings)
 
@@ -50,7 +50,7 @@ class Checkpoints:
         Raises:
             state_files.RunError: a broken checkpoint, or one of other settings.
         """
-        found = latest(self.folder)
+        found = self._last()
         if found is None:
             return state
         state = load_state(found, state, self.settings)
@@ -98,6 +98,11 @@ class Checkpoints:
             f"{metrics['gradient_norm']}; the batch was {data}; the state before it is "
             f"{self.folder / f'{step:08}'}. Look at that data, or start in a new folder with a lower learning rate"
         )
+
+    def _last(self) -> Path | None:
+        """The last checkpoint; the best is one, too, where the run was killed before the first with a number."""
+        best = self.folder / BEST
+        return latest(self.folder) or (best if best.exists() else None)
 
     def _write(self, name: str, state: Any) -> None:
         judged = {"best": repr(self.best), "waited": self.waited, "value": repr(self.value)}

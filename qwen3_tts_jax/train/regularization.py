@@ -21,7 +21,8 @@ class Regularization:
         noise: part of codes 1 … Q − 1, as talker and code predictor read them, that random ones replace.
         noise_0: part of codes 0, likewise.
         forget: part of frames that the talker does not see, so that it must look at the text.
-        dropout: part of the outputs of attention and MLPs (Srivastava et al. 2014), in 256ths.
+        dropout: part of the outputs of attention and MLPs (Srivastava et al. 2014), rounded to 256ths: 0, or 1 to 255
+            of them.
         predictor_share: part of frames that the code predictor learns from, different ones in every step.
     """
 
@@ -35,6 +36,8 @@ class Regularization:
         for name in ("noise", "noise_0", "forget", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be a part from 0 to below 1, got {getattr(self, name)}")
+        if self.dropout and not 1 <= _in_256ths(self.dropout) <= 255:
+            raise ConfigError(f"dropout must be 0, or 1/256 to 255/256 once rounded to 256ths, got {self.dropout}")
         if not 0 < self.predictor_share <= 1:
             raise ConfigError(f"the code predictor must see a part of the frames, got {self.predictor_share}")
 
@@ -73,9 +76,13 @@ def corrupt(key: jax.Array, codes: jax.Array, config: ModelConfig, recipe: Regul
 
 def drop_out(key: jax.Array, path: str, output: jax.Array, part: float) -> jax.Array:
     """An `Edit` (see `score.teacher_force`) of the outputs of attention and MLPs; `part` is rounded to 256ths."""
-    dropped = round(256 * part)
+    dropped = _in_256ths(part)
     if dropped == 0 or path.rsplit("/", 1)[-1] not in ("attention", "mlp"):
         return output
     # Bytes, because random numbers are what dropout costs on a CPU.
     bits = jax.random.bits(jax.random.fold_in(key, zlib.crc32(path.encode())), output.shape, jnp.uint8)
     return jnp.where(bits >= dropped, output * (256 / (256 - dropped)), 0).astype(output.dtype)
+
+
+def _in_256ths(part: float) -> int:
+    return round(256 * part)

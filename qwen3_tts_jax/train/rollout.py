@@ -79,6 +79,8 @@ def _log_probabilities(
 def group_advantages(rewards: jax.Array, group: int) -> jax.Array:
     """Rewards float32 [B] of utterances in groups of `group` rows → advantages [B], 0 in groups where all are alike."""
     grouped = rewards.reshape(-1, group)
+    # The mean of equal numbers may be rounded, that of zeros is not.
+    grouped = grouped - grouped[:, :1]
     centred = grouped - grouped.mean(axis=1, keepdims=True)
     return (centred / (grouped.std(axis=1, keepdims=True) + 1e-6)).reshape(-1)
 

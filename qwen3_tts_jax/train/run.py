@@ -75,8 +75,8 @@ def fit(
         mesh: spreads the rows of every batch, and the numbers of large leaves, over its axis "data"
             (`sharding.make_mesh`): each device keeps a part of weights and moments and gathers the rest from the
             others when it is needed (Rajbhandari et al. 2020, arXiv:1910.02054).
-        text_gap: evaluate the validation data also with the texts of other clips. The log then says by how much the
-            cross entropy of code 0 rises: 0 until the model listens to the text, which no loss shows.
+        text_gap: evaluate validation data of two clips or more also with the texts of other clips. The log then says
+            by how much the cross entropy of code 0 rises: 0 until the model listens to the text, which no loss shows.
 
     Raises:
         ValueError: a batch that the mesh's devices cannot share.
@@ -93,7 +93,7 @@ def fit(
     del params
     held_out = [] if validation is None else [place(batch, mesh) for batch in validation.in_order()]
     swapped = []
-    if validation is not None and text_gap:
+    if validation is not None and text_gap and len(validation.examples) > 1:
         swapped = [place(batch, mesh) for batch in validation.in_order(other_texts=True)]
 
     def advance(state: TrainState, step: int, batches: Batch) -> Stepped[TrainState]:

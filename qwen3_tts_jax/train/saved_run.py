@@ -15,10 +15,11 @@ from qwen3_tts_jax.files import completed
 from qwen3_tts_jax.train.alignment import AlignmentConfig
 from qwen3_tts_jax.train.checkpoints import BEST, CHECKPOINTS
 from qwen3_tts_jax.train.export import export_model
+from qwen3_tts_jax.train.fingerprint import fingerprint
 from qwen3_tts_jax.train.lora import LoraConfig
 from qwen3_tts_jax.train.new_model import new_params
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
-from qwen3_tts_jax.train.state_files import RunError, latest, load_state
+from qwen3_tts_jax.train.state_files import RunError, latest, load_state, saved_settings
 from qwen3_tts_jax.train.step import PARTS, Recipe, assemble, frozen_paths, start
 
 _FILE = "job.json"
@@ -79,7 +80,8 @@ def export_run(
         `folder` and the checkpoint's name.
 
     Raises:
-        RunError: no checkpoint, a broken one, or one that cannot do without its run.
+        RunError: no checkpoint, a broken one, one that cannot do without its run, or one that started from other
+            weights than those that the source holds now.
         FileNotFoundError: the model, tokenizer or codec that the run started from is gone.
         FileExistsError: `folder` exists.
     """
@@ -106,6 +108,10 @@ def export_run(
             raise RunError(f"{run} trained nothing of the codec embedding: its model comes at the end of the run alone")
         base = hf_config.read_folder(source).with_dtypes("float32")
         params = load_checkpoint(source, base, PARTS)
+        found = fingerprint(params)
+        # Older checkpoints do not tell.
+        if saved_settings(checkpoint).get("base", found) != found:
+            raise RunError(f"{source} does not hold the weights that {run} started from")
     state, frozen = start(params, recipe)
     trained: dict[str, Any] = dict(assemble(load_state(checkpoint, state, {}).kept, frozen, recipe))
     if model.speaker_encoder is not None:

@@ -19,7 +19,7 @@ from qwen3_tts_jax.convert import load_checkpoint, model_rules, tree_shapes
 from qwen3_tts_jax.convert.check import CODEC_FOLDER
 from qwen3_tts_jax.generate import Params
 from qwen3_tts_jax.pipeline import Qwen3TTS
-from qwen3_tts_jax.prompt import TextMode, check_seed
+from qwen3_tts_jax.prompt import Request, TextMode, check_seed
 from qwen3_tts_jax.text.tokenizer import TextTokenizer
 from qwen3_tts_jax.train.batches import Batches
 from qwen3_tts_jax.train.buckets import BucketedBatches
@@ -55,7 +55,8 @@ class SftConfig:
         batch_seconds: of speech in a batch, with clips of similar length together, instead of `batch_size`.
         buckets: the most shapes of such batches.
         accumulate: batches per step.
-        text_modes: how the text is read, taken in turn.
+        text_modes: how the text is read, taken in turn; None is both for a model that goes on cloning, since `clone`
+            reads it as it comes, and all at once for the others.
         known_speakers: allow speakers that the model already has, and train them further.
         remat: see `step.Recipe`.
         seed: of the order of the data and of adapters.
@@ -72,7 +73,7 @@ class SftConfig:
     batch_seconds: float | None = None
     buckets: int = 6
     accumulate: int = 1
-    text_modes: tuple[TextMode, ...] = ("all_at_once",)
+    text_modes: tuple[TextMode, ...] | None = None
     known_speakers: bool = False
     remat: bool = True
     seed: int = 0
@@ -105,6 +106,7 @@ class Job:
         codes: int32 [T, Q] of the lines that have them.
         rows: of new speakers in the codec embedding, by name.
         recipe: of the steps; its model has those speakers.
+        text_modes: how the text is read, taken in turn.
         settings: what checkpoints must agree with.
     """
 
@@ -119,6 +121,7 @@ class Job:
     codes: dict[Line, np.ndarray]
     rows: dict[str, int]
     recipe: Recipe
+    text_modes: tuple[TextMode, ...]
     settings: dict[str, Any]
 
 
@@ -152,12 +155,16 @@ def prepare(
     check_places(output / MODEL, cache)
     base = hf_config.read_folder(source).with_dtypes(config.dtype)
     lines, held_out, rows, recipe = _read(data, validation, base, config)
-    tokenizer = TextTokenizer.from_folder(source)
+    # Where the model reads phonemes, the lines' texts are such already.
+    tokenizer = TextTokenizer.from_folder(source, phonemize=False)
     codes = read_codes([*lines, *held_out], recipe.model.codec)
     check_lengths([*lines, *held_out], codes, tokenizer, recipe.model)
     settings = {"data": digest_of([*lines, *held_out], codes)}
     Checkpoints(output, describe(recipe) | settings).check()
-    return Job(source, output, cache, config, base, tokenizer, lines, held_out, codes, rows, recipe, settings)
+    modes = config.text_modes
+    if modes is None:
+        modes = ("all_at_once", "as_it_comes") if recipe.model.model_type == "base" else ("all_at_once",)
+    return Job(source, output, cache, config, base, tokenizer, lines, held_out, codes, rows, recipe, modes, settings)
 
 
 def check_without_model(
@@ -219,7 +226,7 @@ def _fields(line: Line, codes: np.ndarray | None) -> list[Any]:
 
 def _batches(job: Job, examples: list[Example], devices: int) -> Batches | BucketedBatches:
     config, model = job.config, job.recipe.model
-    common = {"accumulate": config.accumulate, "text_modes": config.text_modes, "seed": config.seed}
+    common = {"accumulate": config.accumulate, "text_modes": job.text_modes, "seed": config.seed}
     if config.batch_seconds is None:
         return Batches(examples, job.tokenizer, model, config.batch_size, **common)
     frames = max(1, round(config.batch_seconds * model.codec.frame_rate))
@@ -260,6 +267,9 @@ def run(
     loaded = job.base if config.lora is not None else job.base.with_dtypes("float32")
     params = {part: load_checkpoint(job.source, loaded, [part], None, placement(mesh))[part] for part in PARTS}
     base = fingerprint(params)
+    settings |= {"base": base}
+    # What is refused leaves the run's description as it is.
+    Checkpoints(job.output, settings).check()
     params = with_speakers(params, speaker_rows(params, job.base, learnt, job.rows))
     devices = 1 if mesh is None else mesh.shape["data"]
     describe_run(job.output, job.recipe, source=job.source, tokenizer=job.source, codec=job.source / CODEC_FOLDER)
@@ -270,7 +280,7 @@ def run(
         job.output,
         validation=_batches(job, held_out, devices) if held_out else None,
         schedule=config.schedule,
-        settings=settings | {"base": base},
+        settings=settings,
         report=report,
         speak=_speaker(job, learnt[0]) if config.schedule.sample else None,
         mesh=mesh,
@@ -300,17 +310,22 @@ def with_speakers(params: Params, rows: dict[int, Any]) -> Params:
 
 def _speaker(job: Job, example: Example) -> Callable[[Params, int], None]:
     decoder = load_checkpoint(job.source, job.base, ["codec/decoder"])["codec"]["decoder"]
-    return sampler(job.recipe.model, decoder, job.tokenizer, example, job.output / SAMPLES, job.config.seed)
+    request = sample_request(example, job.text_modes)
+    return sampler(job.recipe.model, decoder, job.tokenizer, request, job.output / SAMPLES, job.config.seed)
+
+
+def sample_request(example: Example, text_modes: Sequence[TextMode]) -> Request:
+    """Asks for the example's text, read in the first of `text_modes`, in at most about twice its frames."""
+    return replace(example.request(text_modes[0]), max_frames=2 * len(example.codes) + 12)
 
 
 def sampler(
-    config: ModelConfig, decoder: Params, tokenizer: TextTokenizer, example: Example, folder: Path, seed: int
+    config: ModelConfig, decoder: Params, tokenizer: TextTokenizer, request: Request, folder: Path, seed: int
 ) -> Callable[[Params, int], None]:
-    """speak(params, step), which writes what the model says of the example's text into `folder`."""
+    """speak(params, step), which writes the speech that the model answers the request with into `folder`."""
 
     def speak(params: Params, step: int) -> None:
         tree = {**to_compute(params, config), "codec": {"decoder": decoder}}
-        request = replace(example.request("all_at_once"), max_frames=2 * len(example.codes) + 12)
         speech = Qwen3TTS(config, tree, tokenizer).synthesize([request], seed=seed)[0]
         folder.mkdir(exist_ok=True)
         audio.write(folder / f"step-{step:06}.wav", speech.samples, speech.sample_rate)

@@ -27,7 +27,7 @@ from qwen3_tts_jax.train.code_files import read_codes
 from qwen3_tts_jax.train.examples import Example, check_lengths, make_examples
 from qwen3_tts_jax.train.export import export_model
 from qwen3_tts_jax.train.fingerprint import fingerprint
-from qwen3_tts_jax.train.lines import Line, read_lines
+from qwen3_tts_jax.train.lines import Line, check_speakers, read_lines
 from qwen3_tts_jax.train.loss import LossConfig
 from qwen3_tts_jax.train.new_model import new_params, read_new_config, with_speakers_of
 from qwen3_tts_jax.train.optimizer import OptimizerConfig
@@ -35,7 +35,7 @@ from qwen3_tts_jax.train.progress import Progress, Schedule, check_places
 from qwen3_tts_jax.train.regularization import Regularization
 from qwen3_tts_jax.train.run import Result, describe, fit
 from qwen3_tts_jax.train.saved_run import describe_run
-from qwen3_tts_jax.train.sft import CACHE, MODEL, SAMPLES, digest_of, sampler
+from qwen3_tts_jax.train.sft import CACHE, MODEL, SAMPLES, digest_of, sample_request, sampler
 from qwen3_tts_jax.train.shards import placement
 from qwen3_tts_jax.train.step import PARTS, Recipe
 
@@ -105,7 +105,7 @@ class TalkerJob:
         lines: to learn.
         validation: to judge by; may be empty.
         codes: int32 [T, Q] of the lines that have them.
-        recipe: of the steps; its model has the speakers of all lines.
+        recipe: of the steps; its model has the speakers of the lines to learn.
         settings: what checkpoints must agree with.
     """
 
@@ -149,7 +149,7 @@ def prepare_talker(
         cache: folder of encoded recordings; `output`/cache by default.
 
     Raises:
-        lines.DataError: see `read_lines`, `code_files.read_codes` and `check_lengths`.
+        lines.DataError: see `read_lines`, `check_speakers`, `code_files.read_codes` and `check_lengths`.
         ConfigError: see `read_new_config`, `Recipe` and `AlignmentConfig.check`; `start` is another kind of model; or
             recordings without codes where the codec's encoder is not trained.
         FileExistsError: as `progress.check_places`, for `output`/model.
@@ -220,12 +220,15 @@ def _read(
     with TemporaryDirectory() as folder:
         texts = write_byte_tokenizer(folder) if tokenizer is None else Path(tokenizer)
         new = read_new_config(model, texts, codec)
-        text_tokenizer = TextTokenizer.from_folder(texts)
+        # Where the model reads phonemes, the lines' texts are such already.
+        text_tokenizer = TextTokenizer.from_folder(texts, phonemize=False)
     lines = read_lines(data, new)
     held_out = [] if validation is None else read_lines(validation, new)
     if any(line.codes is None for line in (*lines, *held_out)):
         codec.require_encoder()
-    return text_tokenizer, lines, held_out, with_speakers_of(new, [*lines, *held_out])
+    full = with_speakers_of(new, lines)
+    check_speakers(held_out, full)
+    return text_tokenizer, lines, held_out, full
 
 
 def _recipe(model: ModelConfig, config: TalkerTraining, start: str | Path | None) -> Recipe:
@@ -279,8 +282,8 @@ def run_talker(
     learnt, held_out = examples[: len(job.lines)], examples[len(job.lines) :]
     speak = None
     if config.schedule.sample:
-        spoken = (held_out or learnt)[0]
-        speak = sampler(model, codec["decoder"], job.tokenizer, spoken, job.output / SAMPLES, config.seed)
+        request = sample_request((held_out or learnt)[0], config.text_modes)
+        speak = sampler(model, codec["decoder"], job.tokenizer, request, job.output / SAMPLES, config.seed)
     del codec
     describe_run(job.output, job.recipe, source=None, tokenizer=job.tokenizer_folder, codec=job.codec_folder)
     devices = 1 if mesh is None else mesh.shape["data"]
