@@ -87,7 +87,7 @@ def test_codes_to_sound(model):
         np.testing.assert_allclose(written, samples, atol=2 / 32768)
     assert np.abs(expected[0]).max() > 0.01
     assert sorted(path.name for path in Path("new").iterdir()) == ["alone.wav", "batch.wav", "one.wav", "two.wav"]
-    assert len(list(Path.cwd().iterdir())) == 4
+    assert len(list(Path.cwd().iterdir())) == 5
 
 
 # Refusals.

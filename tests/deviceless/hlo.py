@@ -16,6 +16,11 @@ _CALLED = re.compile(r"(?:calls|body|to_apply|true_computation|false_computation
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
+_COLLECTIVES = (
+    "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One instruction: `shape` and `rest` (arguments and attributes) as they are written."""
@@ -60,6 +65,15 @@ class Module:
         """All of them."""
         for computation in self.computations.values():
             yield from computation
+
+    def exchanges(self) -> list[tuple[str, str]]:
+        """Opcode and shape of each exchange between devices."""
+        return [
+            (name, each.shape)
+            for each in self.instructions()
+            for name in _COLLECTIVES
+            if each.opcode in (name, f"{name}-start")
+        ]
 
     def loops(self) -> list[Instruction]:
         """The `while` instructions."""
