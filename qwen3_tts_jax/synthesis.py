@@ -25,6 +25,9 @@ from qwen3_tts_jax.sharding import data_size, mesh_of, place_batch, whole_rows
 from qwen3_tts_jax.speech import FinishReason, Progress, Speech
 from qwen3_tts_jax.utterances import expected_frames, joined, spoken_as, utterance_number
 
+# Then a batch saves as much time, even the first time, as compiling its program takes.
+_SENTENCES_PER_ROW = 4
+
 
 def shape_step(tokenizer: Tokenizer) -> int:
     """The smallest bucket of frames, and of the text that comes with them.
@@ -70,8 +73,8 @@ def synthesize_each(
     parts = [spoken_as(request, tokenizer) for request in requests]
     plans = [[plan_prompt(part, tokenizer, config) for part in each] for each in parts]
     counts = [len(each) for each in parts]
-    # With models that read phonemes, single sentences one by one take less time than compiling another program.
-    useful = len(requests) if tokenizer.phonemes else sum(counts)
+    # With models that read phonemes, a few sentences one by one take less time than compiling another program.
+    useful = max(len(requests), sum(counts) // _SENTENCES_PER_ROW) if tokenizer.phonemes else sum(counts)
     rows = whole_rows(params, batch_size if fixed_shapes else min(batch_size, bucket(useful, 1)))
     spoken = speak_codes(
         params,

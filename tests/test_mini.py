@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3_tts_jax import Qwen3TTS, Request, SpeechTokenizer
+from qwen3_tts_jax import Qwen3TTS, Request, SpeechTokenizer, synthesis
 from qwen3_tts_jax.buckets import UTTERANCE_BUCKET
 from qwen3_tts_jax.config import ConfigError
 from qwen3_tts_jax.convert import load_codec, resolve, resolve_codec
@@ -100,6 +100,19 @@ def test_a_limit_cuts_the_whole_and_what_is_behind_it_is_not_spoken(mini):
     np.testing.assert_array_equal(cut.samples, whole.samples[: 30 * 1200])
     assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
     assert ("prefill", 2) in read
+
+
+@pytest.mark.parametrize(("sentences", "rows"), [(7, 1), (11, 2), (60, 16)])
+def test_sentences_of_a_long_text_are_spoken_side_by_side(mini, monkeypatch, sentences, rows):
+    class Noted(Exception):
+        pass
+
+    def note(params, config, count, *shape):
+        raise Noted(count)
+
+    monkeypatch.setattr(synthesis, "empty_batch_compiled", note)
+    with pytest.raises(Noted, match=rf"^{rows}$"):
+        mini.synthesize([Request("It is late. " * sentences, speaker="henry")])
 
 
 def test_text_in_pieces_is_spoken_sentence_by_sentence(mini):
