@@ -25,7 +25,7 @@ from qwen3_tts_jax.sharding import data_size, mesh_of, place_batch, whole_rows
 from qwen3_tts_jax.speech import FinishReason, Progress, Speech
 from qwen3_tts_jax.utterances import expected_frames, joined, spoken_as, utterance_number
 
-# Then a batch saves as much time, even the first time, as compiling its program takes.
+# With fewer sentences for each of its rows, a batch saves less time than compiling its program takes.
 _SENTENCES_PER_ROW = 4
 
 
