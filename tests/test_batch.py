@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_tts_jax import Qwen3TTS, codec_decoding, decode_state, generate, voice_file
+from qwen3_tts_jax import Qwen3TTS, codec_decoding, decode_state, generate, voice_file, voices
 from qwen3_tts_jax.batch import speak
 from qwen3_tts_jax.batch.manifest import Item
-from qwen3_tts_jax.batch.plan import Task, plan
+from qwen3_tts_jax.batch.plan import Reference, Task, plan
 from qwen3_tts_jax.prompt import MAX_SEED
 from qwen3_tts_jax.speech import Speech
 from tests.command import write_models, write_recording
@@ -163,6 +163,31 @@ def test_a_group_is_spoken_in_parts_of_bounded_size(tokenizer, stand_in, monkeyp
         results = list(speak.run(stand_in, tasks, CUSTOM.generation, batch_size))
         assert sorted(result.task.id for result in results) == sorted(task.id for task in tasks)
         assert [len(texts) for texts in stand_in.calls] == counts
+
+
+def test_few_recordings_are_heard_before_the_first_of_them_speaks(tokenizer, stand_in, monkeypatch):
+    monkeypatch.setattr(speak, "_FEWEST", 100)
+    monkeypatch.setattr(speak, "_ROUNDS", 2)
+    heard = []
+
+    def make_voices(params, config, recordings, texts):
+        heard.append(recordings)
+        return [None]
+
+    monkeypatch.setattr(voices, "make_voices", make_voices)
+    monkeypatch.setattr(Reference, "read", lambda reference: reference.source)
+    tasks, _ = plan(items(13), CUSTOM, tokenizer, 0)
+    # The first three share a recording.
+    sources = [0, 0, 0, *range(1, 11)]
+    tasks = [replace(task, reference=Reference(str(n), None, "")) for task, n in zip(tasks, sources, strict=True)]
+    seen = []
+    for result in speak.run(stand_in, tasks, CUSTOM.generation, 2):
+        seen.append((result.task.id, len(heard)))
+    assert len({name for name, _ in seen}) == 13
+    assert len(heard) == 11
+    counts = [len(texts) for texts in stand_in.calls]
+    assert max(counts) <= 6
+    assert seen[0][1] <= 4
 
 
 def test_seeds_of_retries_are_stable():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Protocol
@@ -26,7 +26,8 @@ from qwen3_tts_jax.voice_prompt import VoicePrompt
 
 _ROUNDS, _FEWEST = 16, 1024
 """How many tasks are handed to the model at once: the batch size times the first, but at least the second. All their
-voices are in memory together, and while the last of them are spoken, rows of the batch are idle."""
+voices are in memory together, and while the last of them are spoken, rows of the batch are idle. Of recordings that
+must be heard before any of these tasks is spoken, there are no more than the batch size times the first."""
 
 
 class Model(Protocol):
@@ -142,7 +143,7 @@ def run(
     for group in schedule(tasks):
         waiting = deque(_Try(task, 0) for task in group)
         while waiting:
-            part = [waiting.popleft() for _ in range(min(most, len(waiting)))]
+            part = _next_part(waiting, made, most, _ROUNDS * batch_size)
             again = []
             for tried, result in _speak(model, part, made, generation, batch_size, progress):
                 cut = result.speech is not None and result.speech.finish_reason == "length"
@@ -154,6 +155,20 @@ def run(
             waiting.extendleft(again)
             while len(made) > most:
                 del made[next(iter(made))]
+
+
+def _next_part(waiting: deque[_Try], made: Container[Reference], most: int, most_recordings: int) -> list[_Try]:
+    """Takes the first tries, at most so many, and so many of recordings whose voices are not `made` yet."""
+    part: list[_Try] = []
+    recordings: set[Reference] = set()
+    while waiting and len(part) < most:
+        reference = waiting[0].task.reference
+        if reference is not None and reference not in made:
+            if reference not in recordings and len(recordings) == most_recordings:
+                break
+            recordings.add(reference)
+        part.append(waiting.popleft())
+    return part
 
 
 def _speak(
