@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -118,7 +119,7 @@ class Qwen3TTS:
                 f"{config.talker.text_vocab_size}: they are of different models"
             )
         placement = None if mesh is None else sharding.placement(mesh, config)
-        report = None if progress is None else lambda done, total: progress("load", done, total)
+        report = None if progress is None else partial(progress, "load")
         parts = convert.PARTS if config.model_type == "base" else convert.SYNTHESIS_PARTS
         finish = quantize_leaf if weights == "int8" else None
         params = convert.load_checkpoint(folder, config, parts, report, placement, finish)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -156,7 +157,7 @@ class SpeechTokenizer:
         """
         folder = convert.resolve_codec(model, revision, cache_dir, local_files_only)
         config = hopper.configure(hf_config.read_codec(folder).with_dtype(dtype))
-        report = None if progress is None else lambda done, total: progress("load", done, total)
+        report = None if progress is None else partial(progress, "load")
         return cls(config, convert.load_codec(folder, config, report))
 
     def encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,7 +68,7 @@ def export(
         config = config.with_dtypes(dtype)
         parts = parts_of(config)
         with ProgressLine(1 / config.codec.frame_rate, quiet) as progress:
-            params = load_checkpoint(folder, config, parts, lambda done, total: progress("load", done, total))
+            params = load_checkpoint(folder, config, parts, partial(progress, "load"))
             progress("save", 0, 1)
             export_model(output, params, config, folder, dtype)
     typer.echo(f"{output}: {folder_bytes(output) / 1e6:,.1f} MB, {', '.join(parts)}; talker in {dtype}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,9 +57,7 @@ def merge(
         from qwen3_tts_jax.train.merge import with_lora
 
         with ProgressLine(1 / config.codec.frame_rate, quiet) as progress:
-            params = load_checkpoint(
-                folder, config, parts_of(config), lambda done, total: progress("load", done, total)
-            )
+            params = load_checkpoint(folder, config, parts_of(config), partial(progress, "load"))
             before = config.prompt.speakers
             params, config = with_lora(lora, params, config)
             progress("save", 0, 1)
