@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -57,9 +58,12 @@ def remove_damaged(warning: str) -> None:
     """
     name = _UNREADABLE.match(warning)
     folder = jax.config.jax_compilation_cache_dir
-    if name is not None and folder is not None:
-        for entry in Path(folder).glob(f"{name[1]}-*"):
-            entry.unlink(missing_ok=True)
+    # Programs of another user may be whole.
+    if name is None or folder is None or "PermissionError" in warning:
+        return
+    for entry in Path(folder).glob(f"{name[1]}-*"):
+        with suppress(OSError):
+            entry.unlink()
 
 
 def _default_folder() -> Path:

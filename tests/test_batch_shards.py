@@ -94,10 +94,17 @@ def test_what_is_in_a_shard(tmp_path, tasks):
     assert str(schema.field("codes").type) == "list<element: list<element: int16>>"
 
 
-def test_items_of_the_spool_are_not_settled(tmp_path, tasks):
-    """Their shard will have more of them than job.json has."""
+def test_items_of_the_spool_need_no_task(tmp_path, tasks):
+    """Their shard is made from what job.json has of them."""
     work(tmp_path / "out", tasks, PER_SHARD + 1)
-    assert list(open_folder(tmp_path / "out").settled()) == [task.id for task in tasks[:PER_SHARD]]
+    settled = open_folder(tmp_path / "out").settled()
+    assert list(settled) == [task.id for task in tasks[: PER_SHARD + 1]]
+    with open_folder(tmp_path / "out") as job:
+        job.begin({"seed": 0}, tasks[PER_SHARD + 1 :], unchanged=settled)
+        for task in tasks[PER_SHARD + 1 :]:
+            job.add([result_of(task)])
+        job.finish()
+    assert_whole(tmp_path / "out", tasks)
 
 
 def test_a_group_of_rows_ends_before_it_is_too_large_to_read(tmp_path, monkeypatch):

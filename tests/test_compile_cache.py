@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,3 +141,17 @@ def test_programs_that_were_cut_short_are_compiled_anew(tmp_path):
         path.write_bytes(path.read_bytes()[:-40])
     assert messages().startswith("warning: Error reading persistent compilation cache entry for 'jit_add_one")
     assert messages() == ""
+
+
+def test_what_cannot_be_removed_is_left(tmp_path, monkeypatch):
+    """As in a folder of another user, whose programs may be whole."""
+    (tmp_path / "jit_f-0-cache").mkdir()
+    (tmp_path / "jit_g-0-cache").touch()
+    config = SimpleNamespace(jax_compilation_cache_dir=str(tmp_path))
+    monkeypatch.setattr(compile_cache, "jax", SimpleNamespace(config=config))
+    start = "Error reading persistent compilation cache entry for "
+    compile_cache.remove_damaged(f"{start}'jit_f': Error: cut short")
+    compile_cache.remove_damaged(f"{start}'jit_g': PermissionError: [Errno 13] Permission denied")
+    assert len(list(tmp_path.iterdir())) == 2
+    compile_cache.remove_damaged(f"{start}'jit_g': Error: cut short")
+    assert [path.name for path in tmp_path.iterdir()] == ["jit_f-0-cache"]

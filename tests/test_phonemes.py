@@ -316,6 +316,13 @@ def test_words_in_capitals_are_words_where_all_is_in_capitals(shout):
     assert phonemize(shout) == phonemize(shout.lower())
 
 
+@pytest.mark.parametrize(
+    ("acronym", "said"), [("AT&T", "ˈeɪ tˈi ænd tˈi."), ("US $5", "jˈu ˈɛs fˈaɪv dˈɑlɚz."), ("TV 2.", "tˈi vˈi tˈu.")]
+)
+def test_an_acronym_beside_a_number_or_sign_is_spelled_out(acronym, said):
+    assert utterances(acronym) == [said]
+
+
 def test_threads_say_the_same_with_one_library():
     texts = [text for text, _, _ in SAID]
 

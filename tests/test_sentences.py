@@ -107,6 +107,10 @@ def test_parts_of_a_long_text_are_few_and_whole():
     assert all(words(a) + words(b) > 30 for a, b in itertools.pairwise(parts))
 
 
+def test_titles_in_capitals_end_no_sentence():
+    assert sentences("MR. SMITH WENT TO MAIN ST. HE") == (["MR. SMITH WENT TO MAIN ST."], "HE")
+
+
 def test_initials_without_end_take_no_time():
     text = "J. K. " * 20_000
     assert sentences(text) == ([], text)

@@ -52,11 +52,13 @@ from qwen3_tts_jax.text.verbalize import written_out
         ("Act I (the inn)", "Act one (the inn)"),
         ("In chapter I show why. CHAPTER I LIKE", "In chapter I show why. CHAPTER I LIKE"),
         # Capitals.
-        ("MR. SMITH AND ST. LOUIS", "Mr. SMITH AND Saint LOUIS"),
+        ("MR. SMITH AND DR. JONES", "Mr. SMITH AND Dr. JONES"),
         ("She has an MS. It is new.", "She has an MS. It is new."),
         # Signs and letters that are easily overlooked.
         ("The 1,000th and the 21st", "The one thousandth and the twenty-first"),
         ("5−3=2, x − y, −5", "five minus three equals two, x minus y, minus five"),
+        ("2010−2015, well−known; he left − at last", "twenty ten to twenty fifteen, well-known; he left, at last"),
+        ("Section X-ray, PART V-SHAPED", "Section X-ray, PART V-SHAPED"),
         ("beau\u00adti\u00adful w\u200borld\ufeff", "beautiful world"),
         ("The MIX of CIVIL LICENSE, Our CV, Size XL, The IIII", "The MIX of CIVIL LICENSE, Our CV, Size XL, The IIII"),
     ],

@@ -75,7 +75,7 @@ class JobFolder:
     def __post_init__(self) -> None:
         self.finished: dict[str, Record] = {}
         self.removed = 0
-        self._tasks: dict[str, Task] = {}
+        self._items: dict[str, dict[str, Any]] = {}
         self._others: list[Record] = []
         self._spooled: list[str] = []
         self._shards = 0
@@ -125,14 +125,14 @@ class JobFolder:
             raise FolderError(f"{self.path} holds no job but other files, such as {min(others)}: choose a new folder")
 
     def settled(self) -> dict[str, Settled]:
-        """Finished items whose files will not be touched again, by id, as far as the folder can be read."""
+        """Finished items by id, without those that an earlier release of this package made."""
         job = batch_settings.read(self.path / _JOB)
         if job is None:
             return {}
         return {
             name: Settled(job["items"][name], job["sources"][name])
-            for name, record in self.read_index().items()
-            if name in job["items"] and name in job["sources"] and not record["file"].startswith(f"{_SPOOL}/")
+            for name in self.read_index()
+            if name in job["items"] and name in job["sources"]
         }
 
     def begin(
@@ -178,7 +178,7 @@ class JobFolder:
             batch_settings.write(self.path / _JOB, settings, items, sources)
             batch_index.rewrite(self._index, [*records.values(), *self._others])
         self.finished = records
-        self._tasks = {task.id: task for task in tasks}
+        self._items = items
         if self._sharded:
             self._spooled = [name for name, record in records.items() if record["file"].startswith(f"{_SPOOL}/")]
             shards = {record["file"] for record in records.values() if record["file"].startswith(f"{_SHARDS}/")}
@@ -305,15 +305,12 @@ class JobFolder:
             shards.write(temporary, map(self._row, names), sample_rate, self.save_codes)
 
     def _row(self, name: str) -> dict[str, Any]:
-        record, request = self.finished[name], self._tasks[name].request
+        record, item = self.finished[name], self._items[name]
         sound = self.path / record["file"]
         row = {
             **record,
             "audio": {"bytes": sound.read_bytes(), "path": sound.name},
-            "text": request.text,
-            "language": request.language,
-            "speaker": request.speaker,
-            "instruct": request.instruct,
+            **{column: item[column] for column in ("text", "language", "speaker", "instruct")},
         }
         if self.save_codes:
             row["codes"] = list(np.load(self.path / record["codes"]))

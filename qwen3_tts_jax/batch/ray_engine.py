@@ -7,6 +7,8 @@ alone writes them.
 from __future__ import annotations
 
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +34,11 @@ _LOSSES = 5
 def connect(quiet: bool) -> None:
     """Joins the cluster of RAY_ADDRESS or of this machine, or starts one on this machine."""
     if not ray.is_initialized():
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=not quiet, logging_level="warning")
+        if threading.current_thread() is threading.main_thread():
+            # Ray's own handler aborts the process, and with it what waits for the disk.
+            signal.signal(signal.SIGTERM, before)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 

@@ -1,6 +1,7 @@
 """Parquet shards of a batch job, which Hugging Face `datasets` opens with their sound as Audio. Needs pyarrow; no JAX.
 
-id, text, language, speaker, instruct       as in the manifest; a speaker that was not chosen is the model's first
+id, text, instruct                          as in the manifest
+language, speaker                           in small letters; a speaker that was not chosen is the model's first
 audio                                       {bytes: a FLAC file, path: ID.flac}
 seconds, frames, finish_reason, seed, tries as in the index
 codes                                       int16 [T, Q], if wanted

@@ -71,7 +71,7 @@ RULERS = (
 """Names that, before a number, are mostly those of kings, queens and popes: *the fourteenth*."""
 HEADINGS = "CHAPTER|PART|BOOK|VOLUME|ACT|SCENE|SECTION"
 """Words in capitals that have a Roman numeral after them."""
-TITLES = "MR|MRS|MS|DR|ST|MT|PROF|CAPT|LT|SGT|COL|GEN|GOV|SEN|REV|SR|JR"
+TITLES = "MR|MRS|MS|DR|MT|PROF|CAPT|LT|SGT|COL|GEN|GOV|SEN|REV|SR|JR"
 """Abbreviations in capitals, read as those in small letters."""
 NO_STREETS = "The|A|My|Your|His|Her|Our|Their|This|That|Dear|Hi|Hello|Thanks|Yes|No"
 """Words after which *Dr.* is a doctor, and no street."""

@@ -106,12 +106,13 @@ def _phonemized(text: str) -> str:
     """`phonemize`, without its warning."""
     words: list[str] = []
     readable = written_out(text)
-    # Asked of the text itself: numbers and signs have become words in small letters.
-    shouted = text.isupper() and " " in readable
     # One library for all threads, as it takes long to load and remembers words; it serves one at a time.
     with _one_at_a_time:
         gruut = _gruut()
         known = gruut.get_settings(_LANGUAGE).lookup_phonemes
+        # More than an acronym or two: numbers and signs, which have become words, are in small letters.
+        capitals = [word for word in _WORD.findall(readable) if len(word) > 1 and word.isupper()]
+        shouted = text.isupper() and sum(bool(known(word.lower(), do_transforms=False)) for word in capitals) > 1
         readable = _WORD.sub(lambda match: _readable(match[0], known, shouted), readable)
         spoken = [word for word in gruut.words(*gruut(readable, lang=_LANGUAGE)) if word.is_break or word.phonemes]
     for word, following in zip(spoken, [*spoken[1:], None], strict=False):

@@ -16,7 +16,7 @@ _SENTENCE_END = re.compile(
 # Abbreviations and initials, whose stop ends no sentence.
 _NO_END = re.compile(
     r"(?:^|[\s(\"'“])(?:\w|(?:\w\.)+\w|[Mm]r|[Mm]rs|[Mm]s|[Dd]r|St|Mt|Jr|Prof|Capt|Lt|Sgt|Col|Gen|Gov|Sen|Rev|Sr|No|vs"
-    r"|MR|MRS|MS|DR|ST|MT|PROF|CAPT|LT|SGT|COL|GEN|GOV|SEN|REV)\.$"
+    r"|MR|MRS|MS|DR|MT|PROF|CAPT|LT|SGT|COL|GEN|GOV|SEN|REV)\.$"
 )
 # Abbreviations whose stop ends no sentence before a number.
 _NO_END_BEFORE_NUMBER = re.compile(

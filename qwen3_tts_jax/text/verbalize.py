@@ -51,6 +51,8 @@ _PARTS = "page|slide|step|part|chapter|section|question|exercise|episode|round|t
 _PER = r"(?:second|minute|hour|day|night|week|month|year|person)\b"
 _ROMAN = "(?!(?:XL|L[IV])\\b)(?=[IVXL]{2})((?:XL|L?X{0,3})(?:IX|IV|V?I{0,3}))(?<! )"
 """Roman numerals of two letters or more, up to 89, that are neither a size nor initials."""
+_MINUS = re.compile(r"(?:(?<=\d)|(?<=\b[A-Za-z])|(?<=\)))\s−\s(?=\d|[A-Za-z]\b|\()|(?<=\d)−(?=\d+(?:\.\d+)?\s?=)")
+"""The sign of a difference; it may also stand for a hyphen or a dash."""
 _POWERS = "⁰¹²³⁴-⁹"
 _LONGEST_NUMBER = 15
 """In digits; longer numbers are said digit by digit."""
@@ -62,8 +64,7 @@ def written_out(text: str) -> str:
     What remains are letters without accents, one space between words, and , . ? ! : ; " ' - ( ). Letters of other
     alphabets, and symbols that have no name here, are left out.
     """
-    text = re.sub(r"(?<=[\w)])\s?−\s?(?=[\w(])", " minus ", unicodedata.normalize("NFC", text))
-    text = text.translate(PUNCTUATION)
+    text = _MINUS.sub(" minus ", unicodedata.normalize("NFC", text)).translate(PUNCTUATION)
     for pattern, said in _RULES:
         text = pattern.sub(said, text)
     text = unicodedata.normalize("NFKD", text.translate(LETTERS))
@@ -254,7 +255,7 @@ _RULES: list[tuple[re.Pattern, str | Callable[[re.Match], str]]] = [
         (r"\bSt\.(?= [A-Z])", "Saint"),
         (rf"\b(?!(?:{NO_STREETS}) )([A-Z][a-z]+) Dr(?:\.(?=,| [a-z])|(?=\.?\s*$))", r"\1 Drive"),
         (rf"\b((?:[A-Z][a-z]+|{HEADINGS}) ){_ROMAN}\b", _roman),
-        (rf"\b((?:{HEADINGS}|{HEADINGS.title()}) )([VX]|I(?=\W*$|[.:,;]|\s+[-–(]))\b", _roman),
+        (rf"\b((?:{HEADINGS}|{HEADINGS.title()}) )([VX]|I(?=\W*$|[.:,;]|\s+[-–(]))\b(?!-\w)", _roman),
         (rf"\b((?:{RULERS}) )([VX])\b(?!\. ?[A-Z])", _roman),
         (rf"\b(?i:({'|'.join(NUMBERED)})\.(?= ?\d))", lambda match: NUMBERED[match[1].lower()]),
         (r"#(?=\d)", "number "),

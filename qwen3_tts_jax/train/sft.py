@@ -268,15 +268,16 @@ def run(
     params = {part: load_checkpoint(job.source, loaded, [part], None, placement(mesh))[part] for part in PARTS}
     base = fingerprint(params)
     settings |= {"base": base}
-    # What is refused leaves the run's description as it is.
-    Checkpoints(job.output, settings).check()
     params = with_speakers(params, speaker_rows(params, job.base, learnt, job.rows))
     devices = 1 if mesh is None else mesh.shape["data"]
+    batches = _batches(job, learnt, devices)
+    # What is refused leaves the run's description as it is.
+    Checkpoints(job.output, settings | batches.describe()).check()
     describe_run(job.output, job.recipe, source=job.source, tokenizer=job.source, codec=job.source / CODEC_FOLDER)
     result = fit(
         params,
         job.recipe,
-        _batches(job, learnt, devices),
+        batches,
         job.output,
         validation=_batches(job, held_out, devices) if held_out else None,
         schedule=config.schedule,
