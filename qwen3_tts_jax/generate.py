@@ -54,14 +54,19 @@ def embed_codes(params: Params, config: ModelConfig, codes: jax.Array) -> jax.Ar
     Summed in the order of the codebooks, as the reference does: another order changes the rounding,
     and with it, sooner or later, a code.
     """
-    codebooks = jnp.arange(1, codes.shape[-1])
-    first = _talker(params, config, jnp.maximum(codes[..., :1], 0), method=Talker.embed_code)
-    rest = _predictor(params, config, codebooks, jnp.maximum(codes[..., 1:], 0), method=CodePredictor.embed_code)
-    rows = jnp.concatenate([first.astype(jnp.float32), rest.astype(jnp.float32)], axis=-2)
-    rows = jnp.where(codes[..., None] >= 0, rows, 0.0)
-    total = rows[..., 0, :]
+
+    def rows(codebook: int) -> jax.Array:
+        ids = jnp.maximum(codes[..., codebook], 0)
+        if codebook == 0:
+            found = _talker(params, config, ids, method=Talker.embed_code)
+        else:
+            found = _predictor(params, config, codebook, ids, method=CodePredictor.embed_code)
+        return jnp.where(codes[..., codebook, None] >= 0, found.astype(jnp.float32), 0.0)
+
+    # One codebook after the other: XLA for TPUs would put the rows of all of them into memory.
+    total = rows(0)
     for codebook in range(1, codes.shape[-1]):
-        total = total + rows[..., codebook, :]
+        total = total + rows(codebook)
     return total.astype(config.talker.transformer.dtype)
 
 

@@ -90,18 +90,20 @@ def _convolve_windows(x: jax.Array, kernel: jax.Array, dilation: int, stride: in
 def _multiply(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array, *, three_pass: bool) -> jax.Array:
     """Applies `product`, which is linear in x and in the kernel, in float32 or in three passes of bfloat16.
 
-    On TPUs XLA makes these passes within one product, as its precision "high".
+    XLA makes these passes within one product, for TPUs as its precision "high", for NVIDIA as an algorithm with a name.
     """
     if not three_pass:
         return product(x, kernel, precision=PRECISION)
-    in_one = partial(product, precision=jax.lax.Precision.HIGH)
-    return jax.lax.platform_dependent(x, kernel, tpu=in_one, default=partial(_in_three_passes, product))
+    on_tpu = partial(product, precision=jax.lax.Precision.HIGH)
+    on_cuda = partial(product, precision=jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3)
+    in_turn = partial(_in_three_passes, product)
+    return jax.lax.platform_dependent(x, kernel, cuda=on_cuda, tpu=on_tpu, default=in_turn)
 
 
 def _in_three_passes(product: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Splits each operand into its bfloat16 value and the rest, and adds up all products but rest times rest.
 
-    bfloat16 values are exact in TF32, so GPUs multiply them on tensor cores and accumulate in float32.
+    For other platforms, where the default precision multiplies such values exactly.
     """
 
     def halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:

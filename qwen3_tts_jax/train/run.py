@@ -73,8 +73,8 @@ def fit(
         report: called with every line of the log.
         speak: called as speak(params, step) to write samples of speech.
         mesh: spreads the rows of every batch, and the numbers of large leaves, over its axis "data"
-            (`sharding.make_mesh`): each device keeps a part of weights and moments and gathers the rest from the
-            others when it is needed (Rajbhandari et al. 2020, arXiv:1910.02054).
+            (`sharding.make_mesh`): each device keeps a part of weights and moments (Rajbhandari et al. 2020,
+            arXiv:1910.02054), and XLA decides whether weights or activations are exchanged.
         text_gap: evaluate validation data of two clips or more also with the texts of other clips. The log then says
             by how much the cross entropy of code 0 rises: 0 until the model listens to the text, which no loss shows.
 
@@ -97,7 +97,7 @@ def fit(
         swapped = [place(batch, mesh) for batch in validation.in_order(other_texts=True)]
 
     def advance(state: TrainState, step: int, batches: Batch) -> Stepped[TrainState]:
-        state, metrics = train_step(state, frozen, place(batches, mesh, axis=1), recipe)
+        state, metrics = train_step(state, frozen, place(batches, mesh, axis=1), recipe, mesh)
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batches))
         return Stepped(state, metrics, int(np.sum(batches.codes[..., 0] >= 0)), shapes)
 

@@ -18,34 +18,49 @@ Tree = TypeVar("Tree")
 
 
 def placement(mesh: Mesh | None) -> Placement | None:
-    """Where leaves go; large ones are cut along the longest axis that the axis "data" divides. None without a mesh."""
+    """Where leaves go; large ones are cut along the longest axis that the axis "data" divides. None without a mesh.
+
+    Embeddings are cut along their width: else all devices would look up, and exchange, the rows of the whole batch.
+    """
     if mesh is None:
         return None
     size = mesh.shape[DATA]
 
-    def place(_: str, shape: tuple[int, ...]) -> NamedSharding:
+    def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
         axes = [axis for axis, length in enumerate(shape) if length % size == 0]
         if prod(shape) < _LARGE or not axes:
             return NamedSharding(mesh, PartitionSpec())
-        longest = max(axes, key=lambda axis: shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA))
+        width = len(shape) - 1
+        is_embedding = path.rpartition("/")[2] == "embedding" and width in axes
+        chosen = width if is_embedding else max(axes, key=lambda axis: shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * chosen, DATA))
 
     return place
 
 
 def spread(tree: Tree, mesh: Mesh | None) -> Tree:
     """Leaves at their `placement`; as they are without a mesh."""
-    where = placement(mesh)
-    return tree if where is None else jax.tree.map(lambda leaf: jax.device_put(leaf, where("", leaf.shape)), tree)
+    return tree if mesh is None else jax.tree.map(jax.device_put, tree, _shardings(tree, mesh))
+
+
+def held(tree: Tree, mesh: Mesh | None) -> Tree:
+    """In a compiled function, leaves at their `placement`; as they are without a mesh."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, _shardings(tree, mesh))
 
 
 def made(function: Callable[..., Tree], *arguments: object, mesh: Mesh | None) -> Tree:
     """What `function` returns, every leaf made at its `placement`: no device ever holds a large one whole."""
-    where, shardings = placement(mesh), None
-    if where is not None:
-        shapes = jax.eval_shape(function, *arguments)
-        shardings = jax.tree.map(lambda leaf: where("", leaf.shape), shapes)
+    shardings = None if mesh is None else _shardings(jax.eval_shape(function, *arguments), mesh)
     return jax.jit(function, out_shardings=shardings)(*arguments)
+
+
+def _shardings(tree: Tree, mesh: Mesh) -> Tree:
+    where = placement(mesh)
+
+    def of(path: tuple, leaf: jax.Array) -> NamedSharding:
+        return where(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
 
 
 def place(batch: Batch, mesh: Mesh | None, axis: int = 0) -> Batch:

@@ -22,7 +22,7 @@ from qwen3_tts_jax.train.loss import Batch, LossConfig, LossParts, count_targets
 from qwen3_tts_jax.train.optimizer import OptimizerConfig, if_finite, moving_average
 from qwen3_tts_jax.train.regularization import Regularization, corrupt, drop_out
 from qwen3_tts_jax.train.score import teacher_force
-from qwen3_tts_jax.train.shards import made, spread
+from qwen3_tts_jax.train.shards import held, made, spread
 
 PARTS = ("talker", "code_predictor")
 _SPEAKERS = "talker/codec_embedding/embedding"
@@ -233,9 +233,9 @@ def _helped_value(
     return value, (parts, aligned)
 
 
-@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+@partial(jax.jit, static_argnames=("recipe", "mesh"), donate_argnames="state")
 def train_step(
-    state: TrainState, frozen: dict[str, jax.Array], batches: Batch, recipe: Recipe
+    state: TrainState, frozen: dict[str, jax.Array], batches: Batch, recipe: Recipe, mesh: Mesh | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimizer.
 
@@ -244,6 +244,7 @@ def train_step(
         frozen: from `start`.
         batches: leaves [A, B, …]: the gradient is that of A batches as one.
         recipe: static.
+        mesh: static; what `start` was given, so that the next state lies where this one does.
 
     Returns:
         The next state, and loss [], codes [Q] and end [] (mean cross entropies), gradient_norm [], learning_rate []
@@ -282,7 +283,7 @@ def train_step(
         metrics["alignment"] = aligned[0] / count
         if recipe.alignment.guide:
             metrics["guide"] = aligned[1] / count
-    return state, metrics
+    return held(state, mesh), metrics
 
 
 @partial(jax.jit, static_argnames="recipe")
