@@ -3,13 +3,13 @@
     python benchmarks/bench_gpu.py CHECKPOINT [--batches 1 64 256] [--frames 128] [--output gpu.jsonl] [--plot gpu.png]
 
 The figures in README.md (`results/gpu_h200.jsonl`, 1.7B shapes) are from an earlier form of it, without "streams
-together", and without whole calls at 256 utterances. Compiling ours for one of the
-batches takes about a minute, so minutes pass before the first figure; each is printed as it is made. Ours computes in
-bfloat16, the codec in three passes of it; the others in bfloat16 throughout. The figures are for frames alone, the
-codec alone, whole calls, streams together, and the time until a stream's first sound; each is the median of several
-after one that compiles or captures. Any custom-voice checkpoint will do, even a random one
-(tests/parity/random_checkpoint.py). The others need qwen-tts and faster-qwen3-tts, which want different versions of
-transformers: `--kinds` chooses what an environment has.
+together", and without whole calls at 256 utterances. Compiling ours for one of the batches takes about a minute, so
+minutes pass before the first figure; each is printed as it is made. Ours computes in bfloat16, the codec in three
+passes of it; the others in bfloat16 throughout. The figures are for frames alone, the codec alone, whole calls, streams
+together, and the time until a stream's first sound; each is the median of several after one that compiles or captures.
+
+Any custom-voice checkpoint will do, even a random one (tests/parity/random_checkpoint.py). The others need qwen-tts and
+faster-qwen3-tts, which want different versions of transformers: `--kinds` chooses what an environment has.
 """
 
 from __future__ import annotations

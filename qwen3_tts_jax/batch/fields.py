@@ -104,14 +104,12 @@ def _split(value: Any) -> int:
 
 
 def _whole(value: Any) -> int | None:
-    digits = isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20
-    number = int(value) if digits else value
-    # As pandas writes whole numbers of a column that has gaps.
-    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,19}\.0\s*", value, re.ASCII):
-        number = int(value.partition(".")[0])
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
-    return number if isinstance(number, int) and not isinstance(number, bool) else None
+    # Pandas writes 3.0 for the whole numbers of a column that has gaps.
+    if isinstance(value, str) and re.fullmatch(r"\d{1,19}(?:\.0)?", value.strip(), re.ASCII):
+        return int(value.partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _truth(value: Any) -> bool:

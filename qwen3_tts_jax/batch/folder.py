@@ -43,7 +43,6 @@ _WRITERS = 8
 MOST_WAITING = 64
 """How many results may wait for the disk; also how many are written at once, all their files before their lines."""
 _CODES, _SPOOL, _SHARDS = "codes", "spool", "data"
-_OF_SPOOL = {".flac", ".npy"}
 
 
 @dataclass(frozen=True)
@@ -191,13 +190,13 @@ class JobFolder:
         before, was = (job["items"], job["settings"].get("format")) if job else ({}, None)
         # Files outside the folders of shards may be the user's, unless they are in the job's format and named after an
         # item that is not finished.
-        owned = {self.path: {f".{was}", f".{self.audio_format}"}, self.path / _CODES: {".npy"}}
-        if self._sharded or was == "parquet":
-            owned |= {self.path / _SPOOL: _OF_SPOOL, self.path / _SHARDS: {".parquet"}}
-        for folder, endings in owned.items():
-            wholly = folder.name in (_SPOOL, _SHARDS) and folder.parent == self.path
+        shared = {self.path: {f".{was}", f".{self.audio_format}"}, self.path / _CODES: {".npy"}}
+        owned = {self.path / _SPOOL: {".flac", ".npy"}, self.path / _SHARDS: {".parquet"}}
+        if not (self._sharded or was == "parquet"):
+            owned = {}
+        for folder, endings in (shared | owned).items():
             for found in folder.iterdir() if folder.is_dir() else ():
-                own = wholly or (found.stem in before and found.stem not in records)
+                own = folder in owned or (found.stem in before and found.stem not in records)
                 if is_partial(found) or (own and found.suffix in endings and found not in known):
                     yield found
 

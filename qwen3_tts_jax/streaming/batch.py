@@ -83,8 +83,7 @@ class StreamBatch:
         rows = whole_rows(params, operator.index(batch_size))
         self._rows: list[Member | None] = [None] * rows
         self._capacity = cache_capacity(operator.index(capacity))
-        shape = rows, self._capacity, self._longest
-        self._state = empty_batch_compiled(params, config, *shape, mesh_of(params))
+        self._state = empty_batch_compiled(params, config, rows, self._capacity, self._longest, mesh_of(params))
         # The chunk that the device is making, and the streams that speak in it, by row.
         self._chunk: tuple[dict[int, Member], jax.Array] | None = None
         # Last chunks without samples, of streams whose text turned out to have ended.
